@@ -1,0 +1,39 @@
+"""The errors that a user of eventwatch can meet.
+
+Every message is one line: what is wrong, and what to do about it. The command line prints that line and
+exits with the error's `exit_code`; a traceback therefore always means a bug. No message may carry a secret:
+whoever raises one of these masks credentials first.
+"""
+
+from __future__ import annotations
+
+
+class EventwatchError(Exception):
+    """Base of all errors that are the environment's fault, not a bug. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(EventwatchError):
+    """A setting, argument or input file is wrong; waiting cannot help. Exit code 2."""
+
+    exit_code = 2
+
+
+class EngineError(EventwatchError):
+    """The engine did not answer as asked: unreachable, timed out, refused, or 4xx/5xx other than 404.
+
+    `status` is the HTTP status, 0 when there was no answer. Never a reason to delete a document.
+    """
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StoreError(EventwatchError):
+    """The database did not answer as asked: unreachable, timed out, refused the login or the write."""
+
+
+class LeaseLostError(EventwatchError):
+    """A write was refused because the lease is no longer certainly ours."""
