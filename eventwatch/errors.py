@@ -24,16 +24,37 @@ class EngineError(EventwatchError):
     """The engine did not answer as asked: unreachable, timed out, refused, or 4xx/5xx other than 404.
 
     `status` is the HTTP status, 0 when there was no answer. Never a reason to delete a document.
+    `unreachable`: there was no connection at all, so no other call can succeed now. `permanent`: waiting does
+    not help either (no permission on the socket).
     """
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(
+        self, message: str, *, status: int = 0, unreachable: bool = False, permanent: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.unreachable = unreachable
+        self.permanent = permanent
 
 
 class StoreError(EventwatchError):
-    """The database did not answer as asked: unreachable, timed out, refused the login or the write."""
+    """The database did not answer as asked: unreachable, timed out, refused the login or the write.
+
+    `permanent`: waiting does not help (wrong credentials, missing rights).
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class LeaseLostError(EventwatchError):
     """A write was refused because the lease is no longer certainly ours."""
+
+
+class CheckerDeletedError(EventwatchError):
+    """An operator deleted our NodeChecker document, which is how a checker is told to stop."""
+
+
+class EngineChangedError(EventwatchError):
+    """Behind the same address there is another engine now: what is known of the nodes is void."""

@@ -1,0 +1,58 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup engine run check test clean
+# setup and engine may both need apt, which allows one user at a time.
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## create .venv with eventwatch and its tools (again only when pyproject.toml changed)
+
+engine: ## make sure that a Docker engine answers (as root on Debian: install and start one)
+	@.ci/engine
+
+run: setup engine ## run eventwatch beside two demo nodes until Ctrl-C
+	@$(BIN)/python -m tests.demo
+
+check: setup ## lint, formatting, types, import layers
+	@echo "==> ruff check"
+	@$(BIN)/ruff check
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> lint-imports"
+	@$(BIN)/lint-imports
+
+test: setup engine check ## everything: check, then all tests against a real engine and a real MongoDB
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest
+
+clean: ## remove .venv, caches and builds
+	@echo "==> removing .venv, caches and builds"
+	@rm -rf $(VENV) build dist .cache .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name .git -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+			echo "error: $(PYTHON) cannot create a venv; install its venv package (Debian: sudo apt-get install python3-venv)" >&2; \
+			exit 1; \
+		fi; \
+		echo "==> installing python3-venv with apt-get"; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv; } >/dev/null; \
+	fi
+	@echo "==> creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> installing eventwatch and its tools into $(VENV) (the first time, some 100 MB are downloaded)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

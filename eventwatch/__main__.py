@@ -1,0 +1,5 @@
+"""`python -m eventwatch`."""
+
+from eventwatch.cli import main
+
+main()

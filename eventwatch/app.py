@@ -1,0 +1,310 @@
+"""The composition root: builds the parts, runs them as named tasks, and ends them in the right order.
+
+`Application.run` is the whole life of a watcher: database, engine, lease, then the pipeline for as long as
+the lease is ours, again and again. Nothing that happens to the engine, the database or the pipeline itself
+ends it; only `stop`, the deletion of its checker document, or a setting that can never work does.
+
+The end, in order: stop intake, finish what is pending within `drain_timeout`, stop the nodes if so told,
+release the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from enum import Enum, auto
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, TypeVar
+
+from loguru import logger
+
+from eventwatch.backoff import Backoff
+from eventwatch.clock import Clock, SystemClock
+from eventwatch.documents import NodeChecker
+from eventwatch.elector import Elector
+from eventwatch.embedded import EmbeddedMongo
+from eventwatch.engine import DockerEngine, Engine, EngineInfo
+from eventwatch.errors import (
+    CheckerDeletedError,
+    ConfigError,
+    EngineChangedError,
+    EngineError,
+    EventwatchError,
+    LeaseLostError,
+    StoreError,
+)
+from eventwatch.metrics import Metrics
+from eventwatch.policy import KNOWN_ACTIONS
+from eventwatch.reconciler import INSPECTORS, Reconciler
+from eventwatch.settings import EMBEDDED, Settings, load_settings
+from eventwatch.stopper import Stopper
+from eventwatch.store import Lease, Store, open_store
+from eventwatch.sweeper import Brake, Sweeper, set_watching
+from eventwatch.watcher import Watcher
+
+T = TypeVar("T")
+
+#: Seconds between attempts to reach the database or the engine at the start.
+PATIENCE: Final = {"base": 0.2, "cap": 2.0}
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error: somebody asked us to stop while we waited
+    """Ends a wait that `stop` interrupted."""
+
+
+class _Outcome(Enum):
+    """Why a pipeline ended."""
+
+    STOPPED = auto()
+    AGAIN = auto()
+
+
+def eventwatch_version() -> str:
+    """The installed version."""
+    try:
+        return version("eventwatch")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Application:
+    """One watcher for one engine. `run` it once; `stop` and `sweep_now` may be called from signal handlers."""
+
+    def __init__(
+        self, settings: Settings, *, engine: Engine | None = None, clock: Clock | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(KNOWN_ACTIONS | {"other", "malformed"})
+        self.checker = NodeChecker.model_construct(
+            manager_id=os.urandom(16).hex(),
+            interval=settings.sweep_interval,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            version=eventwatch_version(),
+        )
+        #: Set once the database is set up: from then on the Beanie documents can be used.
+        self.ready = asyncio.Event()
+        self.reconciler: Reconciler | None = None
+        self.sweeper: Sweeper | None = None
+        self.watcher: Watcher | None = None
+        self._engine = engine
+        self._clock = clock or SystemClock()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask `run` to drain and return."""
+        self._stopping.set()
+
+    def sweep_now(self) -> None:
+        """Ask for a full pass as soon as possible."""
+        if self.sweeper:
+            self.sweeper.request()
+
+    async def run(self) -> None:
+        """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
+        async with AsyncExitStack() as stack:
+            engine = self._engine
+            if engine is None:
+                engine = DockerEngine(self.settings)
+                stack.push_async_callback(engine.close)
+            try:
+                store = await self._open_store(stack)
+                self.ready.set()
+                await self._lead_again_and_again(engine, store)
+            except _Stopped:
+                return
+
+    # -- the parts that may have to be waited for ----------------------------------------------------
+
+    async def _open_store(self, stack: AsyncExitStack) -> Store:
+        url = self.settings.mongo_url.get_secret_value()
+        if url == EMBEDDED:
+            mongo = await stack.enter_async_context(EmbeddedMongo())
+            url = mongo.url
+            logger.info("Embedded MongoDB answers at {}, data in {}", url, mongo.data_dir)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            supervisor = tasks.create_task(mongo.supervise(), name="mongod-supervisor")
+            stack.callback(supervisor.cancel)
+
+        async def connect() -> Store:
+            return await stack.enter_async_context(open_store(url, self.settings.mongo_database))
+
+        return await self._patiently(connect)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat until it works; a cause that waiting cannot mend is a ConfigError."""
+        backoff = Backoff(**PATIENCE)
+        while True:
+            try:
+                return await self._unless_stopped(attempt())
+            except (StoreError, EngineError) as error:
+                if error.permanent:
+                    raise ConfigError(str(error)) from None
+                if not backoff.failures:
+                    logger.warning("{}. Retrying until it is there", error)
+                await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+
+    async def _unless_stopped(self, awaitable: Awaitable[T]) -> T:
+        work = asyncio.ensure_future(awaitable)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise _Stopped
+        finally:
+            work.cancel()
+            stopping.cancel()
+            await asyncio.gather(work, stopping, return_exceptions=True)
+
+    # -- the pipeline --------------------------------------------------------------------------------
+
+    async def _lead_again_and_again(self, engine: Engine, store: Store) -> None:
+        elector = Elector(
+            store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
+        )
+        backoff = Backoff(base=0.1, cap=5.0, stable=60.0)
+        while True:
+            info = await self._patiently(engine.identify)
+            lease = await self._patiently(lambda: elector.acquire(info.id))
+            began = self._clock.monotonic()
+            try:
+                outcome = await self._lead(engine, store, elector, info, lease)
+            finally:
+                # Last of all, and shielded: a cancelled host must not leave a lease that others wait for.
+                await asyncio.shield(elector.release(lease))
+            if outcome is _Outcome.STOPPED:
+                return
+            backoff.succeeded_for(self._clock.monotonic() - began)
+            await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+
+    async def _lead(
+        self, engine: Engine, store: Store, elector: Elector, info: EngineInfo, lease: Lease
+    ) -> _Outcome:
+        """Run the pipeline until it is told to stop or cannot go on."""
+        logger.info("Nodes status checker started.")
+        logger.info(
+            "Checker id: {}; engine {} {} (API {}), database {}",
+            lease.manager_id, info.name, info.version, info.api_version, self.settings.mongo_database,
+        )  # fmt: skip
+        outcome = _Outcome.AGAIN
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._run_pipeline(tasks, engine, store, elector, lease)
+                outcome = _Outcome.STOPPED
+        except* EventwatchError as group:
+            logger.warning("Starting over: {}", "; ".join(str(error) for error in _leaves(group)))
+        except* Exception as group:  # noqa: BLE001 - a bug must not end the watching
+            for error in _leaves(group):
+                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+        finally:
+            set_watching(None)
+            self.reconciler = self.sweeper = self.watcher = None
+            self.metrics.leader.set(0)
+            self.metrics.connected.set(0)
+        logger.info("Nodes status checker stopped.")
+        return outcome
+
+    async def _run_pipeline(
+        self, tasks: asyncio.TaskGroup, engine: Engine, store: Store, elector: Elector, lease: Lease
+    ) -> None:
+        settings, clock = self.settings, self._clock
+        reconciler = Reconciler(
+            engine=engine, store=store, settings=settings, engine_id=lease.engine_id, clock=clock,
+            metrics=self.metrics, lease=lease, holds_lease=elector.holds,
+        )  # fmt: skip
+        stopper = Stopper(engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks)
+        sweeper = Sweeper(
+            engine=engine,
+            store=store,
+            reconciler=reconciler,
+            stopper=stopper,
+            settings=settings,
+            brake=Brake(),
+        )
+        reconciler.on_overflow = sweeper.request
+
+        async def on_connect() -> None:
+            if (await engine.identify()).id != lease.engine_id:
+                raise EngineChangedError("another engine answers at the same address now")
+            sweeper.request()
+
+        async def keep_lease() -> None:
+            try:
+                await elector.keep(lease, lambda: reconciler.cursor)
+            except CheckerDeletedError as error:
+                logger.info("{}: stopping", error)
+                self.stop()
+
+        watcher = Watcher(
+            engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
+            metrics=self.metrics, tasks=tasks, cursor=lease.cursor,
+        )  # fmt: skip
+        self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
+        self.metrics.leader.set(1)
+        set_watching(sweeper)
+        intake = [
+            tasks.create_task(watcher.run(), name="watcher"),
+            tasks.create_task(sweeper.run(), name="sweeper"),
+            tasks.create_task(reconciler.run_orphanage(), name="orphanage"),
+        ]
+        workers = [
+            tasks.create_task(reconciler.run_writer(), name="writer"),
+            tasks.create_task(keep_lease(), name="lease-keeper"),
+            *(
+                tasks.create_task(reconciler.run_inspector(), name=f"inspector-{n}")
+                for n in range(INSPECTORS)
+            ),
+        ]
+        await self._stopping.wait()
+        for task in intake:
+            task.cancel()
+        await self._drain(reconciler, stopper)
+        if settings.stop_nodes_on_exit:
+            await stopper.stop_all()
+        for task in workers:
+            task.cancel()
+
+    async def _drain(self, reconciler: Reconciler, stopper: Stopper) -> None:
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await stopper.drain()
+                await reconciler.drain()
+        except TimeoutError:
+            logger.warning("Not everything was finished within drain_timeout; the next start makes it right")
+        except (StoreError, LeaseLostError) as error:
+            logger.warning("Not everything could be written: {}; the next start makes it right", error)
+
+
+@asynccontextmanager
+async def watch(settings: Settings | None = None) -> AsyncIterator[Application]:
+    """Run a whole watcher inside a host application, for instance a FastAPI lifespan.
+
+    Entered once the database is set up (so the Beanie documents can be used), even while the engine is away
+    or another checker leads. Raises ConfigError for a setting that can never work. Left when everything is
+    drained; what the host's own code raises passes through unchanged.
+    """
+    app = Application(settings or load_settings())
+    # Not a TaskGroup: one must not be held open across the yield of a context manager (PEP 789), and a host's
+    # exception must not come back wrapped in a group.
+    running = asyncio.create_task(app.run(), name="eventwatch")
+    ready = asyncio.create_task(app.ready.wait(), name="eventwatch-ready")
+    try:
+        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if not app.ready.is_set():
+            await running
+        yield app
+    finally:
+        ready.cancel()
+        app.stop()
+        await running
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves

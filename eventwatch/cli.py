@@ -1,0 +1,135 @@
+"""The command line: parse, configure logging, run, and turn what went wrong into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 bad configuration or usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+
+from loguru import logger
+
+from eventwatch.app import Application, eventwatch_version
+from eventwatch.embedded import EmbeddedMongo, running_url
+from eventwatch.engine import DockerEngine
+from eventwatch.errors import EventwatchError
+from eventwatch.settings import EMBEDDED, Settings, load_settings
+from eventwatch.store import open_store
+from eventwatch.sweeper import one_off_sweeper
+
+_CONSOLE = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <7}</level> {message}"
+Command = Callable[[argparse.Namespace, Settings], Awaitable[None]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `eventwatch` command."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = load_settings(arguments.env_file)
+        configure_logging(settings)
+        asyncio.run(arguments.command(arguments, settings))
+    except EventwatchError as error:
+        print(f"eventwatch: {error}", file=sys.stderr)  # noqa: T201 - the command's one line
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eventwatch",
+        description="Keeps ToolServer node documents true to their containers.",
+        epilog="Settings come from EVENTWATCH_* variables and .env; `eventwatch config` shows them all.",
+    )
+    parser.add_argument("--version", action="version", version=f"eventwatch {eventwatch_version()}")
+    parser.add_argument(
+        "--env-file", default=".env", metavar="FILE", help="read settings from FILE (default: .env)"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(command=command)
+        return sub
+
+    add("run", run, "watch the engine and keep the documents true until stopped")
+    sweep_parser = add("sweep", sweep, "check every node once and print what was changed")
+    sweep_parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be changed, change nothing"
+    )
+    sweep_parser.add_argument(
+        "--force", action="store_true", help="delete documents whatever engine is on record as their owner"
+    )
+    add("config", config, "print the effective settings, secrets masked")
+    return parser
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to standard error, for people or as one JSON object per line."""
+    logger.remove()
+    as_json = settings.log_format == "json"
+    # diagnose=False: it would print the values of variables, and so secrets, below a traceback.
+    logger.add(
+        sys.stderr,
+        level=settings.log_level,
+        format="{message}" if as_json else _CONSOLE,
+        serialize=as_json,
+        backtrace=False,
+        diagnose=False,
+    )
+
+
+async def run(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch run`."""
+    app = Application(settings)
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        logger.info("{}: finishing what is pending; once more to exit at once", number.name)
+        app.stop()
+        for again in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(again, os._exit, 128 + again)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, app.sweep_now)
+    await app.run()
+
+
+async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch sweep`."""
+    if arguments.dry_run:
+        settings = settings.model_copy(update={"dry_run": True})
+    url = settings.mongo_url.get_secret_value()
+    if url == EMBEDDED:
+        beside = running_url()
+        if beside is None:
+            async with EmbeddedMongo() as mongo:
+                await _sweep(arguments, settings, mongo.url)
+            return
+        url = beside
+    await _sweep(arguments, settings, url)
+
+
+async def _sweep(arguments: argparse.Namespace, settings: Settings, url: str) -> None:
+    engine = DockerEngine(settings)
+    try:
+        await engine.identify()
+        async with open_store(url, settings.mongo_database), one_off_sweeper(engine, settings) as sweeper:
+            report = await sweeper.sweep(force=arguments.force)
+        print(f"{'Dry run: ' if settings.dry_run else ''}{report}")  # noqa: T201 - the command's output
+    finally:
+        await engine.close()
+    if report.failed:
+        raise EventwatchError(f"{report.failed} of {report.checked} nodes could not be inspected")
+
+
+async def config(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch config`."""
+    for name, value in settings.effective().items():
+        print(f"{name}={value}")  # noqa: T201 - the command's output

@@ -1,0 +1,61 @@
+"""The two Beanie documents, shared with the manager: a contract, so fields are only ever added.
+
+eventwatch itself reads by projection and writes by guarded `$set` (see store.py); these classes define the
+collections, the types and what a host application or a manager imports. Never call `save()` or `replace()`
+on a `ToolServerNode`: both write every field, and so take back a `last_req_time` that somebody else wrote.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import uuid4
+
+from beanie import Document
+from pydantic import ConfigDict, Field
+
+
+class ToolServerNode(Document):
+    """One node: a container that the manager started for a session. `_id` is the full container id."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str  # type: ignore[assignment]  # Beanie's is an ObjectId
+    short_id: str = ""
+    status: str = "created"
+    """Docker's state of the container, or `stopping` while an idle stop is under way."""
+    health: str = "none"
+    """`starting`, `healthy`, `unhealthy`, or `none` for a container without health check."""
+    ip: str = ""
+    """Address on the node network while running or paused, else empty."""
+    port: int = 31942
+    last_req_time: datetime | None = None
+    """UTC; the manager's, never written by eventwatch."""
+    engine_id: str | None = None
+    epoch: int | None = None
+
+    class Settings:
+        name = "ToolServerNode"
+
+
+class NodeChecker(Document):
+    """Who watches an engine: one document per engine, and the lease on it. Delete it to stop the checker."""
+
+    model_config = ConfigDict(extra="allow")
+
+    manager_id: Annotated[str, Field(default_factory=lambda: uuid4().hex)]
+    interval: float = 30.0
+    """Seconds between sweeps."""
+    pid: int = 0
+    engine_id: str | None = None
+    host: str | None = None
+    version: str | None = None
+    renewed_at: datetime | None = None
+    expires_at: datetime | None = None
+    epoch: int | None = None
+    """Grows with each takeover; a write of an earlier epoch matches no document."""
+    cursor: int | None = None
+    """`timeNano` of the last event fully applied, ns."""
+
+    class Settings:
+        name = "NodeChecker"

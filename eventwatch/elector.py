@@ -1,0 +1,108 @@
+"""Sees to it that at most one process writes for an engine: the lease, taken and renewed in the database.
+
+The lease runs on the database's clock. Its holder believes in it only until a deadline on its own monotonic
+clock, counted from *before* the renewal was sent, so a holder that was slow, cut off or asleep stops writing
+before anyone else may begin. A process can still be paused between that check and its write; the epoch in
+every write's filter stops that one (see store.py).
+
+Not promised: mutual exclusion while nothing is written. Two processes may both watch; only one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from loguru import logger
+
+from eventwatch.backoff import Backoff
+from eventwatch.clock import Clock
+from eventwatch.documents import NodeChecker
+from eventwatch.errors import CheckerDeletedError, LeaseLostError, StoreError
+from eventwatch.store import Holder, Lease, Store
+
+#: Renewals per lease duration, and the part of it that a holder trusts by its own clock.
+RENEWALS: Final = 3
+TRUSTED: Final = 0.9
+
+
+class Elector:
+    """Candidate for, then holder of, the lease on one engine. `duration` in seconds."""
+
+    def __init__(self, *, store: Store, checker: NodeChecker, duration: float, clock: Clock) -> None:
+        self._store = store
+        self._checker = checker
+        self._duration = duration
+        self._clock = clock
+        self._trusted_until = float("-inf")
+        self.holder: Holder | None = None
+
+    def holds(self) -> bool:
+        """Whether the lease is certainly ours right now."""
+        return self._clock.monotonic() < self._trusted_until
+
+    async def acquire(self, engine_id: str) -> Lease:
+        """Wait for the lease, for as long as it takes."""
+        backoff = Backoff(base=0.1, cap=1.0)
+        while True:
+            asked = self._clock.monotonic()
+            try:
+                answer = await self._store.acquire_lease(
+                    self._checker, engine_id=engine_id, duration=self._duration
+                )
+            except StoreError as error:
+                if error.permanent:
+                    raise
+                if not backoff.failures:
+                    logger.warning("{}. Retrying until it is back", error)
+                await self._clock.sleep(backoff.next_delay())
+                continue
+            backoff.succeeded_for(0)
+            if isinstance(answer, Lease):
+                self.holder = None
+                self._trusted_until = asked + self._duration * TRUSTED
+                return answer
+            if self.holder != answer:
+                logger.info(
+                    "Standing by: checker {} (host {}, pid {}) watches this engine",
+                    answer.manager_id, answer.host, answer.pid,
+                )  # fmt: skip
+            self.holder = answer
+            await self._clock.sleep(min(1.0, self._duration / RENEWALS))
+
+    async def keep(self, lease: Lease, cursor: Callable[[], int | None]) -> None:
+        """Renew the lease until it cannot be.
+
+        Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it or it
+        ran out while the database was away.
+        """
+        backoff = Backoff(base=0.1, cap=1.0)
+        while True:
+            await self._clock.sleep(
+                self._duration / RENEWALS if not backoff.failures else backoff.next_delay()
+            )
+            asked = self._clock.monotonic()
+            try:
+                renewed = await self._store.renew_lease(lease, duration=self._duration, cursor=cursor())
+                gone = not renewed and await self._store.lease_is_gone(lease)
+            except StoreError as error:
+                if not backoff.failures:
+                    logger.warning("The lease could not be renewed: {}", error)
+                    backoff.next_delay()
+                if not self.holds():
+                    raise LeaseLostError("The lease ran out while the database was away") from None
+                continue
+            if gone:
+                raise CheckerDeletedError("The checker's document was deleted")
+            if not renewed:
+                raise LeaseLostError("Another checker took the lease")
+            backoff.succeeded_for(0)
+            self._trusted_until = asked + self._duration * TRUSTED
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back at once; without this a standby waits until it expires."""
+        self._trusted_until = float("-inf")
+        try:
+            await self._store.release_lease(lease)
+        except StoreError as error:
+            logger.warning("The lease was not released and will expire: {}", error)

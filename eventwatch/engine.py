@@ -1,0 +1,316 @@
+"""The Docker Engine, and nothing about why: the only module that talks to it.
+
+Contract: every call has a deadline; a 404 is an answer (`found=False`), everything else that is not an answer
+is an `EngineError`; the event stream ends by returning (a clean end) or by raising `EngineError`, never by
+falling silent on its own. The stream is read by our own reader on a client of its own: aiodocker's
+`subscribe()` hangs for ever once a stream has ended, and one long line kills it.
+
+The calls that are made, all of them: `GET /version`, `GET /info`, `GET /events`, `GET /containers/json`,
+`GET /containers/{id}/json`, `POST /containers/{id}/stop`.
+
+Not promised: that events arrive in the order of their `timeNano`, once, or at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import aiodocker
+import aiohttp
+from aiodocker.exceptions import DockerError
+
+from eventwatch.errors import ConfigError, EngineError
+from eventwatch.model import (
+    CONTAINER_ACTIONS,
+    NETWORK_ACTIONS,
+    Event,
+    MalformedEventError,
+    Observation,
+    parse_container,
+    parse_event,
+)
+
+if TYPE_CHECKING:
+    from eventwatch.settings import Settings
+
+DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
+#: Engine 19.03. Older ones lack nothing that is asked for, but nobody tests against them any more.
+MINIMUM_API: Final = (1, 40)
+#: Seconds. An inspection waits for the container's lock, 5 s were measured in a burst of 30.
+INSPECT_DEADLINE: Final = 30.0
+CALL_DEADLINE: Final = 10.0
+#: A line is its container's labels, mostly; beyond this it is skipped, not buffered.
+MAX_LINE: Final = 8 * 1024 * 1024
+
+#: aiodocker's status for "could not connect".
+_NO_ANSWER: Final = 900
+
+_FILTERS: Final = json.dumps(
+    {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]}
+)
+_CURES: Final = {
+    errno.EACCES: "permission denied: add this user to the socket's group (docker), or `group_add` in compose",
+    errno.ENOENT: "no such socket: start the engine, mount its socket, or set DOCKER_HOST",
+    errno.ECONNREFUSED: "nobody listens: start the engine, or set DOCKER_HOST",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Who the engine is. `id` survives restarts of the engine and names the owner of a node."""
+
+    id: str
+    name: str
+    version: str
+    api_version: str
+
+
+class Engine(Protocol):
+    """What the pipeline asks of an engine; `DockerEngine` is the real one, a replay is another."""
+
+    async def identify(self) -> EngineInfo:
+        """Ask who it is, negotiating the API version anew."""
+        ...
+
+    def events(
+        self, since: int | None, on_malformed: Callable[[str], object]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Open the event stream from `since` (ns, inclusive). Entered once the engine has accepted it."""
+        ...
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
+        """What the engine says of a container now."""
+        ...
+
+    async def list_running(self, label: str) -> list[str]:
+        """Ids of the running containers that carry `label` (`key` or `key=value`)."""
+        ...
+
+    async def stop(self, node_id: str, *, grace: float) -> None:
+        """Stop a container: SIGTERM, and SIGKILL after `grace` seconds. Already stopped or gone is fine."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class DockerEngine:
+    """A Docker Engine (or Podman's Docker-compatible service) behind `settings.docker_host`.
+
+    `client` may be an aiodocker client that the caller owns; the event stream still opens its own.
+    """
+
+    def __init__(self, settings: Settings, client: aiodocker.Docker | None = None) -> None:
+        self._network = settings.node_network
+        self._url = settings.docker_host or DEFAULT_HOST
+        self._tls = _tls_context(settings.docker_cert_path) if settings.docker_tls_verify else None
+        if self._tls and self._url.startswith("tcp://"):
+            self._url = "https://" + self._url.removeprefix("tcp://")
+        self._client = client
+        self._owns_client = client is None
+
+    def _new_client(self) -> aiodocker.Docker:
+        try:
+            return aiodocker.Docker(
+                url=self._url,
+                ssl_context=self._tls,
+                timeout=aiohttp.ClientTimeout(sock_connect=CALL_DEADLINE),
+            )
+        except ValueError as error:
+            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._url} is not usable: {error}") from None
+
+    def _docker(self) -> aiodocker.Docker:
+        if self._client is None:
+            self._client = self._new_client()
+        return self._client
+
+    async def identify(self) -> EngineInfo:
+        docker = self._docker()
+        docker.api_version = "auto"
+        async with self._deadline("asking the engine who it is", CALL_DEADLINE):
+            version = await docker.version()
+            api = tuple(int(part) for part in str(version["ApiVersion"]).split("."))
+            if api < MINIMUM_API:
+                raise ConfigError(
+                    f"Engine at {self._url} speaks API {version['ApiVersion']}, eventwatch needs 1.40 or later: "
+                    "upgrade the engine"
+                )
+            try:
+                info = await docker.system.info()
+            except DockerError as error:
+                if error.status == 403:  # noqa: PLR2004 - HTTP
+                    raise ConfigError(
+                        f"Engine at {self._url} denies GET /info (403), which tells the engine's id: "
+                        "allow it in the socket proxy (INFO=1)"
+                    ) from None
+                raise
+        engine_id, name = str(info.get("ID") or ""), str(info.get("Name") or "")
+        if any("Podman" in str(part.get("Name")) for part in version.get("Components") or ()):
+            engine_id = f"podman-{name}"  # Podman makes up a new ID for every answer.
+        if not engine_id:
+            raise ConfigError(
+                f"Engine at {self._url} tells no id in GET /info: nodes could not be told from others'"
+            )
+        return EngineInfo(engine_id, name, str(version.get("Version")), str(version["ApiVersion"]))
+
+    @asynccontextmanager
+    async def events(
+        self, since: int | None, on_malformed: Callable[[str], object]
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        docker = self._new_client()
+        params = {"filters": _FILTERS}
+        if since is not None:
+            params["since"] = engine_time(since)
+        try:
+            async with self._deadline("opening the event stream", CALL_DEADLINE):
+                await docker.version()  # negotiates the API version that the URL below is made of
+                response = await docker.session.get(
+                    f"{docker.docker_host}/{docker.api_version}/events",
+                    params=params,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=CALL_DEADLINE),
+                )
+                if response.status != 200:  # noqa: PLR2004 - HTTP
+                    raise DockerError(response.status, (await response.text())[:200].strip())
+            try:
+                yield self._read_events(response, on_malformed)
+            finally:
+                response.close()
+        finally:
+            await docker.close()
+
+    async def _read_events(
+        self, response: aiohttp.ClientResponse, on_malformed: Callable[[str], object]
+    ) -> AsyncIterator[Event]:
+        try:
+            async for line in split_lines(response.content.iter_any(), on_malformed):
+                try:
+                    event = parse_event(json.loads(line))
+                except (ValueError, RecursionError) as error:
+                    on_malformed(f"{error}: {line[:120]!r}")
+                    continue
+                if event is not None:
+                    yield event
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(f"Event stream broke: {_reason(error)}") from None
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
+        try:
+            async with self._deadline(f"inspecting {node_id}", INSPECT_DEADLINE):
+                container: Any = await self._docker().containers.container(node_id).show()
+        except EngineError as error:
+            if error.status == 404:  # noqa: PLR2004 - HTTP
+                return Observation(node_id=node_id, found=False, time_nano=as_of)
+            raise
+        try:
+            return parse_container(container, network=self._network, as_of=as_of)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"Engine's answer about {node_id} is no inspection: {error!r}") from None
+
+    async def list_running(self, label: str) -> list[str]:
+        filters = json.dumps({"label": [label], "status": ["running", "paused"]})
+        async with self._deadline("listing containers", INSPECT_DEADLINE):
+            return [container.id for container in await self._docker().containers.list(filters=filters)]
+
+    async def stop(self, node_id: str, *, grace: float) -> None:
+        try:
+            async with self._deadline(f"stopping {node_id}", grace + CALL_DEADLINE):
+                await self._docker().containers.container(node_id).stop(t=round(grace))
+        except EngineError as error:
+            if error.status not in {304, 404}:
+                raise
+
+    async def close(self) -> None:
+        if self._client is not None and self._owns_client:
+            client, self._client = self._client, None
+            await client.close()
+
+    @asynccontextmanager
+    async def _deadline(self, doing: str, seconds: float) -> AsyncIterator[None]:
+        """Bound one call and turn whatever it raises into one line with the cure."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise EngineError(
+                f"Engine at {self._url} did not answer within {seconds:.0f} s while {doing}"
+            ) from None
+        except DockerError as error:
+            if cure := _CURES.get(_errno(error)):
+                raise EngineError(
+                    f"Engine at {self._url} unreachable: {cure}",
+                    unreachable=True,
+                    permanent=_errno(error) == errno.EACCES,
+                ) from None
+            if error.status == _NO_ANSWER:
+                raise EngineError(
+                    f"Engine unreachable while {doing}: {error.message}", unreachable=True
+                ) from None
+            raise EngineError(f"Engine failed while {doing}: {error}", status=error.status) from None
+        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"Engine failed while {doing}: {_reason(error)}") from None
+
+
+def as_engine(engine: Engine | aiodocker.Docker, settings: Settings) -> Engine:
+    """Accept what a host application has: one of ours, or its own aiodocker client."""
+    return DockerEngine(settings, engine) if isinstance(engine, aiodocker.Docker) else engine
+
+
+def engine_time(time_nano: int) -> str:
+    """`SECONDS.NANOS` as the engine's `since` wants it; through a float it would lose events."""
+    return "{}.{:09d}".format(*divmod(time_nano, 1_000_000_000))
+
+
+async def split_lines(
+    chunks: AsyncIterator[bytes], on_oversized: Callable[[str], object], *, limit: int = MAX_LINE
+) -> AsyncIterator[bytes]:
+    """Split a byte stream into non-empty lines; one longer than `limit` is reported and skipped.
+
+    An unfinished last line is dropped: the stream was cut in the middle of it.
+    """
+    pending = bytearray()
+    skipping = False
+    async for chunk in chunks:
+        *complete, rest = chunk.split(b"\n")
+        for end in complete:
+            pending += end
+            if not skipping and pending.strip():
+                yield bytes(pending)
+            pending.clear()
+            skipping = False
+        pending += rest
+        if len(pending) > limit:
+            if not skipping:
+                on_oversized(f"line longer than {limit} bytes: {bytes(pending[:120])!r}")
+            skipping = True
+            pending.clear()
+
+
+def _tls_context(cert_path: str | None) -> ssl.SSLContext:
+    folder = Path(cert_path or Path.home() / ".docker")
+    try:
+        context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        context.load_cert_chain(str(folder / "cert.pem"), str(folder / "key.pem"))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"DOCKER_CERT_PATH: {folder} must hold ca.pem, cert.pem and key.pem for DOCKER_TLS_VERIFY: {error}"
+        ) from None
+    return context
+
+
+def _errno(error: BaseException) -> int:
+    """The operating system's word on a failed connection, 0 when there is none."""
+    connection = error.__cause__ or error.__context__
+    return getattr(connection, "errno", None) or 0
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

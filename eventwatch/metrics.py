@@ -1,0 +1,98 @@
+"""The numbers that eventwatch shows, under the names that dashboards and alert rules rely on.
+
+One `Metrics` per watcher, on a registry of its own, so that a host application's registry stays its own. No
+label is unbounded: actions, kinds, reasons and results come from fixed sets, containers never appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+STATUSES: Final = ("created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping")
+RECONNECT_REASONS: Final = ("eof", "broken", "refused", "rotated")
+
+_LATENCY_BUCKETS: Final = (
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    60,
+)
+
+
+class Metrics:
+    """Counters and gauges; all known label values exist from the start, so that a rate is never missing."""
+
+    def __init__(self, actions: Iterable[str] = ()) -> None:
+        self.registry = CollectorRegistry()
+        self.events = self._counter("eventwatch_events", "Events received, duplicates left out.", "action")
+        self.latency = Histogram(
+            "eventwatch_event_latency_seconds",
+            "From the engine's timeNano of an event to the acknowledged write that it caused.",
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.writes = self._counter("eventwatch_writes", "Changes sent to the database.", "kind")
+        self.connected = self._gauge("eventwatch_stream_connected", "1 while the event stream is open.")
+        self.reconnects = self._counter("eventwatch_stream_reconnects", "Ends of the event stream.", "reason")
+        self.gaps = Counter("eventwatch_stream_gaps", "Reconnects that lost events.", registry=self.registry)
+        self.last_event = self._gauge(
+            "eventwatch_last_event_timestamp_seconds", "Engine time of the newest event."
+        )
+        self.sweep_duration = Histogram(
+            "eventwatch_sweep_duration_seconds", "Duration of a full pass.", registry=self.registry
+        )
+        self.sweep_success = self._gauge(
+            "eventwatch_sweep_last_success_timestamp_seconds", "When the last full pass ended well."
+        )
+        self.drift = self._counter(
+            "eventwatch_drift_corrections", "Fields that only a sweep put right.", "field"
+        )
+        self.stops = self._counter("eventwatch_stops", "Stops of nodes by eventwatch.", "reason", "result")
+        self.nodes = Gauge(
+            "eventwatch_nodes", "Nodes by recorded status.", ["status"], registry=self.registry
+        )
+        self.leader = self._gauge("eventwatch_leader", "1 while this process holds the engine's lease.")
+        self.queue_depth = self._gauge(
+            "eventwatch_queue_depth", "Nodes that wait for an inspection or a write."
+        )
+        self.brake = self._gauge("eventwatch_brake_engaged", "1 while a sweep refuses to delete.")
+        for action in actions:
+            self.events.labels(action)
+        for kind in ("hint", "settle", "sweep", "idle", "delete", "register"):
+            self.writes.labels(kind)
+        for reason in RECONNECT_REASONS:
+            self.reconnects.labels(reason)
+        for field in ("status", "health", "ip", "port", "deleted"):
+            self.drift.labels(field)
+        for result in ("stopped", "failed", "withdrawn"):
+            self.stops.labels("idle", result)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry)
+
+    def show_nodes(self, statuses: Iterable[str | None]) -> None:
+        """Set the gauge of nodes by status; a status that is nobody's word counts as `other`."""
+        counts = dict.fromkeys(STATUSES, 0)
+        for status in statuses:
+            key = status if status in counts else "other"
+            counts[str(key)] = counts.get(str(key), 0) + 1
+        for name, count in counts.items():
+            self.nodes.labels(name).set(count)

@@ -1,0 +1,163 @@
+"""The decisions, each a pure function of what is passed in: no clock, no engine, no database.
+
+Everything that eventwatch ever writes, deletes or stops is decided here, so this is the file to read when a
+document surprises you, and the file that the property tests drive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from eventwatch.model import (
+    NOT_RUNNING_IP,
+    STOPPING,
+    Event,
+    Observation,
+    Recorded,
+    normal_health,
+)
+
+Fields = Mapping[str, str | int]
+
+#: An event this much older than the newest fact is no inversion (up to 0.1 s were measured): the engine's
+#: clock was set back, and believing the old reading would make every later event look stale.
+CLOCK_SET_BACK_NS: Final = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What an event itself proves, to be acted on at once: fields, a removal, or the need to inspect now."""
+
+    fields: Fields | None = None
+    delete: bool = False
+    inspect: bool = False
+
+    def __bool__(self) -> bool:
+        return self.fields is not None or self.delete or self.inspect
+
+
+_NO_HINT: Final = Hint()
+_HINTS: Final = {
+    # An inspection takes 1 ms here, and never shows `running` with the ip of an earlier life.
+    "start": Hint(inspect=True),
+    "unpause": Hint(inspect=True),
+    # An inspection would block on the container's lock here, for seconds in a burst.
+    "die": Hint(fields={"status": "exited", "ip": NOT_RUNNING_IP}),
+    "pause": Hint(fields={"status": "paused"}),
+    "destroy": Hint(delete=True),
+}
+
+#: Events that carry no hint but may stand for a change: the node is inspected once it has been quiet.
+SETTLING: Final = frozenset(
+    {"stop", "kill", "oom", "restart", "rename", "create", "update", "connect", "disconnect"}
+)
+KNOWN_ACTIONS: Final = SETTLING | _HINTS.keys() | {"health_status"}
+
+
+def hint_of(event: Event, *, health_check: bool) -> Hint:
+    """What may be written the moment `event` arrives, before anyone asks the engine."""
+    if event.action == "health_status":
+        return Hint(fields={"health": event.health}) if health_check and event.health else _NO_HINT
+    return _HINTS.get(event.action, _NO_HINT)
+
+
+def is_older(time_nano: int, as_of: int) -> bool:
+    """Whether a fact of engine time `time_nano` is older than what is known as of `as_of`."""
+    return 0 < as_of - time_nano < CLOCK_SET_BACK_NS
+
+
+def complete_hint(fields: Fields, known: Recorded | None, *, health_check: bool) -> dict[str, str | int]:
+    """Keep the documents' invariant (not running, so not healthy) in a write that does not read first."""
+    completed = dict(fields)
+    status = completed.get("status", known.status if known else None)
+    health = completed.get("health", known.health if known else None)
+    if health_check and isinstance(status, str) and isinstance(health, str):
+        normal = normal_health(status, health)
+        if normal != health:
+            completed["health"] = normal
+    return completed
+
+
+def desired_fields(seen: Observation, *, node_port: int, health_check: bool) -> dict[str, str | int]:
+    """The fields of ours that follow from an observation; absent means: leave as it is."""
+    fields: dict[str, str | int] = {"status": seen.status, "ip": seen.ip}
+    if health_check:
+        fields["health"] = seen.health
+    if not seen.tcp_ports or node_port in seen.tcp_ports:
+        fields["port"] = node_port
+    elif len(seen.tcp_ports) == 1:
+        fields["port"] = seen.tcp_ports[0]
+    return fields
+
+
+def difference(recorded: Recorded, wanted: Fields, *, claimed: bool = False) -> dict[str, str | int]:
+    """The fields of `wanted` that the document does not say yet.
+
+    A running node that is being stopped by us (`claimed`) keeps saying `stopping`. Without a live claim that
+    word is the leftover of a process that died, and what the engine says replaces it.
+    """
+    changed = {name: value for name, value in wanted.items() if getattr(recorded, name) != value}
+    if claimed and recorded.status == STOPPING and changed.get("status") == "running":
+        del changed["status"]
+    return changed
+
+
+def may_delete(recorded: Recorded, *, engine_id: str, sole_checker: bool) -> bool:
+    """Whether a 404 from engine `engine_id` proves that the node of this document is gone.
+
+    Only the owner's word counts; a document that nobody owns yet is ours to judge while no other engine has a
+    live checker that may own it.
+    """
+    if recorded.engine_id:
+        return recorded.engine_id == engine_id
+    return sole_checker
+
+
+def delete_limit(configured: int | None, nodes: int) -> int:
+    """How many documents one sweep may delete: as configured, else half of them and at least 5."""
+    return configured if configured is not None else max(5, nodes // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Idleness:
+    """When a node would be stopped, and why not yet. `left` is in seconds; None means never as things stand."""
+
+    idle: bool
+    left: float | None
+    reason: str
+
+
+def idleness(recorded: Recorded, seen: Observation, *, now: datetime, timeout: float) -> Idleness:
+    """Whether a node has been without a request for `timeout` seconds (0 = off), by `now` (aware UTC).
+
+    Counts from the later of the last request and the start. A `last_req_time` that is missing or lies in the
+    future never stops a node.
+    """
+    if timeout <= 0:
+        return Idleness(idle=False, left=None, reason="idle stops are off (idle_timeout is 0)")
+    if seen.status != "running":
+        return Idleness(idle=False, left=None, reason=f"it is {seen.status or 'gone'}, not running")
+    if recorded.last_req_time is None:
+        return Idleness(idle=False, left=None, reason="it has no last_req_time")
+    last_request = as_utc(recorded.last_req_time)
+    if last_request > now:
+        return Idleness(idle=False, left=None, reason="its last_req_time lies in the future")
+    since = max(last_request, seen.started_at) if seen.started_at else last_request
+    left = timeout - (now - since).total_seconds()
+    if left > 0:
+        return Idleness(idle=False, left=left, reason=f"{left:.0f} s of its idle time are left")
+    return Idleness(idle=True, left=0.0, reason="its idle time is used up")
+
+
+def as_utc(moment: datetime) -> datetime:
+    """The manager stores UTC without saying so."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def label_matches(wanted: str, labels: Mapping[str, str]) -> bool:
+    """Whether `labels` has `key`, or `key=value`, as the engine's own label filter reads it."""
+    key, separator, value = wanted.partition("=")
+    return key in labels and (not separator or labels[key] == value)

@@ -1,0 +1,557 @@
+"""The one writer: turns hints and observations into guarded writes, in an order that never goes back in time.
+
+Why one: a hint (what an event proves), a settle (an inspection once the node is quiet) and a sweep (an
+inspection of every node) may all speak about the same node within a millisecond. Here they meet, and per node
+a fact is written only if no newer one is known.
+
+How an event travels: `notice` (called by the watcher, never waits) puts the hint into `_pending` and arms the
+settle timer; `run_writer` takes all that is pending, merged per node, as one bulk write, while what becomes
+ready meanwhile is the next batch; `run_inspector` workers ask the engine about nodes whose event calls for it
+or whose settle timer fired, and put their answers into `_pending` too.
+
+What orders the facts of a node:
+- two hints: the engine's `timeNano`;
+- a hint after an observation: the observation's `time_nano`, a lower bound of when it was true;
+- an observation after a hint: it is dropped when a hint arrived after the inspection was asked for.
+
+A hint is written without reading (one round trip). An observation from a settle or a sweep is compared with
+the document read anew, and written only where it differs and only if the document still says what was read.
+`known` remembers documents for three purposes only: to tell nodes from other containers without a query, to
+log the old value, and to count. No decision about a settle or a sweep relies on it.
+
+Not promised: that every state a node passed through is written; the last one is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+
+from loguru import logger
+
+from eventwatch.backoff import Backoff
+from eventwatch.clock import Clock, SystemClock, Timer
+from eventwatch.documents import ToolServerNode
+from eventwatch.engine import Engine
+from eventwatch.errors import EngineError, LeaseLostError, StoreError
+from eventwatch.metrics import Metrics
+from eventwatch.model import STOPPING, Cause, Change, Event, Observation, Recorded
+from eventwatch.policy import (
+    KNOWN_ACTIONS,
+    Fields,
+    complete_hint,
+    desired_fields,
+    difference,
+    hint_of,
+    is_older,
+    label_matches,
+)
+from eventwatch.settings import Settings
+from eventwatch.store import Lease, Refused, Store, naive_utc
+from eventwatch.workqueue import WorkQueue
+
+#: A settle is put off while events keep coming, to at most this many times `settle_delay` after the first.
+SETTLE_LIMIT: Final = 4
+#: Inspections in flight. An inspection may block for seconds on one container's lock; others must not wait.
+INSPECTORS: Final = 32
+#: Orphans are looked for after an eighth of their age, between these bounds (seconds).
+ORPHAN_POLL: Final = (0.01, 0.25)
+#: Containers remembered as no nodes, and orphans waiting: bounds on memory, the sweep finds what they lose.
+REMEMBERED: Final = 10_000
+#: Seconds between attempts to write while the database is away.
+WRITE_RETRY: Final = {"base": 0.05, "cap": 0.5}
+
+
+@dataclass(slots=True)
+class _Node:
+    """What orders the facts of one container. Counters grow, so that a later look can tell what came between."""
+
+    as_of: int = 0
+    events: int = 0
+    status_hints: int = 0
+    health_hints: int = 0
+    first_event: float | None = None
+    last_event: float = 0.0
+    settle: Timer | None = None
+    waiting: list[int] = field(default_factory=list)
+    failures: Backoff = field(default_factory=lambda: Backoff(base=0.1, cap=5.0))
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What is to be written for one node: `fields` as they are, or `seen`, to be compared first; or its end."""
+
+    cause: Cause
+    fields: dict[str, str | int] | None = None
+    seen: Observation | None = None
+    delete: bool = False
+    times: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One acknowledged change, for those who watch changes: the old values are as last known."""
+
+    node_id: str
+    short_id: str
+    old: Mapping[str, str | int | None]
+    new: Mapping[str, str | int]
+    deleted: bool
+    cause: Cause
+    at_ns: int
+    latency: float | None
+
+
+class Reconciler:
+    """Owns every write to node documents of one engine. See the module's docstring for the contract."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        settings: Settings,
+        engine_id: str,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
+        lease: Lease | None = None,
+        holds_lease: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.engine_id = engine_id
+        self.clock = clock or SystemClock()
+        self.metrics = metrics or Metrics()
+        self.known: dict[str, Recorded] = {}
+        self.claims: set[str] = set()
+        self.listeners: list[Callable[[Written], object]] = []
+        self.inspections: WorkQueue[str] = WorkQueue()
+        #: `timeNano` of the newest event of which all that it led to is written.
+        self.cursor: int | None = None
+        #: Called when a fact had to be dropped, so that a sweep must find it.
+        self.on_overflow: Callable[[], object] = lambda: None
+        self._engine = engine
+        self._store = store
+        self._settings = settings
+        self._lease = lease
+        self._holds_lease = holds_lease
+        self._newest = 0
+        self._nodes: dict[str, _Node] = {}
+        self._orphans: dict[str, float] = {}
+        self._strangers: OrderedDict[str, None] = OrderedDict()
+        self._pending: dict[str, _Pending] = {}
+        self._has_pending = asyncio.Event()
+        self._has_orphans = asyncio.Event()
+        self._writing = asyncio.Lock()
+
+    # -- intake: from the watcher, synchronous -------------------------------------------------------
+
+    def notice(self, event: Event) -> None:
+        """Take in one event: at most dictionary work, so that the stream's reader never waits."""
+        self.metrics.events.labels(event.action if event.action in KNOWN_ACTIONS else "other").inc()
+        if event.action not in KNOWN_ACTIONS:
+            return
+        if not is_older(event.time_nano, self._newest):
+            self._newest = event.time_nano
+        if event.node_id not in self.known:
+            self._notice_unknown(event)
+            return
+        node = self._node(event.node_id)
+        node.events += 1
+        hint = hint_of(event, health_check=self._settings.health_check)
+        stale = is_older(event.time_nano, node.as_of)
+        if hint.delete:  # final whatever came before or after: an id never comes back
+            node.status_hints += 1
+            self._put(event.node_id, _Pending(Cause.EVENT, delete=True, times=[event.time_nano]))
+        elif hint.fields is not None and not stale:
+            if event.action == "health_status":
+                node.health_hints += 1
+            else:
+                node.status_hints += 1
+            node.as_of = event.time_nano
+            self._put_fields(event.node_id, hint.fields, Cause.EVENT, [event.time_nano])
+        elif hint.inspect:
+            node.status_hints += 1
+            node.waiting.append(event.time_nano)
+            self.inspect_soon(event.node_id, urgent=True)
+        self._settle_later(event.node_id, node)
+
+    def _notice_unknown(self, event: Event) -> None:
+        node_id = event.node_id
+        if event.action == "start" and self._settings.register_label:
+            self.inspect_soon(node_id, urgent=True)
+        if node_id in self._strangers:
+            if event.action == "destroy":
+                del self._strangers[node_id]
+            return
+        if node_id not in self._orphans:
+            if len(self._orphans) >= REMEMBERED:
+                self.on_overflow()
+                return
+            self._orphans[node_id] = self.clock.monotonic()
+            self._has_orphans.set()
+
+    def _node(self, node_id: str) -> _Node:
+        node = self._nodes.get(node_id)
+        if node is None:
+            node = self._nodes[node_id] = _Node()
+        return node
+
+    def _settle_later(self, node_id: str, node: _Node) -> None:
+        node.last_event = self.clock.monotonic()
+        if node.settle is None:
+            node.first_event = node.last_event
+            self._arm_settle(node_id, node, self._settings.settle_delay)
+
+    def _arm_settle(self, node_id: str, node: _Node, delay: float) -> None:
+        # One timer per node that re-arms itself when due, instead of one cancelled and set per event.
+        node.settle = self.clock.call_later(delay, lambda: self._settle_due(node_id, node))
+
+    def _settle_due(self, node_id: str, node: _Node) -> None:
+        node.settle = None
+        if node.first_event is None or node_id not in self.known:
+            return
+        delay = self._settings.settle_delay
+        due = min(node.last_event + delay, node.first_event + SETTLE_LIMIT * delay)
+        left = due - self.clock.monotonic()
+        if left > 0.0005:  # noqa: PLR2004 - below a timer's resolution
+            self._arm_settle(node_id, node, left)
+            return
+        node.first_event = None
+        self.inspect_soon(node_id)
+
+    def inspect_soon(self, node_id: str, *, urgent: bool = False) -> None:
+        """Queue an inspection of this node, before all that are not urgent if it is."""
+        if not self.inspections.add(node_id, urgent=urgent):
+            self.on_overflow()
+
+    # -- pending facts -------------------------------------------------------------------------------
+
+    def _put(self, node_id: str, pending: _Pending) -> None:
+        older = self._pending.get(node_id)
+        self._pending[node_id] = pending if older is None else _merge(older, pending)
+        self._has_pending.set()
+
+    def _put_fields(self, node_id: str, fields: Fields, cause: Cause, times: list[int]) -> None:
+        self._put(node_id, _Pending(cause, fields=dict(fields), times=times))
+
+    # -- inspections: from the workers, and from the sweeper -----------------------------------------
+
+    async def run_inspector(self) -> None:
+        """Inspect what the queue asks for, one node at a time; run `INSPECTORS` of these. Never ends."""
+        while True:
+            node_id, urgent = await self.inspections.get()
+            try:
+                await self._inspect(node_id, urgent=urgent)
+            finally:
+                self.inspections.done(node_id)
+
+    async def _inspect(self, node_id: str, *, urgent: bool) -> None:
+        node = self._node(node_id)
+        before = (node.status_hints, node.health_hints)
+        try:
+            seen = await self._engine.inspect(node_id, as_of=self._newest)
+        except EngineError as error:
+            if not node.failures.failures:
+                logger.warning("Failed to get node info from docker: {}", node_id)
+                logger.warning("{}", error)
+            self.clock.call_later(
+                node.failures.next_delay(), lambda: self.inspect_soon(node_id, urgent=urgent)
+            )
+            return
+        node.failures.succeeded_for(0)
+        if node.status_hints != before[0]:
+            return  # a newer fact is on its way: a hint, or the inspection that it asked for
+        if node_id not in self.known:
+            await self._consider_registering(seen)
+            return
+        if not urgent:
+            if node.health_hints == before[1]:
+                self._accept(seen, Cause.SETTLE, node)
+            return
+        fields = self._desired(seen)
+        if node.health_hints != before[1]:
+            fields.pop("health", None)
+        if not seen.found or node_id in self.claims:
+            self._accept(seen, Cause.EVENT, node)
+        else:
+            node.as_of = max(node.as_of, seen.time_nano)
+            times, node.waiting = node.waiting, []
+            self._put_fields(node_id, fields, Cause.EVENT, times)
+
+    def _desired(self, seen: Observation) -> dict[str, str | int]:
+        return desired_fields(
+            seen, node_port=self._settings.node_port, health_check=self._settings.health_check
+        )
+
+    def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
+        node.as_of = max(node.as_of, seen.time_nano)
+        times, node.waiting = node.waiting, []
+        self._put(seen.node_id, _Pending(cause, seen=seen, delete=not seen.found, times=times))
+
+    def events_seen(self, node_id: str) -> int:
+        """How many events this node has had; a sweep remembers it before it inspects."""
+        node = self._nodes.get(node_id)
+        return node.events if node else 0
+
+    def accept_sweep(self, seen: Observation, *, events_seen: int, cause: Cause = Cause.SWEEP) -> bool:
+        """Take a sweep's observation, unless the node has had an event since: that settles by itself."""
+        if self.events_seen(seen.node_id) != events_seen:
+            return False
+        self._accept(seen, cause, self._node(seen.node_id))
+        return True
+
+    @property
+    def newest(self) -> int:
+        """Engine time (ns) of the newest event received: whatever is asked now is at least as new."""
+        return self._newest
+
+    # -- which containers are nodes ------------------------------------------------------------------
+
+    def learn(self, documents: Mapping[str, Recorded], *, known_before: Collection[str]) -> None:
+        """Take over a complete read of the documents; `known_before` is what was known when it began."""
+        for node_id in set(known_before) - documents.keys():
+            self._forget(node_id)
+        for node_id, recorded in documents.items():
+            self.known[node_id] = recorded
+            self._orphans.pop(node_id, None)
+            self._strangers.pop(node_id, None)
+
+    def _forget(self, node_id: str) -> None:
+        self.known.pop(node_id, None)
+        node = self._nodes.pop(node_id, None)
+        if node and node.settle:
+            node.settle.cancel()
+
+    async def run_orphanage(self) -> None:
+        """Look for the documents of unknown containers, more and more rarely, for `orphan_grace`. Never ends."""
+        shortest, longest = ORPHAN_POLL
+        while True:
+            await self._has_orphans.wait()
+            youngest = self.clock.monotonic() - max(self._orphans.values(), default=0.0)
+            await self.clock.sleep(min(longest, max(shortest, youngest / 8)))
+            try:
+                found = await self._store.read(self._orphans)
+            except StoreError as error:
+                logger.warning("Looking for orphans' documents failed: {}", error)
+                await self.clock.sleep(longest)
+                continue
+            self._adopt(found)
+
+    def _adopt(self, found: Mapping[str, Recorded]) -> None:
+        for node_id, recorded in found.items():
+            self.known[node_id] = recorded
+            self._orphans.pop(node_id, None)
+            self.inspect_soon(node_id, urgent=True)
+        horizon = self.clock.monotonic() - self._settings.orphan_grace
+        for node_id in [i for i, since in self._orphans.items() if since <= horizon]:
+            del self._orphans[node_id]
+            self._nodes.pop(node_id, None)
+            self._strangers[node_id] = None
+        while len(self._strangers) > REMEMBERED:
+            self._strangers.popitem(last=False)
+        if not self._orphans:
+            self._has_orphans.clear()
+
+    async def _consider_registering(self, seen: Observation) -> None:
+        label = self._settings.register_label
+        if label and seen.status in {"running", "paused"} and label_matches(label, seen.labels):
+            await self.register(seen)
+        elif seen.node_id not in self._orphans:
+            self._nodes.pop(seen.node_id, None)
+
+    async def register(self, seen: Observation) -> None:
+        """Give a labelled container a document (opt-in); its start counts as its first request."""
+        wanted = self._desired(seen)
+        node = ToolServerNode(
+            id=seen.node_id,
+            short_id=seen.node_id[:12],
+            status=seen.status,
+            health=str(wanted.get("health", "none")),
+            ip=seen.ip,
+            port=int(wanted.get("port", self._settings.node_port)),
+            last_req_time=naive_utc(seen.started_at) if seen.started_at else None,
+        )
+        async with self._writing:
+            self._require_lease()
+            if self._settings.dry_run:
+                logger.info("Dry run: would register node {}", node.short_id)
+                return
+            registered = await self._store.register(node, lease=self._lease)
+            self._adopt(await self._store.read([node.id]))
+        if registered:
+            self.metrics.writes.labels("register").inc()
+            logger.info("Node {} registered: {} at {}:{}", node.short_id, seen.name, node.ip, node.port)
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    async def run_writer(self) -> None:
+        """Write what is pending, batch after batch, through outages of the database. Never ends."""
+        backoff = Backoff(base=WRITE_RETRY["base"], cap=WRITE_RETRY["cap"])
+        while True:
+            await self._has_pending.wait()
+            try:
+                await self.flush()
+            except StoreError as error:
+                if not backoff.failures:
+                    logger.warning("{}; {} changes wait for it", error, len(self._pending))
+                await self.clock.sleep(backoff.next_delay())
+            else:
+                if backoff.failures:
+                    logger.info("Database is back, what waited is written")
+                backoff.succeeded_for(0)
+
+    async def drain(self) -> None:
+        """Settle every node that waits for it now, and write what comes of it. For when intake has stopped."""
+        for node_id, node in list(self._nodes.items()):
+            if node.settle:
+                node.settle.cancel()
+                node.settle = None
+                self.inspect_soon(node_id)
+        await self.inspections.wait_idle()
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Write everything that is pending now. Raises StoreError and keeps it pending when it cannot."""
+        async with self._writing:
+            while self._pending:
+                batch, self._pending = self._pending, {}
+                try:
+                    await self._write(batch)
+                except BaseException:
+                    for node_id, pending in batch.items():
+                        newer = self._pending.get(node_id)
+                        self._pending[node_id] = _merge(pending, newer) if newer else pending
+                    raise
+            self._has_pending.clear()
+            if self.inspections.idle:
+                self.cursor = self._newest or None
+
+    async def _write(self, batch: dict[str, _Pending]) -> None:
+        # Hints first: they need no reading, and nobody waits for an observation as one waits for them.
+        hints = [self._hint_change(i, p) for i, p in batch.items() if p.seen is None or p.delete]
+        await self._send(hints, batch)
+        if observed := {i: p.seen for i, p in batch.items() if p.seen is not None and not p.delete}:
+            documents = await self._store.read(observed)
+            for node_id in observed.keys() - documents.keys():
+                self._forget(node_id)
+            self.known.update(documents)
+            compared = (self.compare(doc, observed[i], batch[i].cause) for i, doc in documents.items())
+            await self._send([change for change in compared if change], batch)
+
+    def _hint_change(self, node_id: str, pending: _Pending) -> Change:
+        fields = complete_hint(
+            pending.fields or {}, self.known.get(node_id), health_check=self._settings.health_check
+        )
+        return Change(node_id, fields, pending.cause, delete=pending.delete)
+
+    def compare(self, recorded: Recorded, seen: Observation, cause: Cause) -> Change | None:
+        """The write that makes a document just read equal to what was seen; None when it is already."""
+        wanted = dict(self._desired(seen))
+        if self._lease:  # adopt the node, or put back a stamp that a manager's replace dropped
+            wanted |= {"engine_id": self._lease.engine_id, "epoch": self._lease.epoch}
+        changed = difference(recorded, wanted, claimed=recorded.node_id in self.claims)
+        if not changed:
+            return None
+        expected = {name: getattr(recorded, name) for name in changed.keys() - {"engine_id", "epoch"}}
+        return Change(recorded.node_id, changed, cause, expected=expected)
+
+    def _require_lease(self) -> None:
+        if not self._holds_lease():
+            raise LeaseLostError("The lease ran out before it could be renewed: nothing is written")
+
+    async def _send(self, changes: list[Change], batch: dict[str, _Pending]) -> None:
+        if not changes:
+            return
+        if self._settings.dry_run:
+            for change in changes:
+                logger.info("Dry run: would {}", _describe(change))
+            return
+        self._require_lease()
+        refused = await self._store.write(changes, lease=self._lease)
+        now = self.clock.time_ns()
+        for change in changes:
+            done = batch.pop(change.node_id)  # what stays in the batch is put back when the rest of it fails
+            if change.node_id not in refused:
+                self._acknowledge(change, done.times, now)
+        self._follow_up(refused)
+
+    def _acknowledge(self, change: Change, times: Iterable[int], now: int) -> None:
+        node_id = change.node_id
+        old = self.known.get(node_id) or Recorded(node_id, node_id[:12])
+        latency = None
+        for time_nano in times:
+            latency = max(0.0, (now - time_nano) / 1e9)
+            self.metrics.latency.observe(latency)
+        kind = "delete" if change.delete else "hint" if change.cause is Cause.EVENT else change.cause.value
+        self.metrics.writes.labels(kind).inc()
+        if change.delete:
+            self._forget(node_id)
+            logger.info("Node deleted from db: {}(not in docker)", node_id)
+        else:
+            self.known[node_id] = replace(old, **change.fields)  # type: ignore[arg-type]
+        new = {name: value for name, value in change.fields.items() if getattr(old, name) != value}
+        for name in ("status", "health", "ip", "port"):
+            if name in new:
+                logger.info("Node {} {} updated: {} -> {}", old.short_id, name, getattr(old, name), new[name])
+                if change.cause is Cause.SWEEP:
+                    self.metrics.drift.labels(name).inc()
+        if change.delete and change.cause is Cause.SWEEP:
+            self.metrics.drift.labels("deleted").inc()
+        if self.listeners and (new or change.delete):
+            written = Written(
+                node_id, old.short_id, {name: getattr(old, name) for name in new}, new, change.delete,
+                change.cause, now, latency,
+            )  # fmt: skip
+            for listener in self.listeners:
+                listener(written)
+
+    def _follow_up(self, refused: Refused) -> None:
+        for node_id in refused.vanished:
+            self._forget(node_id)
+        for node_id in refused.conflicting:
+            self.inspect_soon(node_id)
+        if refused.fenced:
+            raise LeaseLostError("A later holder of the lease owns the nodes: nothing more is written")
+
+    # -- idle stop: the claim ------------------------------------------------------------------------
+
+    async def claim(self, recorded: Recorded, *, idle_before: datetime) -> bool:
+        """Mark a running node as `stopping`, unless a request came in since `idle_before` (aware UTC)."""
+        async with self._writing:
+            self._require_lease()
+            claimed = await self._store.claim(
+                recorded.node_id, idle_before=naive_utc(idle_before), lease=self._lease
+            )
+            if claimed:
+                self.claims.add(recorded.node_id)
+                change = Change(recorded.node_id, {"status": STOPPING}, Cause.IDLE)
+                self._acknowledge(change, (), self.clock.time_ns())
+        return claimed
+
+    async def withdraw_claim(self, node_id: str) -> None:
+        """Take a claim back: the document says `running` again unless it says something newer by now."""
+        self.claims.discard(node_id)
+        change = Change(node_id, {"status": "running"}, Cause.IDLE, expected={"status": STOPPING})
+        async with self._writing:
+            await self._send([change], {node_id: _Pending(Cause.IDLE)})
+        self.inspect_soon(node_id)
+
+
+def _merge(older: _Pending, newer: _Pending) -> _Pending:
+    """One pending fact from two, the newer one winning where they overlap."""
+    times = older.times + newer.times
+    if older.delete or newer.delete:
+        return replace(newer if newer.delete else older, times=times)
+    if newer.seen is not None or older.fields is None or newer.fields is None:
+        # An observation says everything; a hint after one leaves the rest to the settle that it armed.
+        return replace(newer, times=times)
+    return replace(newer, fields={**older.fields, **newer.fields}, times=times)
+
+
+def _describe(change: Change) -> str:
+    if change.delete:
+        return f"delete node {change.node_id}"
+    return f"set {dict(change.fields)} on node {change.node_id}"

@@ -1,0 +1,653 @@
+"""What an operator may choose: one model, read from the environment, `.env` and secret files.
+
+Why: a wrong setting here deletes documents or stops containers, so a value that is not understood is an error
+at start, never a silent default. A mistyped name is found as surely as a mistyped value.
+
+Contract:
+- Every setting is `EVENTWATCH_` plus the field's name in capitals. Names are matched exactly; any other name
+  that starts with `EVENTWATCH_` is an error. Other names belong to others and are ignored, save Docker's own
+  (`DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH`) and the manager's `DB_*`.
+- First found wins: keyword argument, environment, `.env`, secret file, default. An empty value counts as not
+  set, except where empty means off.
+- `Settings(...)` raises pydantic's `ValidationError`; `load_settings` raises `ConfigError` with one line that
+  names each wrong setting and where it was written.
+- No secret appears in a message, a `repr` or `effective()`.
+
+Not promised: that the database or the engine can be reached (`eventwatch doctor` tells), nor that a change to
+a file is noticed after the start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import quote
+
+from dotenv.parser import parse_stream
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from eventwatch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+__all__ = [
+    "EMBEDDED",
+    "Duration",
+    "Settings",
+    "env_name",
+    "format_duration",
+    "load_settings",
+    "mask_url",
+    "parse_duration",
+]
+
+EMBEDDED = "embedded"
+"""The value of `mongo_url` that asks for a private mongod."""
+
+_PREFIX = "EVENTWATCH_"
+_DOCKER_NAMES = {"docker_tls_verify": "DOCKER_TLS_VERIFY", "docker_cert_path": "DOCKER_CERT_PATH"}
+_MANAGER_NAMES = ("DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASSWORD", "DB_COLLECTION")
+_SECRETS = frozenset({"mongo_url"})
+_EMPTY_IS_OFF = frozenset({"EVENTWATCH_HTTP_LISTEN", "EVENTWATCH_REGISTER_LABEL"})
+_MAX_PORT = 65535
+_HOST = re.compile(r"[\w.-]+|\[?([0-9A-Fa-f.]*:){2,}[0-9A-Fa-f.]*\]?")
+
+
+# --- durations ---------------------------------------------------------------------------------------------
+
+_UNITS = {"d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)?\s*", re.ASCII)
+_DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 2h or 1d"
+_LONGEST = 3650 * 86400.0  # dates and timers overflow not far beyond
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from a number of seconds or a text such as `90s`; ValueError says which forms are accepted."""
+    seconds = _seconds(value)
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(_DURATION_FORMS)
+    if seconds > _LONGEST:
+        raise ValueError(f"must be at most {format_duration(_LONGEST)}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration in the largest unit that divides it; `parse_duration` gives back the same number."""
+    exact = Decimal(repr(float(seconds)))
+    if not exact:
+        return "0s"
+    for unit, size in _UNITS.items():
+        if exact % size == 0:
+            return f"{int(exact / size)}{unit}"
+    return f"{(exact / _UNITS['ms']).normalize():f}ms"
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    return float(Decimal(match[1]) * _UNITS[match[2] or "s"])
+
+
+# --- secrets in text ---------------------------------------------------------------------------------------
+
+# Greedy up to the last "@": a password with an unescaped "/", "?" or "@" must not leak either. The price is
+# that a URL with an "@" after its path loses more than its password.
+_USERINFO = re.compile(r"(\w[\w+.-]*://[^:]*):.*@", re.DOTALL)
+_SECRET_PARAMETER = re.compile(r"([?&;][^=&;]*(?:pass|secret|token)[^=&;]*=)[^&]*", re.IGNORECASE)
+_SECRET_PROPERTY = re.compile(r"((?:pass|secret|token)\w*(?::|%3A))[^&,]*", re.IGNORECASE)
+
+
+def mask_url(url: str) -> str:
+    """Hide the password of a URL, and secrets among its query parameters. Other text comes back unchanged."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    masked = _USERINFO.sub(r"\1:***@", scheme + mark + rest)
+    return _SECRET_PROPERTY.sub(r"\1***", _SECRET_PARAMETER.sub(r"\1***", masked))
+
+
+# --- where values come from --------------------------------------------------------------------------------
+
+
+class _Text(str):
+    """A value as it was written, with its name and place, so that an error can cite both."""
+
+    __slots__ = ("name", "place")
+
+    name: str
+    place: str
+
+    def __new__(cls, text: str, name: str, place: str) -> Self:
+        self = super().__new__(cls, text)
+        self.name = name
+        self.place = place
+        return self
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Something wrong with a source rather than with a value. Passed on as if it were a field named so."""
+
+    message: str
+    place: str = ""
+
+
+_Found = dict[str, _Text]
+_Problems = dict[str, _Problem]
+
+
+def env_name(field: str) -> str:
+    """Name the environment variable that sets a field of `Settings`."""
+    return _DOCKER_NAMES.get(field, _PREFIX + field.upper())
+
+
+def _names(field: str) -> tuple[str, ...]:
+    return (env_name(field), "DOCKER_HOST") if field == "docker_host" else (env_name(field),)
+
+
+def _file_names() -> dict[str, str]:
+    return {env_name(field) + "_FILE": env_name(field) for field in _SECRETS}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    by_stem = {candidate.upper().removeprefix(_PREFIX): candidate for candidate in known}
+    stem = name.upper().removeprefix(_PREFIX)
+    return by_stem[difflib.get_close_matches(stem, by_stem, n=1, cutoff=0.0)[0]]
+
+
+def _unknown_names(layer: _Found, fields: Iterable[str]) -> Iterator[tuple[str, _Problem]]:
+    known = [*(env_name(field) for field in fields), *_file_names()]
+    for name, text in layer.items():
+        if name.upper().startswith(_PREFIX) and name not in known:
+            yield (
+                name,
+                _Problem(f"unknown setting, the nearest right name is {_nearest(name, known)}", text.place),
+            )
+
+
+def _env_file_lines(path: Path, encoding: str | None) -> tuple[dict[str, int], list[int]]:
+    """Line number of each name in an env file, and of each unreadable statement that mentions us."""
+    lines: dict[str, int] = {}
+    broken: list[int] = []
+    with path.open(encoding=encoding) as stream:
+        for binding in parse_stream(stream):
+            text = binding.original.string
+            line = binding.original.line + len(text[: len(text) - len(text.lstrip())].splitlines())
+            if binding.key is not None:
+                lines[binding.key] = line
+            elif binding.error and _PREFIX in text:
+                broken.append(line)
+    return lines, broken
+
+
+def _from_environment() -> _Found:
+    return {name: _Text(value, name, "") for name, value in os.environ.items()}
+
+
+def _from_env_file(source: DotEnvSettingsSource) -> tuple[_Found, _Problems]:
+    files = source.env_file
+    paths = [files] if isinstance(files, (str, os.PathLike)) else files or []
+    places: dict[str, str] = {}
+    problems: _Problems = {}
+    for path in (Path(file).expanduser() for file in paths):
+        if path.is_file():  # a pipe can be read once only, and that was done
+            lines, broken = _env_file_lines(path, source.env_file_encoding)
+            places |= {name: f"{path}:{line}" for name, line in lines.items()}
+            problems |= {f"{path}:{line}": _Problem("cannot be parsed as NAME=value") for line in broken}
+    found = {
+        name: _Text(value, name, places.get(name, ""))
+        for name, value in source.env_vars.items()
+        if value is not None
+    }
+    return found, problems
+
+
+def _from_secret_files(source: SecretsSettingsSource, known: Iterable[str]) -> tuple[_Found, _Problems]:
+    folders = source.secrets_dir
+    paths = [folders] if isinstance(folders, (str, os.PathLike)) else folders or []
+    names = frozenset(known)
+    found: _Found = {}
+    problems: _Problems = {}
+    for folder in (Path(path).expanduser() for path in paths):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if (name := path.name.upper()) in names and path.is_file():
+                _read_secret(name, path, found, problems)
+    return found, problems
+
+
+def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> None:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        problems[name] = _Problem("cannot be read, it is not UTF-8 text", str(path))
+    except OSError as error:
+        problems[name] = _Problem(f"cannot be read, {error.strerror or error}", str(path))
+    else:
+        found[name] = _Text(text, name, str(path))
+
+
+def _follow_file_names(layer: _Found) -> tuple[_Found, _Problems]:
+    """Replace `NAME_FILE` by `NAME` with the content of that file."""
+    found = dict(layer)
+    problems: _Problems = {}
+    for file_name, name in _file_names().items():
+        pointer = found.pop(file_name, None)
+        if not pointer:
+            continue
+        if found.get(name):
+            problems[file_name] = _Problem(f"set either this or {name}, not both", pointer.place)
+            continue
+        _read_secret(name, Path(pointer).expanduser(), found, problems)
+        if found.get(name) == "":
+            problems[name] = _Problem("the file is empty", found[name].place)
+    return found, problems
+
+
+def _is_set(text: _Text) -> bool:
+    return bool(text) or text.name in _EMPTY_IS_OFF
+
+
+def _manager_database(given: Mapping[str, _Text]) -> tuple[_Found, _Problems]:
+    """Build the URL and the database name from the manager's own `DB_*` names."""
+    host, port = given["DB_HOST"], given.get("DB_PORT", _Text("27017", "DB_PORT", ""))
+    username, password = given.get("DB_USERNAME"), given.get("DB_PASSWORD")
+    problems: _Problems = {}
+    if _HOST.fullmatch(host) is None:
+        problems["DB_HOST"] = _Problem("must be one host name or address, without port", host.place)
+    if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= _MAX_PORT:
+        problems["DB_PORT"] = _Problem(f"must be between 1 and {_MAX_PORT}, got {str(port)!r}", port.place)
+    if username and not password:
+        problems["DB_PASSWORD"] = _Problem("must be set when DB_USERNAME is", username.place)
+    if password and not username:
+        problems["DB_USERNAME"] = _Problem("must be set when DB_PASSWORD is", password.place)
+    login = f"{quote(username, safe='')}:{quote(password, safe='')}@" if username and password else ""
+    address = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    found = {"mongo_url": _Text(f"mongodb://{login}{address}:{port}/", "DB_HOST", host.place)}
+    if "DB_COLLECTION" in given:
+        found["mongo_database"] = given["DB_COLLECTION"]
+    return ({} if problems else found), problems
+
+
+class _WrittenSource(PydanticBaseSettingsSource):
+    """Environment, `.env` and secret files as one source, so that `DB_*` ranks below all of ours."""
+
+    def __init__(
+        self,
+        settings_cls: type[BaseSettings],
+        env_file: DotEnvSettingsSource,
+        secret_files: SecretsSettingsSource,
+    ) -> None:
+        super().__init__(settings_cls)
+        self._env_file = env_file
+        self._secret_files = secret_files
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Part of the base class; unused, for values are looked up by all their names at once."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        known = {*(name for field in fields for name in _names(field)), *_MANAGER_NAMES}
+        env_file, problems = _from_env_file(self._env_file)
+        secret_files, unreadable = _from_secret_files(self._secret_files, known)
+        problems |= unreadable
+        given: _Found = {}
+        for layer in (secret_files, env_file, _from_environment()):  # the last one wins
+            found, unfollowed = _follow_file_names(layer)
+            problems |= unfollowed | dict(_unknown_names(layer, fields))
+            given |= {name: text for name, text in found.items() if _is_set(text)}
+
+        values: _Found = {}
+        for field in fields:
+            text = next((given[name] for name in _names(field) if name in given), None)
+            if text is not None:
+                values[field] = text
+        if "DB_HOST" in given and "mongo_url" not in values and "mongo_url" not in self.current_state:
+            from_manager, unusable = _manager_database(given)
+            problems |= unusable
+            values = from_manager | values
+        return {**values, **problems}
+
+
+# --- the rules of single values ----------------------------------------------------------------------------
+
+
+def _expects(rule: str) -> WrapValidator:
+    """Say one rule that a user understands in place of pydantic's several messages."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"must be {rule}") from None
+
+    return WrapValidator(check)
+
+
+def _matching(pattern: str, rule: str, *, flags: int = 0) -> AfterValidator:
+    compiled = re.compile(pattern, flags)
+
+    def check(text: str) -> str:
+        if compiled.fullmatch(text) is None:
+            raise ValueError(f"must be {rule}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_mongo_url(secret: SecretStr) -> SecretStr:
+    url = secret.get_secret_value().strip()
+    if url != EMBEDDED and re.fullmatch(r"mongodb(\+srv)?://[^\s/?].*", url) is None:
+        raise ValueError(f"must be mongodb://HOST..., mongodb+srv://HOST... or {EMBEDDED}")
+    return SecretStr(url)
+
+
+def _parse_address(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", text, re.ASCII)
+    if match is None or int(match[3]) > _MAX_PORT:
+        raise ValueError("must be HOST:PORT or [IPV6]:PORT such as 127.0.0.1:9471, or empty for off")
+    return match[1] or match[2], int(match[3])
+
+
+def _check_address(text: str) -> str:
+    _parse_address(text)
+    return text
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _docker_flag(value: object) -> object:
+    return bool(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""Seconds. Reads what `parse_duration` reads."""
+
+_Flag = Annotated[bool, _expects("true or false")]
+_Port = Annotated[int, Field(ge=1, le=_MAX_PORT), _expects(f"between 1 and {_MAX_PORT}")]
+_Positive = Annotated[int, Field(ge=1), _expects("a whole number, at least 1")]
+_Limit = Annotated[int, Field(ge=0), _expects("a whole number, at least 0")]
+_Optional = BeforeValidator(_none_if_empty)
+_LogLevel = Annotated[
+    Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(_upper),
+    _expects("TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL"),
+]
+_LogFormat = Annotated[Literal["console", "json"], _expects("console or json")]
+_DatabaseName = Annotated[
+    str, _matching(r"[^/\\. \"$\0]{1,63}", 'a database name: 1 to 63 characters without space, / \\ . " or $')
+]
+_NetworkName = Annotated[str, _matching(r"\S+", "the name of a Docker network")]
+_Label = Annotated[str, _matching(r"[^\s=]+(=.*)?", "a label, KEY or KEY=VALUE, or empty for off")]
+_DockerHost = Annotated[
+    str, _matching(r"(unix|tcp|https?|ssh)://\S+", "a URL of unix://, tcp://, http://, https:// or ssh://")
+]
+_Address = Annotated[str, AfterValidator(_check_address)]
+
+
+# --- the model ---------------------------------------------------------------------------------------------
+
+
+class Settings(BaseSettings):
+    """All settings of eventwatch, checked. Cannot be changed once made; durations are seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8-sig",
+        secrets_dir="/run/secrets",
+        case_sensitive=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+    mongo_url: Annotated[SecretStr, AfterValidator(_check_mongo_url)] = SecretStr(EMBEDDED)
+    """Where the node documents live: mongodb://..., mongodb+srv://... or `embedded`, a private mongod that is
+    started and stopped with eventwatch and keeps its data in the user's state folder. Embedded by default, so
+    that a first try needs no database. A secret: EVENTWATCH_MONGO_URL_FILE may name a file that holds it."""
+
+    mongo_database: _DatabaseName = "TSM"
+    """Name of the database that holds ToolServerNode and NodeChecker. TSM is the name the manager uses; a
+    database in the path of the URL serves the login only."""
+
+    docker_host: Annotated[_DockerHost | None, _Optional] = None
+    """URL of the Docker Engine to watch. Empty: Docker's own DOCKER_HOST, and without that the local socket,
+    so that eventwatch looks where the docker command looks."""
+
+    docker_tls_verify: Annotated[_Flag, BeforeValidator(_docker_flag)] = False
+    """Docker's own name: any text means on, as it does for the docker command. Checks the certificate of an
+    engine on tcp://. Off by default because the local socket has none."""
+
+    docker_cert_path: Annotated[str | None, _Optional] = None
+    """Docker's own name: folder with ca.pem, cert.pem and key.pem for an engine behind TLS. Empty by default,
+    as for the local socket."""
+
+    node_network: _NetworkName = "tool-server-network"
+    """Name of the Docker network on which nodes are reached; a node's ip is its address there. The default is
+    the manager's network."""
+
+    node_port: _Port = 31942
+    """Port on which a node serves, when the container exposes it or exposes nothing. The default is the one
+    that the manager's node image serves on."""
+
+    health_check: _Flag = True
+    """Whether to keep the health field. On, because a manager that trusts a stale health sends work to a node
+    that cannot do it; turn it off when something else writes that field."""
+
+    idle_timeout: Duration = 30 * 60.0
+    """A running node without a request for this long is stopped; 0 turns that off. 30 minutes outlasts the
+    pauses inside one session, and still frees a forgotten node the same hour."""
+
+    sweep_interval: Duration = 30.0
+    """Time between two full passes over all documents. Events do the work in milliseconds; the sweep bounds
+    how long anything they could not tell stays wrong, and idle nodes are looked for at the same time."""
+
+    settle_delay: Duration = 0.25
+    """A node is inspected once it has been quiet for this long. Long enough for the handful of events of one
+    stop or restart to become one inspection, short enough to be right in well under a second. Must be less
+    than the sweep interval."""
+
+    orphan_grace: Duration = 30.0
+    """How long events of a container without a document are remembered, since a manager inserts the document
+    after the container has started. 30 seconds covers a slow manager without hoarding foreign containers."""
+
+    stop_timeout: Duration = 10.0
+    """Time a node gets to end by itself before the engine kills it; 0 kills at once. 10 seconds is Docker's
+    own default."""
+
+    stop_concurrency: _Positive = 10
+    """How many nodes are stopped at once. Each stop holds a connection to the engine for up to the stop
+    timeout; ten at a time never starve the inspections."""
+
+    delete_limit: Annotated[_Limit | None, _Optional] = None
+    """A sweep that would delete more documents than this deletes none and says why: an engine that suddenly
+    knows no container is more likely wrong than right. Empty: half of the nodes, and at least 5."""
+
+    dry_run: _Flag = False
+    """Say what would be written, deleted and stopped, and do none of it. Off by default: a sidecar that only
+    talks keeps no document true."""
+
+    register_label: Annotated[_Label | None, _Optional] = None
+    """Containers with this label, KEY or KEY=VALUE, get a document when they start, so that eventwatch is of
+    use without a manager. Empty, the default, is off: documents are the manager's to create."""
+
+    stop_nodes_on_exit: _Flag = False
+    """Stop all running nodes when eventwatch ends. Off, so that an upgrade of the sidecar interrupts
+    no one."""
+
+    lease_duration: Duration = 15.0
+    """How long a lease lasts without renewal, and so how soon a standby takes over from a holder that died;
+    at least 1s. 15 seconds survive a slow database without a needless takeover."""
+
+    drain_timeout: Duration = 10.0
+    """At shutdown, the time in which pending changes may still be written; 0 drops them (the next start's
+    sweep finds them). 10 seconds is the time that `docker stop` grants."""
+
+    http_listen: Annotated[_Address | None, _Optional] = "127.0.0.1:9471"
+    """HOST:PORT or [IPV6]:PORT of the status page, the probes and the metrics; empty is off. Loopback only by
+    default, because none of them asks for a password."""
+
+    log_level: _LogLevel = "INFO"
+    """Least severe message that is logged: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL. INFO
+    tells every change to a document, and is silent when nothing changes."""
+
+    log_format: _LogFormat = "console"
+    """`console` for people, `json` for log collectors: one object per line. Console by default, since the
+    first reader is a person at a terminal."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the environment is read by our own source
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keyword arguments first, then everything that is written somewhere."""
+        if not isinstance(dotenv_settings, DotEnvSettingsSource):
+            raise TypeError("pydantic-settings passed an unknown kind of env file source")
+        if not isinstance(file_secret_settings, SecretsSettingsSource):
+            raise TypeError("pydantic-settings passed an unknown kind of secret file source")
+        return init_settings, _WrittenSource(settings_cls, dotenv_settings, file_secret_settings)
+
+    @field_validator("sweep_interval")
+    @classmethod
+    def _sweep_takes_time(cls, seconds: float) -> float:
+        if seconds == 0:
+            raise ValueError("must be more than 0")
+        return seconds
+
+    @field_validator("settle_delay")
+    @classmethod
+    def _settles_between_sweeps(cls, seconds: float, info: ValidationInfo) -> float:
+        sweep_interval = info.data.get("sweep_interval")
+        if sweep_interval is not None and seconds >= sweep_interval:
+            limit = f"{env_name('sweep_interval')} ({format_duration(sweep_interval)})"
+            raise ValueError(f"must be less than {limit}")
+        return seconds
+
+    @field_validator("lease_duration")
+    @classmethod
+    def _lease_outlives_a_renewal(cls, seconds: float) -> float:
+        if seconds < 1:
+            raise ValueError("must be at least 1s")
+        return seconds
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            details = [_explained(item, cls.model_fields) for item in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(error.title, details) from None
+
+    @property
+    def http_address(self) -> tuple[str, int] | None:
+        """`http_listen` as host and port; None when HTTP is off. Port 0 lets the system choose."""
+        return None if self.http_listen is None else _parse_address(self.http_listen)
+
+    def effective(self) -> dict[str, str]:
+        """Every setting's variable with its value as a user would write it, secrets masked."""
+        return {env_name(field): _written(field, getattr(self, field)) for field in type(self).model_fields}
+
+
+def load_settings(env_file: str | Path | None = ".env") -> Settings:
+    """Read the settings; a ConfigError names every wrong one. Only the default env file may be absent."""
+    if env_file is not None and str(env_file) != ".env":
+        path = Path(env_file).expanduser()
+        if not path.exists() or path.is_dir():
+            raise ConfigError(f"{env_file}: no such file")
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(item) for item in error.errors(include_url=False))) from None
+    except (OSError, UnicodeDecodeError, SettingsError) as error:
+        raise ConfigError(f"{env_file}: cannot be read, {error}") from None
+
+
+def _written(field: str, value: object) -> str:
+    if field == "docker_tls_verify":
+        return "1" if value else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return format_duration(value)
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    return "" if value is None else mask_url(str(value))
+
+
+def _explained(item: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
+    """One of pydantic's errors in our words, without the value of a secret."""
+    name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
+    cause = item.get("ctx", {}).get("error")
+    message = str(cause) if cause is not None else item["msg"]
+    if isinstance(value, _Problem):
+        message = value.message
+    elif item["type"] == "extra_forbidden":
+        message = f"unknown setting, the nearest right name is {_nearest(name, fields)}"
+    if name in _SECRETS:
+        value = _Text("", value.name, value.place) if isinstance(value, _Text) else ""
+    kind = PydanticCustomError("setting", "{message}", {"message": message})
+    return InitErrorDetails(type=kind, loc=item["loc"], input=value)
+
+
+def _line(item: ErrorDetails) -> str:
+    """One problem as `NAME: what is wrong, got VALUE (PLACE)`."""
+    value = item["input"]
+    if isinstance(value, _Problem):
+        return f"{item['loc'][0]}: {item['msg']}{_in(value.place)}"
+    if isinstance(value, _Text):
+        got = f", got {mask_url(repr(str(value)))}" if value else ""
+        return f"{value.name}: {item['msg']}{got}{_in(value.place)}"
+    got = format_duration(value) if isinstance(value, float) else repr(value)
+    return f"{env_name(str(item['loc'][0]))}: {item['msg']}, got {got}"
+
+
+def _in(place: str) -> str:
+    return f" ({place})" if place else ""

@@ -1,0 +1,375 @@
+"""MongoDB, and nothing about why: the only module that talks to the database.
+
+Contract: every write is a `$set` (or delete) of fields that eventwatch owns, filtered by `_id`, by the
+lease's epoch and, where a decision was made on what was read, by what was read. Nothing here replaces a
+document, and only `register` and the lease insert one. Each call has a deadline and raises `StoreError` with
+one line. Reads never fail for one bad document: it is reported once and left out.
+
+The hot path uses the driver's collections below Beanie's documents: same collections, same types, no object
+per document. Not promised: that a write which raised `StoreError` did not happen. All writes are idempotent,
+so the caller repeats them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from beanie import init_beanie
+from bson import ObjectId
+from bson.codec_options import DatetimeConversion
+from loguru import logger
+from pymongo import AsyncMongoClient, DeleteOne, ReturnDocument, UpdateOne
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+
+from eventwatch.documents import NodeChecker, ToolServerNode
+from eventwatch.errors import ConfigError, StoreError
+from eventwatch.model import STOPPING, Change, Recorded
+from eventwatch.settings import mask_url
+
+#: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
+DEADLINE: Final = 10.0
+SERVER_SELECTION_MS: Final = 3000
+
+_PROJECTION: Final = {
+    name: 1 for name in ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
+}
+#: Server error codes of a refused login or missing rights: waiting does not help.
+_REFUSED: Final = {13, 18}
+#: Server error codes that concern one document for good (schema validation, document too large, bad value).
+_POISON: Final = {2, 121, 10334, 17419}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write for one engine, as granted by the database's clock."""
+
+    manager_id: str
+    engine_id: str
+    epoch: int
+    cursor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the lease instead of us."""
+
+    manager_id: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Changes that matched no document: it vanished, a later epoch owns it, or it no longer says what was read."""
+
+    vanished: frozenset[str] = frozenset()
+    fenced: frozenset[str] = frozenset()
+    conflicting: frozenset[str] = frozenset()
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self.vanished or node_id in self.fenced or node_id in self.conflicting
+
+
+def checker_id(engine_id: str) -> ObjectId:
+    """One NodeChecker document per engine, still with the ObjectId that a manager's own model expects."""
+    return ObjectId(hashlib.sha256(engine_id.encode()).digest()[:12])
+
+
+class Store:
+    """The node and checker collections. Use `open_store`, or construct after your own `init_beanie`."""
+
+    def __init__(self) -> None:
+        nodes = ToolServerNode.get_pymongo_collection()
+        # Dates beyond year 9999 and broken text are decoded to something harmless instead of ending a query.
+        tolerant = nodes.codec_options.with_options(
+            tz_aware=False,
+            datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+            unicode_decode_error_handler="replace",
+        )
+        self._nodes = nodes.with_options(codec_options=tolerant)
+        self._checkers = NodeChecker.get_pymongo_collection()
+        self._reported: set[str] = set()
+
+    # -- node documents -------------------------------------------------------------------------------
+
+    async def read(self, node_ids: Collection[str] | None = None) -> dict[str, Recorded]:
+        """What the documents say now: of `node_ids`, or of all nodes."""
+        query: dict[str, Any] = {} if node_ids is None else {"_id": {"$in": list(node_ids)}}
+        async with _deadline("reading nodes"):
+            rows = await self._nodes.find(query, _PROJECTION).to_list()
+        return {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
+
+    def _parse(self, row: Mapping[str, Any]) -> Recorded | None:
+        try:
+            recorded = parse_recorded(row)
+        except ValueError as error:
+            name = str(row.get("_id"))
+            if name not in self._reported:
+                self._reported.add(name)
+                logger.warning("Document {} is skipped: {}. Correct or delete it.", name, error)
+            return None
+        self._reported.discard(recorded.node_id)
+        return recorded
+
+    async def write(self, changes: Sequence[Change], *, lease: Lease | None) -> Refused:
+        """Apply `changes` in one unordered bulk and say which of them matched no document."""
+        stamp: dict[str, Any] = {"engine_id": lease.engine_id, "epoch": lease.epoch} if lease else {}
+        operations: list[UpdateOne | DeleteOne] = []
+        for change in changes:
+            guard = {"_id": change.node_id, **_fence(lease), **(change.expected or {})}
+            if change.delete:
+                operations.append(DeleteOne(guard))
+            else:
+                operations.append(UpdateOne(guard, {"$set": {**change.fields, **stamp}}))
+        async with _deadline("writing nodes"):
+            try:
+                result = await self._nodes.bulk_write(operations, ordered=False)
+            except BulkWriteError as error:
+                self._report_poison(changes, error)
+                return Refused()
+        if result.matched_count + result.deleted_count == len(changes):
+            return Refused()
+        return await self._why_refused(changes, lease)
+
+    def _report_poison(self, changes: Sequence[Change], error: BulkWriteError) -> None:
+        failures = error.details.get("writeErrors", [])
+        if error.details.get("writeConcernErrors") or any(f.get("code") not in _POISON for f in failures):
+            raise error
+        for failure in failures:
+            node_id = changes[failure["index"]].node_id
+            if node_id not in self._reported:
+                self._reported.add(node_id)
+                logger.warning(
+                    "Document {} cannot be written: {}", node_id, _first_line(failure.get("errmsg", ""))
+                )
+
+    async def _why_refused(self, changes: Sequence[Change], lease: Lease | None) -> Refused:
+        updates = {change.node_id: change for change in changes if not change.delete}
+        present = await self.read(updates)
+        vanished = updates.keys() - present.keys()
+        fenced = {i for i, node in present.items() if lease and (node.epoch or 0) > lease.epoch}
+        conflicting = {
+            node_id
+            for node_id, node in present.items()
+            if node_id not in fenced
+            and any(getattr(node, name) != value for name, value in (updates[node_id].expected or {}).items())
+        }
+        return Refused(frozenset(vanished), frozenset(fenced), frozenset(conflicting))
+
+    async def register(self, node: ToolServerNode, *, lease: Lease | None) -> bool:
+        """Insert a document for a node that has none (opt-in, the only insert). False if one is there."""
+        fields = node.model_dump(exclude={"id", "revision_id"}, exclude_none=True)
+        if lease:
+            fields |= {"engine_id": lease.engine_id, "epoch": lease.epoch}
+        async with _deadline("registering a node"):
+            result = await self._nodes.update_one({"_id": node.id}, {"$setOnInsert": fields}, upsert=True)
+        return result.upserted_id is not None
+
+    # -- idle stop: the claim -------------------------------------------------------------------------
+
+    async def claim(self, node_id: str, *, idle_before: datetime, lease: Lease | None) -> bool:
+        """Atomically turn a running node into a `stopping` one, if its last request is still that old.
+
+        `idle_before` is naive UTC. False: a request came in, or the node is not running any more.
+        """
+        guard = {"_id": node_id, "status": "running", "last_req_time": {"$lte": idle_before}, **_fence(lease)}
+        async with _deadline("claiming a node"):
+            result = await self._nodes.update_one(guard, {"$set": {"status": STOPPING}})
+        return result.matched_count == 1
+
+    async def claim_stands(self, node_id: str, *, idle_before: datetime) -> bool:
+        """Whether the claim survived a manager that wrote back what it had read before the claim."""
+        guard = {"_id": node_id, "status": STOPPING, "last_req_time": {"$lte": idle_before}}
+        async with _deadline("checking a claim"):
+            return await self._nodes.count_documents(guard, limit=1) == 1
+
+    # -- the lease ------------------------------------------------------------------------------------
+
+    async def acquire_lease(self, checker: NodeChecker, *, engine_id: str, duration: float) -> Lease | Holder:
+        """Take the engine's lease if it is free, expired or ours; else say who holds it.
+
+        One atomic update on the database's clock, so clocks of the hosts do not matter. `duration` in seconds.
+        """
+        floor = await self._highest_epoch(engine_id)
+        mine = {"$eq": ["$manager_id", checker.manager_id]}
+        free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$lte": ["$expires_at", "$$NOW"]}]}
+        known_epoch = {"$max": [{"$ifNull": ["$epoch", 0]}, floor]}
+        taken: dict[str, Any] = {
+            "manager_id": {"$literal": checker.manager_id},
+            "interval": checker.interval,
+            "pid": checker.pid,
+            "engine_id": {"$literal": engine_id},
+            "host": {"$literal": checker.host},
+            "version": {"$literal": checker.version},
+            "renewed_at": "$$NOW",
+            "expires_at": {"$add": ["$$NOW", round(duration * 1000)]},
+            "epoch": {"$cond": [mine, "$epoch", {"$add": [known_epoch, 1]}]},
+        }
+        update = [{"$replaceWith": {"$cond": [free, {"$mergeObjects": ["$$ROOT", taken]}, "$$ROOT"]}}]
+        async with _deadline("taking the lease"):
+            row = await self._checkers.find_one_and_update(
+                {"_id": checker_id(engine_id)}, update, upsert=True, return_document=ReturnDocument.AFTER
+            )
+        if row["manager_id"] != checker.manager_id:
+            return Holder(row["manager_id"], str(row.get("host")), int(row.get("pid") or 0))
+        lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), row.get("cursor"))
+        # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
+        async with _deadline("stamping the epoch"):
+            await self._nodes.update_many(
+                {"engine_id": engine_id, **_fence(lease)}, {"$set": {"epoch": lease.epoch}}
+            )
+        return lease
+
+    async def _highest_epoch(self, engine_id: str) -> int:
+        # A released lease leaves no document behind, but the nodes remember its epoch.
+        async with _deadline("reading the epoch"):
+            row = await self._nodes.find_one(
+                {"engine_id": engine_id, "epoch": {"$type": "number"}}, {"epoch": 1}, sort=[("epoch", -1)]
+            )
+        return int(row["epoch"]) if row else 0
+
+    async def renew_lease(self, lease: Lease, *, duration: float, cursor: int | None) -> bool:
+        """Extend a lease that is still ours. False when its document is gone or another's."""
+        fields: dict[str, Any] = {
+            "renewed_at": "$$NOW",
+            "expires_at": {"$add": ["$$NOW", round(duration * 1000)]},
+        }
+        if cursor is not None:
+            fields["cursor"] = cursor
+        guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
+        async with _deadline("renewing the lease"):
+            return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
+
+    async def lease_is_gone(self, lease: Lease) -> bool:
+        """Whether no checker document is left: an operator deleted it to stop the checker."""
+        async with _deadline("reading the lease"):
+            return await self._checkers.count_documents({"_id": checker_id(lease.engine_id)}, limit=1) == 0
+
+    async def release_lease(self, lease: Lease) -> None:
+        """Remove our checker document, so that a standby need not wait for it to expire."""
+        guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
+        async with _deadline("releasing the lease"):
+            await self._checkers.delete_one(guard)
+
+    async def current_lease(self, engine_id: str) -> Lease | None:
+        """The live lease on an engine, whoever holds it."""
+        query = {"_id": checker_id(engine_id), "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
+        async with _deadline("reading the lease"):
+            row = await self._checkers.find_one(query)
+        return Lease(row["manager_id"], engine_id, int(row["epoch"]), row.get("cursor")) if row else None
+
+    async def is_sole_checker(self, engine_id: str) -> bool:
+        """Whether no other engine has a live checker that may own the documents which nobody owns yet."""
+        query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
+        async with _deadline("counting checkers"):
+            return await self._checkers.count_documents(query, limit=1) == 0
+
+    async def checker_exists(self, manager_id: str) -> bool:
+        """Whether the checker's document is still there."""
+        async with _deadline("reading the checker"):
+            return await self._checkers.count_documents({"manager_id": manager_id}, limit=1) == 1
+
+
+@asynccontextmanager
+async def open_store(url: str, database: str) -> AsyncIterator[Store]:
+    """Connect, initialise the Beanie documents on `database` and close at the end.
+
+    Raises ConfigError for a URL or login that can never work, StoreError while the server cannot be reached.
+    Beanie's documents are bound to one database at a time in a process: the last to initialise wins.
+    """
+    try:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            url,
+            appname="eventwatch",
+            serverSelectionTimeoutMS=SERVER_SELECTION_MS,
+            connectTimeoutMS=SERVER_SELECTION_MS,
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise ConfigError(
+            f"EVENTWATCH_MONGO_URL: {mask_url(url)} is not usable: {_first_line(str(error))}"
+        ) from None
+    async with client:
+        async with _deadline(f"connecting to {mask_url(url)}"):
+            await init_beanie(
+                database=client[database], document_models=[ToolServerNode, NodeChecker], skip_indexes=True
+            )
+            # init_beanie asks for the server's version only; reading proves that the login may do its work.
+            await ToolServerNode.get_pymongo_collection().find_one({}, {"_id": 1})
+        yield Store()
+
+
+def parse_recorded(row: Mapping[str, Any]) -> Recorded:
+    """Check the types of a projected document. Raises ValueError naming the first field that is wrong."""
+    for name, kind, optional in (
+        ("_id", str, False),
+        ("short_id", str, True),
+        ("status", str, True),
+        ("health", str, True),
+        ("ip", str, True),
+        ("port", int, True),
+        ("last_req_time", datetime, True),
+        ("engine_id", str, True),
+        ("epoch", int, True),
+    ):
+        value = row.get(name)
+        if not (isinstance(value, kind) or (optional and value is None)):
+            raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+    fields = {name: row.get(name) for name in _PROJECTION}
+    fields["short_id"] = fields["short_id"] or row["_id"][:12]
+    return Recorded(node_id=row["_id"], **fields)
+
+
+def naive_utc(moment: datetime, *, earlier_by: float = 0.0) -> datetime:
+    """As the manager stores it."""
+    return moment.replace(tzinfo=None) - timedelta(seconds=earlier_by)
+
+
+def _fence(lease: Lease | None) -> dict[str, Any]:
+    # Absent or not greater: a manager that replaces whole documents drops the stamp, and that must do no harm.
+    return {"epoch": {"$not": {"$gt": lease.epoch}}} if lease else {}
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0].partition(", full error:")[0] if text.strip() else "no reason given"
+
+
+@asynccontextmanager
+async def _deadline(doing: str) -> AsyncIterator[None]:
+    """Bound one database call and turn whatever it raises into one line."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            yield
+    except TimeoutError:
+        raise StoreError(f"Database did not answer within {DEADLINE:.0f} s while {doing}") from None
+    except OperationFailure as error:
+        if error.code in _REFUSED:
+            raise StoreError(
+                f"Database refused the login while {doing}: {_first_line(str(error))}. "
+                "Check the user, password and authSource in EVENTWATCH_MONGO_URL, and its readWrite role",
+                permanent=True,
+            ) from None
+        raise StoreError(f"Database failed while {doing}: {_first_line(str(error))}") from None
+    except ServerSelectionTimeoutError as error:
+        raise StoreError(f"Database unreachable while {doing}: {_reason(error)}") from None
+    except ConnectionFailure as error:
+        raise StoreError(f"Database connection lost while {doing}: {_first_line(str(error))}") from None
+    except PyMongoError as error:
+        raise StoreError(f"Database failed while {doing}: {_first_line(str(error))}") from None
+
+
+def _reason(error: ServerSelectionTimeoutError) -> str:
+    return _first_line(str(error)).split(" (configured timeouts")[0].split(", Timeout:")[0]

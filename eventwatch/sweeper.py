@@ -1,0 +1,366 @@
+"""The full pass over all documents, and the checker functions that managers know.
+
+A sweep reads every document, inspects every container ten at a time, and hands the answers that differ to the
+one writer. It is what sees changes that no event tells (a kill while restarting, a crash of the daemon, events
+lost) and what stops idle nodes. Whatever it corrects is drift.
+
+`update_node_status`, `check_nodes_status` and `check_nodes_status_loop` do the same for a manager. Inside
+`watch()` they go through the running watcher, so there is still one writer; elsewhere they build what they
+need for the call from the engine and settings passed by name, or from the environment.
+
+A 404 deletes only on the word of the engine that owns the node, and `Brake` keeps one sweep from deleting
+many. Any other answer than 200 or 404 changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import aiodocker
+from loguru import logger
+
+from eventwatch.backoff import Backoff
+from eventwatch.clock import Clock, SystemClock
+from eventwatch.documents import NodeChecker, ToolServerNode
+from eventwatch.engine import DockerEngine, Engine, as_engine
+from eventwatch.errors import EngineError, EventwatchError, LeaseLostError
+from eventwatch.model import Cause, Observation, Recorded
+from eventwatch.policy import delete_limit, may_delete
+from eventwatch.reconciler import Reconciler
+from eventwatch.settings import Settings, load_settings
+from eventwatch.stopper import Stopper
+from eventwatch.store import Store
+
+#: Inspections in flight during a sweep.
+CONCURRENCY = 10
+#: Sweeps that must agree before more than `delete_limit` documents are deleted.
+AGREEING_SWEEPS = 3
+
+
+@dataclass(slots=True)
+class SweepReport:
+    """What one pass did. `failed` nodes could not be inspected and are unchanged."""
+
+    checked: int = 0
+    changed: int = 0
+    deleted: int = 0
+    stopping: int = 0
+    failed: int = 0
+    braked: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.checked} nodes checked"]
+        parts += [
+            f"{count} {word}"
+            for count, word in (
+                (self.changed, "changed"),
+                (self.deleted, "deleted"),
+                (self.stopping, "being stopped"),
+                (self.failed, "not answered for"),
+                (self.braked, "not deleted (brake)"),
+            )
+            if count
+        ]
+        return ", ".join(parts)
+
+
+@dataclass(slots=True)
+class Brake:
+    """Refuses mass deletion until three sweeps in a row agree on it."""
+
+    agreed: set[str] = field(default_factory=set)
+    sweeps: int = 0
+
+    def release(self, doomed: set[str], limit: int) -> set[str]:
+        """The ids of `doomed` that may be deleted now: all, none, or what three sweeps agreed on."""
+        if len(doomed) <= limit:
+            self.agreed, self.sweeps = set(), 0
+            return doomed
+        self.agreed = doomed & self.agreed if self.sweeps else doomed
+        self.sweeps += 1
+        if self.sweeps < AGREEING_SWEEPS:
+            return set()
+        allowed, self.agreed, self.sweeps = self.agreed, set(), 0
+        return allowed
+
+    @property
+    def engaged(self) -> bool:
+        return self.sweeps > 0
+
+
+class Sweeper:
+    """Runs passes: on its timer, and whenever `request` is called."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        reconciler: Reconciler,
+        stopper: Stopper,
+        settings: Settings,
+        brake: Brake | None = None,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._reconciler = reconciler
+        self._stopper = stopper
+        self._settings = settings
+        self._clock: Clock = reconciler.clock
+        self._metrics = reconciler.metrics
+        self.brake = brake
+        self._requested = asyncio.Event()
+        self._waiting_since: float | None = None
+        self.last_success: float | None = None
+
+    def request(self) -> None:
+        """Ask for a pass as soon as possible."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Sweep when asked and every `sweep_interval`; repeat a pass that failed, soon. Never ends."""
+        backoff = Backoff(base=0.1, cap=1.0)
+        while True:
+            timer = self._clock.call_later(self._settings.sweep_interval, self._requested.set)
+            await self._requested.wait()
+            timer.cancel()
+            self._requested.clear()
+            try:
+                report = await self.sweep()
+            except LeaseLostError:
+                raise
+            except EventwatchError as error:
+                if not backoff.failures:
+                    logger.warning("Sweep failed: {}", error)
+                await self._clock.sleep(backoff.next_delay())
+                self._requested.set()
+                continue
+            if report.failed == report.checked > 0:
+                await self._clock.sleep(backoff.next_delay())
+                self._requested.set()
+                continue
+            backoff.succeeded_for(0)
+            logger.debug("Sweep: {}", report)
+
+    async def sweep(self, *, force: bool = False) -> SweepReport:
+        """One pass over all documents. `force` lifts the brake and the ownership of other engines.
+
+        Raises StoreError when the database, EngineError when the engine cannot be reached at all.
+        """
+        began = self._clock.monotonic()
+        known_before = set(self._reconciler.known)
+        documents = await self._store.read()
+        self._reconciler.learn(documents, known_before=known_before)
+        report = SweepReport(checked=len(documents))
+        answers = await self._inspect_all(documents, report)
+        doomed = await self._may_be_deleted(documents, answers, force=force)
+        if self.brake and not force:
+            doomed = self._braked(doomed, self.brake, len(documents), report)
+        for node_id, (seen, events_seen) in answers.items():
+            if not seen.found:
+                if node_id in doomed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
+                    report.deleted += 1
+            elif self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
+                report.changed += self._reconciler.accept_sweep(seen, events_seen=events_seen)
+        await self._reconciler.flush()
+        report.stopping = sum(
+            self._stopper.consider(documents[node_id], seen) for node_id, (seen, _) in answers.items()
+        )
+        if self._settings.register_label:
+            await self._register_missing(self._settings.register_label)
+        self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
+        if not report.failed:
+            self.last_success = self._clock.monotonic()
+            self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
+        return report
+
+    async def check(self, node: ToolServerNode) -> None:
+        """The pass for one node; the object passed in is brought up to date too."""
+        node_id = node.id
+        events_seen = self._reconciler.events_seen(node_id)
+        try:
+            seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+        except EngineError as error:
+            _warn(node_id, error)
+            return
+        documents = await self._store.read([node_id])
+        recorded = documents.get(node_id)
+        if recorded is None:
+            return
+        self._reconciler.known.setdefault(node_id, recorded)
+        if not seen.found:
+            if await self._may_be_deleted(documents, {node_id: (seen, events_seen)}, force=False):
+                self._reconciler.accept_sweep(seen, events_seen=events_seen)
+                await self._reconciler.flush()
+            return
+        self._reconciler.accept_sweep(seen, events_seen=events_seen)
+        await self._reconciler.flush()
+        self._stopper.consider(recorded, seen)
+        written = self._reconciler.known.get(node_id, recorded)
+        node.status, node.health = written.status or node.status, written.health or node.health
+        node.ip, node.port = written.ip or "", written.port or node.port
+
+    async def _inspect_all(
+        self, documents: Mapping[str, Recorded], report: SweepReport
+    ) -> dict[str, tuple[Observation, int]]:
+        answers: dict[str, tuple[Observation, int]] = {}
+        ids = iter(documents)
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(min(CONCURRENCY, len(documents))):
+                tasks.create_task(self._inspect_some(ids, answers), name=f"sweep-inspector-{number}")
+        report.failed = len(documents) - len(answers)
+        return answers
+
+    async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
+        for node_id in ids:
+            events_seen = self._reconciler.events_seen(node_id)
+            try:
+                seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            except EngineError as error:
+                _warn(node_id, error)
+                if error.unreachable:
+                    deque(ids, maxlen=0)  # nobody need ask for the rest
+                self._reconciler.inspect_soon(node_id)
+                continue
+            answers[node_id] = (seen, events_seen)
+
+    async def _may_be_deleted(
+        self,
+        documents: Mapping[str, Recorded],
+        answers: Mapping[str, tuple[Observation, int]],
+        *,
+        force: bool,
+    ) -> set[str]:
+        missing = {node_id for node_id, (seen, _) in answers.items() if not seen.found}
+        if not missing or force:
+            return missing
+        engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
+        sole = await self._store.is_sole_checker(engine_id)
+        return {i for i in missing if may_delete(documents[i], engine_id=engine_id, sole_checker=sole)}
+
+    def _braked(self, doomed: set[str], brake: Brake, nodes: int, report: SweepReport) -> set[str]:
+        limit = delete_limit(self._settings.delete_limit, nodes)
+        allowed = brake.release(doomed, limit)
+        report.braked = len(doomed) - len(allowed)
+        self._metrics.brake.set(brake.engaged)
+        if brake.engaged:
+            logger.warning(
+                "Brake: {} of {} nodes are gone from the engine, more than delete_limit ({}): nothing is deleted "
+                "until {} sweeps in a row agree, or `eventwatch sweep --force`",
+                len(doomed), nodes, limit, AGREEING_SWEEPS,
+            )  # fmt: skip
+        return allowed
+
+    async def _register_missing(self, label: str) -> None:
+        for node_id in await self._engine.list_running(label):
+            if node_id not in self._reconciler.known:
+                seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+                if seen.found and seen.status in {"running", "paused"}:
+                    await self._reconciler.register(seen)
+
+
+def _warn(node_id: str, error: EngineError) -> None:
+    logger.warning("Failed to get node info from docker: {}", node_id)
+    logger.warning("{}", error)
+
+
+# -- what managers call -------------------------------------------------------------------------------------
+
+#: The sweeper of the `watch()` that runs in this process, and of a loop in this task.
+_watching: Sweeper | None = None
+_looping: ContextVar[Sweeper | None] = ContextVar("eventwatch_looping", default=None)
+
+
+def set_watching(sweeper: Sweeper | None) -> None:
+    """Let the checker functions of this process go through the running watcher (None: it stopped)."""
+    global _watching  # noqa: PLW0603 - one watcher per process, as Beanie's documents are bound once per process
+    _watching = sweeper
+
+
+@asynccontextmanager
+async def one_off_sweeper(
+    engine: Engine | aiodocker.Docker | None = None, settings: Settings | None = None
+) -> AsyncIterator[Sweeper]:
+    """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops."""
+    settings = settings or load_settings()
+    own = DockerEngine(settings) if engine is None else None
+    used = own or as_engine(engine, settings)  # type: ignore[arg-type]  # one of the two is there
+    store = Store()
+    reconciler = Reconciler(engine=used, store=store, settings=settings, engine_id="", clock=SystemClock())
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            stopper = Stopper(engine=used, store=store, reconciler=reconciler, settings=settings, tasks=tasks)
+            yield Sweeper(engine=used, store=store, reconciler=reconciler, stopper=stopper, settings=settings)
+    finally:
+        if own:
+            await own.close()
+
+
+@asynccontextmanager
+async def _sweeper(
+    engine: Engine | aiodocker.Docker | None, settings: Settings | None
+) -> AsyncIterator[Sweeper]:
+    running = _looping.get() or _watching
+    if running is not None and engine is None and settings is None:
+        yield running
+    else:
+        async with one_off_sweeper(engine, settings) as own:
+            yield own
+
+
+async def update_node_status(
+    node: ToolServerNode,
+    *,
+    engine: Engine | aiodocker.Docker | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Make one node's document equal to its container, delete it if that is gone, stop it if it sat idle.
+
+    An engine that does not answer is logged as a warning and changes nothing. Raises StoreError when the
+    database does not answer. Outside `watch()`, returns when a stop that it began has ended.
+    """
+    async with _sweeper(engine, settings) as sweeper:
+        await sweeper.check(node)
+
+
+async def check_nodes_status(
+    *, engine: Engine | aiodocker.Docker | None = None, settings: Settings | None = None
+) -> SweepReport:
+    """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write."""
+    async with _sweeper(engine, settings) as sweeper:
+        return await sweeper.sweep()
+
+
+async def check_nodes_status_loop(
+    checker: NodeChecker,
+    *,
+    engine: Engine | aiodocker.Docker | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Repeat `check_nodes_status` every `checker.interval` seconds, until the checker's document is gone.
+
+    A pass that fails is logged with its traceback, and the loop goes on.
+    """
+    logger.info("Nodes status checker started.")
+    logger.info("Checker id: {}", checker.manager_id)
+    store = Store()
+    async with one_off_sweeper(engine, settings) as sweeper:
+        sweeper.brake = Brake()
+        token = _looping.set(sweeper)
+        try:
+            while True:
+                try:
+                    if not await store.checker_exists(checker.manager_id):
+                        break
+                    await check_nodes_status()
+                except Exception:  # noqa: BLE001 - whatever it was, the next pass may do better
+                    logger.exception("Nodes status check failed, the next one is in {} s", checker.interval)
+                await asyncio.sleep(checker.interval)
+        finally:
+            _looping.reset(token)
+    logger.info("Nodes status checker stopped.")
