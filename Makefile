@@ -15,7 +15,7 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv with eventwatch and its tools (again only when pyproject.toml changed)
 
-engine: ## make sure that a Docker engine answers (as root on Debian: install and start one)
+engine: ## make sure that a Docker engine answers (as root on Debian: install and start what is missing)
 	@.ci/engine
 
 run: setup engine ## run eventwatch beside two demo nodes until Ctrl-C
@@ -49,7 +49,8 @@ $(READY): pyproject.toml
 			exit 1; \
 		fi; \
 		echo "==> installing python3-venv with apt-get"; \
-		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv; } >/dev/null; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv; } >/dev/null 2>&1 \
+			|| { echo "error: apt-get could not install python3-venv: run it by hand to see why" >&2; exit 1; }; \
 	fi
 	@echo "==> creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)

@@ -16,12 +16,13 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, TypeVar
 
 from loguru import logger
 
-from eventwatch.backoff import Backoff
+from eventwatch.backoff import Pace
 from eventwatch.clock import Clock, SystemClock
 from eventwatch.documents import NodeChecker
 from eventwatch.elector import Elector
@@ -48,7 +49,7 @@ from eventwatch.watcher import Watcher
 T = TypeVar("T")
 
 #: Seconds between attempts to reach the database or the engine at the start.
-PATIENCE: Final = {"base": 0.2, "cap": 2.0}
+PATIENCE: Final = Pace(base=0.2, cap=2.0)
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: somebody asked us to stop while we waited
@@ -73,9 +74,7 @@ def eventwatch_version() -> str:
 class Application:
     """One watcher for one engine. `run` it once; `stop` and `sweep_now` may be called from signal handlers."""
 
-    def __init__(
-        self, settings: Settings, *, engine: Engine | None = None, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, *, engine: Engine | None = None, clock: Clock | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics(KNOWN_ACTIONS | {"other", "malformed"})
         self.checker = NodeChecker.model_construct(
@@ -136,7 +135,7 @@ class Application:
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat until it works; a cause that waiting cannot mend is a ConfigError."""
-        backoff = Backoff(**PATIENCE)
+        backoff = PATIENCE.start()
         while True:
             try:
                 return await self._unless_stopped(attempt())
@@ -166,10 +165,10 @@ class Application:
         elector = Elector(
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
-        backoff = Backoff(base=0.1, cap=5.0, stable=60.0)
+        backoff = Pace(base=0.1, cap=5.0, stable=60.0).start()
         while True:
             info = await self._patiently(engine.identify)
-            lease = await self._patiently(lambda: elector.acquire(info.id))
+            lease = await self._patiently(partial(elector.acquire, info.id))
             began = self._clock.monotonic()
             try:
                 outcome = await self._lead(engine, store, elector, info, lease)
@@ -254,10 +253,7 @@ class Application:
         workers = [
             tasks.create_task(reconciler.run_writer(), name="writer"),
             tasks.create_task(keep_lease(), name="lease-keeper"),
-            *(
-                tasks.create_task(reconciler.run_inspector(), name=f"inspector-{n}")
-                for n in range(INSPECTORS)
-            ),
+            *(tasks.create_task(reconciler.run_inspector(), name=f"inspector-{n}") for n in range(INSPECTORS)),
         ]
         await self._stopping.wait()
         for task in intake:

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How attempts are spaced, in seconds: `base`, doubled each time up to `cap`, each times 0.5 to 1."""
+
+    base: float
+    cap: float
+    stable: float = 0.0
+
+    def start(self, jitter: Callable[[], float] = random.random) -> Backoff:
+        """Begin to count failures."""
+        return Backoff(self, jitter)
 
 
 class Backoff:
-    """Delays between attempts, in seconds: `base`, doubled each time up to `cap`, each times 0.5 to 1.
+    """The delays of one series of attempts.
 
-    `succeeded_for(seconds)` resets once the last success held for `stable` seconds, so that a connection that
-    opens and breaks at once keeps backing off instead of becoming a hot loop.
+    `succeeded_for(seconds)` resets once the last success held for `pace.stable` seconds, so that a connection
+    that opens and breaks at once keeps backing off instead of becoming a hot loop.
     """
 
-    def __init__(
-        self,
-        *,
-        base: float,
-        cap: float,
-        stable: float = 0.0,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self._base = base
-        self._cap = cap
-        self._stable = stable
+    def __init__(self, pace: Pace, jitter: Callable[[], float]) -> None:
+        self._pace = pace
         self._jitter = jitter
         self.failures = 0
 
     def next_delay(self) -> float:
         """Count one more failure and say how long to wait before the next attempt."""
-        delay = min(self._cap, self._base * 2.0 ** min(self.failures, 30))
+        delay = min(self._pace.cap, self._pace.base * 2.0 ** min(self.failures, 30))
         self.failures += 1
         return delay * (0.5 + self._jitter() / 2)
 
     def succeeded_for(self, seconds: float) -> None:
         """Tell how long the attempt that just ended had been good."""
-        if seconds >= self._stable:
+        if seconds >= self._pace.stable:
             self.failures = 0

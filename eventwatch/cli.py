@@ -59,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", run, "watch the engine and keep the documents true until stopped")
     sweep_parser = add("sweep", sweep, "check every node once and print what was changed")
-    sweep_parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be changed, change nothing"
-    )
+    sweep_parser.add_argument("--dry-run", action="store_true", help="say what would be changed, change nothing")
     sweep_parser.add_argument(
         "--force", action="store_true", help="delete documents whatever engine is on record as their owner"
     )

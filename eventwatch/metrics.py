@@ -59,17 +59,11 @@ class Metrics:
         self.sweep_success = self._gauge(
             "eventwatch_sweep_last_success_timestamp_seconds", "When the last full pass ended well."
         )
-        self.drift = self._counter(
-            "eventwatch_drift_corrections", "Fields that only a sweep put right.", "field"
-        )
+        self.drift = self._counter("eventwatch_drift_corrections", "Fields that only a sweep put right.", "field")
         self.stops = self._counter("eventwatch_stops", "Stops of nodes by eventwatch.", "reason", "result")
-        self.nodes = Gauge(
-            "eventwatch_nodes", "Nodes by recorded status.", ["status"], registry=self.registry
-        )
+        self.nodes = Gauge("eventwatch_nodes", "Nodes by recorded status.", ["status"], registry=self.registry)
         self.leader = self._gauge("eventwatch_leader", "1 while this process holds the engine's lease.")
-        self.queue_depth = self._gauge(
-            "eventwatch_queue_depth", "Nodes that wait for an inspection or a write."
-        )
+        self.queue_depth = self._gauge("eventwatch_queue_depth", "Nodes that wait for an inspection or a write.")
         self.brake = self._gauge("eventwatch_brake_engaged", "1 while a sweep refuses to delete.")
         for action in actions:
             self.events.labels(action)

@@ -136,9 +136,7 @@ def parse_container(container: Mapping[str, Any], *, network: str, as_of: int = 
         node_id=str(container["Id"]),
         status=status,
         health=normal_health(status, health),
-        ip=str((networks.get(network) or {}).get("IPAddress") or "")
-        if has_address(status)
-        else NOT_RUNNING_IP,
+        ip=str((networks.get(network) or {}).get("IPAddress") or "") if has_address(status) else NOT_RUNNING_IP,
         tcp_ports=_tcp_ports(config.get("ExposedPorts") or {}),
         started_at=started_at,
         name=str(container.get("Name") or "").lstrip("/"),
@@ -176,9 +174,7 @@ def _nanos(moment: datetime | None) -> int:
 
 def _tcp_ports(exposed: Iterable[str]) -> tuple[int, ...]:
     ports = (spec.partition("/") for spec in exposed)
-    return tuple(
-        sorted(int(port) for port, _, protocol in ports if protocol in {"", "tcp"} and port.isdigit())
-    )
+    return tuple(sorted(int(port) for port, _, protocol in ports if protocol in {"", "tcp"} and port.isdigit()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.backoff import Backoff
+from eventwatch.backoff import Backoff, Pace
 from eventwatch.clock import Clock, SystemClock, Timer
 from eventwatch.documents import ToolServerNode
 from eventwatch.engine import Engine
@@ -63,7 +63,7 @@ ORPHAN_POLL: Final = (0.01, 0.25)
 #: Containers remembered as no nodes, and orphans waiting: bounds on memory, the sweep finds what they lose.
 REMEMBERED: Final = 10_000
 #: Seconds between attempts to write while the database is away.
-WRITE_RETRY: Final = {"base": 0.05, "cap": 0.5}
+WRITE_RETRY: Final = Pace(base=0.05, cap=0.5)
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class _Node:
     last_event: float = 0.0
     settle: Timer | None = None
     waiting: list[int] = field(default_factory=list)
-    failures: Backoff = field(default_factory=lambda: Backoff(base=0.1, cap=5.0))
+    failures: Backoff = field(default_factory=lambda: Pace(base=0.1, cap=5.0).start())
 
 
 @dataclass(slots=True)
@@ -257,9 +257,7 @@ class Reconciler:
             if not node.failures.failures:
                 logger.warning("Failed to get node info from docker: {}", node_id)
                 logger.warning("{}", error)
-            self.clock.call_later(
-                node.failures.next_delay(), lambda: self.inspect_soon(node_id, urgent=urgent)
-            )
+            self.clock.call_later(node.failures.next_delay(), lambda: self.inspect_soon(node_id, urgent=urgent))
             return
         node.failures.succeeded_for(0)
         if node.status_hints != before[0]:
@@ -282,9 +280,7 @@ class Reconciler:
             self._put_fields(node_id, fields, Cause.EVENT, times)
 
     def _desired(self, seen: Observation) -> dict[str, str | int]:
-        return desired_fields(
-            seen, node_port=self._settings.node_port, health_check=self._settings.health_check
-        )
+        return desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
 
     def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
         node.as_of = max(node.as_of, seen.time_nano)
@@ -389,7 +385,7 @@ class Reconciler:
 
     async def run_writer(self) -> None:
         """Write what is pending, batch after batch, through outages of the database. Never ends."""
-        backoff = Backoff(base=WRITE_RETRY["base"], cap=WRITE_RETRY["cap"])
+        backoff = WRITE_RETRY.start()
         while True:
             await self._has_pending.wait()
             try:

@@ -44,9 +44,8 @@ from eventwatch.settings import mask_url
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
 
-_PROJECTION: Final = {
-    name: 1 for name in ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
-}
+_FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
+_PROJECTION: Final = dict.fromkeys(_FIELDS, 1)
 #: Server error codes of a refused login or missing rights: waiting does not help.
 _REFUSED: Final = {13, 18}
 #: Server error codes that concern one document for good (schema validation, document too large, bad value).
@@ -224,6 +223,8 @@ class Store:
             row = await self._checkers.find_one_and_update(
                 {"_id": checker_id(engine_id)}, update, upsert=True, return_document=ReturnDocument.AFTER
             )
+        if row is None:
+            raise StoreError("Database took the lease but did not say so")
         if row["manager_id"] != checker.manager_id:
             return Holder(row["manager_id"], str(row.get("host")), int(row.get("pid") or 0))
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), row.get("cursor"))
@@ -328,7 +329,7 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
         value = row.get(name)
         if not (isinstance(value, kind) or (optional and value is None)):
             raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
-    fields = {name: row.get(name) for name in _PROJECTION}
+    fields: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
     fields["short_id"] = fields["short_id"] or row["_id"][:12]
     return Recorded(node_id=row["_id"], **fields)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import aiodocker
 from loguru import logger
 
-from eventwatch.backoff import Backoff
+from eventwatch.backoff import Pace
 from eventwatch.clock import Clock, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.engine import DockerEngine, Engine, as_engine
@@ -90,6 +90,7 @@ class Brake:
 
     @property
     def engaged(self) -> bool:
+        """Whether deletions are being refused."""
         return self.sweeps > 0
 
 
@@ -124,7 +125,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep when asked and every `sweep_interval`; repeat a pass that failed, soon. Never ends."""
-        backoff = Backoff(base=0.1, cap=1.0)
+        backoff = Pace(base=0.1, cap=1.0).start()
         while True:
             timer = self._clock.call_later(self._settings.sweep_interval, self._requested.set)
             await self._requested.wait()
@@ -302,9 +303,7 @@ async def one_off_sweeper(
 
 
 @asynccontextmanager
-async def _sweeper(
-    engine: Engine | aiodocker.Docker | None, settings: Settings | None
-) -> AsyncIterator[Sweeper]:
+async def _sweeper(engine: Engine | aiodocker.Docker | None, settings: Settings | None) -> AsyncIterator[Sweeper]:
     running = _looping.get() or _watching
     if running is not None and engine is None and settings is None:
         yield running

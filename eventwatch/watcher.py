@@ -18,11 +18,12 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 from loguru import logger
 
-from eventwatch.backoff import Backoff
+from eventwatch.backoff import Backoff, Pace
 from eventwatch.clock import Clock
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError
@@ -37,7 +38,7 @@ REMEMBERED_EVENTS: Final = 20_000
 #: Seconds that a connection lives: random between these, so that many sidecars do not reconnect together.
 LIFETIME: Final = (300.0, 600.0)
 #: Seconds between attempts; documents must be right within 2 s of the engine's return.
-RECONNECT: Final = {"base": 0.05, "cap": 1.0, "stable": 10.0}
+RECONNECT: Final = Pace(base=0.05, cap=1.0, stable=10.0)
 #: Seconds until a newest event that was not replayed counts as lost.
 REPLAY_GRACE: Final = 1.0
 
@@ -91,7 +92,7 @@ class Watcher:
 
     async def run(self) -> None:
         """Watch, reconnecting for ever. Ends only by cancellation or by what `on_connect` raises."""
-        backoff = Backoff(**RECONNECT)
+        backoff = RECONNECT.start()
         while True:
             try:
                 reason, error = await self._one_connection(backoff)
@@ -121,7 +122,7 @@ class Watcher:
                 logger.info("The engine is back, event stream open")
             while True:
                 wake = asyncio.Event()
-                reader.add_done_callback(lambda _, wake=wake: wake.set())
+                reader.add_done_callback(partial(_wake, wake))
                 timer = self._clock.call_later(random.uniform(*LIFETIME), wake.set)  # noqa: S311 - spreads load
                 await wake.wait()
                 timer.cancel()
@@ -155,7 +156,7 @@ class Watcher:
         return reader
 
     async def _read(self, stream: AsyncIterator[Event]) -> str:
-        """Returns why the stream broke, or nothing when it ended cleanly: a task that raises ends its group."""
+        """Return why the stream broke, or nothing after a clean end; raising would end the task group."""
         try:
             async for event in stream:
                 self._take(event)
@@ -188,3 +189,7 @@ class Watcher:
         self._metrics.events.labels("malformed").inc()
         if self._malformed & (self._malformed - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time
             logger.warning("Event stream: skipped a malformed line (number {}): {}", self._malformed, why)
+
+
+def _wake(wake: asyncio.Event, _: asyncio.Task[str]) -> None:
+    wake.set()

@@ -32,10 +32,9 @@ REPLICA_SET = "eventwatch-tests"
 def docker_url() -> str:
     """The engine of `DOCKER_HOST`, else the local one; without one a test fails, it is never skipped."""
     url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    try:
-        connect(url)
-    except OSError as error:
-        pytest.fail(f"no Docker engine at {url} ({error.strerror or error}): run .ci/engine", pytrace=False)
+    refusal = why_unreachable(url)
+    if refusal:
+        pytest.fail(f"no Docker engine at {url} ({refusal}): run .ci/engine", pytrace=False)
     return url
 
 
@@ -69,14 +68,18 @@ async def database(mongo_url: str) -> AsyncIterator[str]:
         await client.drop_database(name)
 
 
-def connect(url: str) -> None:
+def why_unreachable(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme == "unix":
-        with socket.socket(socket.AF_UNIX) as engine:
-            engine.settimeout(5)
-            engine.connect(parts.path)
-    else:
-        socket.create_connection((parts.hostname or "", parts.port or 2375), timeout=5).close()
+    try:
+        if parts.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as engine:
+                engine.settimeout(5)
+                engine.connect(parts.path)
+        else:
+            socket.create_connection((parts.hostname or "", parts.port or 2375), timeout=5).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def free_port() -> int:
@@ -136,9 +139,7 @@ def answers(client: MongoClient[dict[str, Any]]) -> bool:
     return True
 
 
-def wait_until(
-    done: Callable[[], bool], process: subprocess.Popen[bytes], deadline: float, log: Path
-) -> None:
+def wait_until(done: Callable[[], bool], process: subprocess.Popen[bytes], deadline: float, log: Path) -> None:
     while not done():
         if process.poll() is not None or time.monotonic() > deadline:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])

@@ -174,9 +174,7 @@ async def run(command: Sequence[str], *, duration: float | None) -> int:
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="end by itself after this time")
-    parser.add_argument(
-        "command", nargs="*", default=[], help="what to run instead of `eventwatch run`, after --"
-    )
+    parser.add_argument("command", nargs="*", default=[], help="what to run instead of `eventwatch run`, after --")
     return parser.parse_args(argv)
 
 

@@ -78,9 +78,7 @@ def pid_of(mongo: EmbeddedMongo) -> int:
 def listening_on(port: int) -> list[str]:
     """The addresses, as the kernel writes them, that listen on this port."""
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [
-        local[:8] for _, local, _, state, *_ in sockets if local.endswith(f":{port:04X}") and state == "0A"
-    ]
+    return [local[:8] for _, local, _, state, *_ in sockets if local.endswith(f":{port:04X}") and state == "0A"]
 
 
 def without_setpriv(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -240,9 +238,7 @@ async def test_a_mongod_left_by_a_killed_eventwatch_is_stopped_by_the_next(
         async with EmbeddedMongo(tmp_path / "mongo") as mongo:
             assert not exists(left)
             assert await reading(mongo) is None
-    assert warnings == [
-        f"stopping mongod {left}, left in {tmp_path / 'mongo'} by an eventwatch that was killed"
-    ]
+    assert warnings == [f"stopping mongod {left}, left in {tmp_path / 'mongo'} by an eventwatch that was killed"]
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
@@ -253,9 +249,7 @@ async def test_mongod_ends_with_an_eventwatch_that_is_killed(tmp_path: Path) -> 
         await until(lambda: not exists(mongod))
 
 
-async def test_a_recorded_pid_that_is_not_our_mongod_is_left_alone(
-    tmp_path: Path, warnings: list[str]
-) -> None:
+async def test_a_recorded_pid_that_is_not_our_mongod_is_left_alone(tmp_path: Path, warnings: list[str]) -> None:
     (tmp_path / "db").mkdir()
     (tmp_path / "db" / "mongod.lock").write_text(f"{os.getpid()}\n")
     async with EmbeddedMongo(tmp_path):
@@ -292,9 +286,35 @@ async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(
 
 
 async def test_a_mongod_that_ends_at_once_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_arguments", lambda db, *_, **__: ("--dbpath", db / "absent"))
+    monkeypatch.setattr(
+        embedded, "_arguments", lambda db, *_, **__: ("--nounixsocket", "--port", "1", "--dbpath", db / "absent")
+    )
     with pytest.raises(StoreError, match=r"ended at once \(exit code 100\): .*Data directory .* not found"):
         await EmbeddedMongo(tmp_path).__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        pytest.param(
+            '{"s":"I","msg":"starting"}\n'
+            '{"s":"E","msg":"Failed to open","attr":{"error":{"code":1,"errmsg":"Read-only\\nfile system"}}}\n'
+            '{"s":"F","msg":"\\n\\n***aborting after fassert() failure"}\n{"s":"I","msg":"Now exiting"}\n',
+            ": Failed to open: Read-only file system",
+            id="the first error, on one line",
+        ),
+        pytest.param('{"s":"E","msg":"No","attr":{"error":"Bad: x"}}', ": No: Bad: x", id="an error that is text"),
+        pytest.param("Error parsing option\ntry --help\n", ": Error parsing option", id="no structured log yet"),
+        pytest.param("[1]\nlibcurl.so.4: missing\n", ": libcurl.so.4: missing", id="the loader's complaint"),
+        pytest.param('{"s":"I","msg":"a"}\n{"s":"I","msg":"b"}\n', ": b", id="no error at all"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_the_cause_is_picked_from_the_new_part_of_the_log(tmp_path: Path, log: str, cause: str) -> None:
+    earlier = '{"s":"E","msg":"an earlier run"}\n'
+    path = tmp_path / "mongod.log"
+    path.write_text(earlier + log)
+    assert embedded._quoted(path, len(earlier)) == cause
 
 
 async def test_a_mongod_that_never_answers_is_given_up_and_killed(
@@ -352,17 +372,13 @@ async def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> 
         pytest.param("relative", "/home/ann/.local/state/eventwatch/mongo", id="relative, so ignored"),
     ],
 )
-def test_the_data_is_in_the_users_state_folder(
-    monkeypatch: pytest.MonkeyPatch, state: str, expected: str
-) -> None:
+def test_the_data_is_in_the_users_state_folder(monkeypatch: pytest.MonkeyPatch, state: str, expected: str) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     monkeypatch.setenv("XDG_STATE_HOME", state)
     assert default_data_dir() == Path(expected)
 
 
-async def test_a_long_log_is_put_aside_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_log_is_put_aside_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "LOG_LIMIT", 10)
     (tmp_path / "mongod.log").write_text("a long line of an earlier run\n")
     async with EmbeddedMongo(tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -150,11 +151,10 @@ class TestDurations:
             (100000, "100000s"),
         ],
     )
-    def test_a_duration_is_written_in_the_largest_unit_that_divides_it(
-        self, seconds: float, written: str
-    ) -> None:
+    def test_a_duration_is_written_in_the_largest_unit_that_divides_it(self, seconds: float, written: str) -> None:
         assert format_duration(seconds) == written
 
+    @hypothesis_settings(database=None)
     @given(st.floats(min_value=0, max_value=3650 * 86400.0))
     def test_what_is_written_reads_back_as_the_same_number(self, seconds: float) -> None:
         assert parse_duration(format_duration(seconds)) == seconds
@@ -227,9 +227,7 @@ class TestSources:
             "/certs",
         )
 
-    def test_our_docker_host_comes_before_dockers(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_our_docker_host_comes_before_dockers(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("DOCKER_HOST", "tcp://engine:2376")
         (tmp_path / ".env").write_text("EVENTWATCH_DOCKER_HOST=unix:///run/docker.sock\n")
         assert load_settings().docker_host == "unix:///run/docker.sock"
@@ -279,10 +277,7 @@ class TestSecretFile:
     def test_an_empty_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "url"
         path.write_text("\n")
-        assert (
-            problem(EVENTWATCH_MONGO_URL_FILE=str(path))
-            == f"EVENTWATCH_MONGO_URL: the file is empty ({path})"
-        )
+        assert problem(EVENTWATCH_MONGO_URL_FILE=str(path)) == f"EVENTWATCH_MONGO_URL: the file is empty ({path})"
 
     def test_url_and_file_together_are_refused(self, tmp_path: Path) -> None:
         message = problem(EVENTWATCH_MONGO_URL=URL, EVENTWATCH_MONGO_URL_FILE=str(tmp_path / "url"))
@@ -319,9 +314,7 @@ class TestManagerNames:
         monkeypatch.setenv("DB_HOST", "fd00::1")
         assert url_of(load_settings()) == "mongodb://[fd00::1]:27017/"
 
-    def test_our_url_comes_first_from_any_source(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_our_url_comes_first_from_any_source(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("DB_HOST", "db")
         monkeypatch.setenv("DB_COLLECTION", "nodes")
         (tmp_path / ".env").write_text("EVENTWATCH_MONGO_URL=embedded\n")
@@ -374,9 +367,7 @@ class TestNames:
         assert problem(eventwatch_dry_run="1").endswith("the nearest right name is EVENTWATCH_DRY_RUN")
 
     def test_a_prefixed_docker_name_is_told_dockers_own(self) -> None:
-        assert problem(EVENTWATCH_DOCKER_TLS_VERIFY="1").endswith(
-            "the nearest right name is DOCKER_TLS_VERIFY"
-        )
+        assert problem(EVENTWATCH_DOCKER_TLS_VERIFY="1").endswith("the nearest right name is DOCKER_TLS_VERIFY")
 
     def test_the_value_of_an_unknown_name_is_not_shown(self) -> None:
         assert PASSWORD not in problem(EVENTWATCH_MONGO_PASSWORD=PASSWORD)
@@ -422,9 +413,7 @@ class TestRules:
             ("LOG_FORMAT", "xml", "must be console or json"),
         ],
     )
-    def test_a_wrong_value_is_refused_by_name_rule_and_value(
-        self, name: str, value: str, message: str
-    ) -> None:
+    def test_a_wrong_value_is_refused_by_name_rule_and_value(self, name: str, value: str, message: str) -> None:
         said = problem(**{f"EVENTWATCH_{name}": value})
         assert said.startswith(f"EVENTWATCH_{name}: {message}")
         assert said.endswith(f", got {value!r}")
@@ -469,9 +458,7 @@ class TestRules:
 
 class TestMessages:
     def test_all_problems_are_told_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / ".env").write_text(
-            "OTHER=1\nexport EVENTWATCH_NODE_PORT=70000\n\nEVENTWATCH_LOG_FORMAT=xml\n"
-        )
+        (tmp_path / ".env").write_text("OTHER=1\nexport EVENTWATCH_NODE_PORT=70000\n\nEVENTWATCH_LOG_FORMAT=xml\n")
         monkeypatch.setenv("EVENTWATCH_IDLE", "1")
         with pytest.raises(ConfigError) as caught:
             load_settings()

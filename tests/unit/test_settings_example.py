@@ -25,8 +25,7 @@ def blocks() -> list[tuple[str, str, str]]:
     """Each setting of the example in order: its documentation on one line, its name, its value."""
     found = SETTING.findall(EXAMPLE.read_text())
     return [
-        (" ".join(doc.replace("\n# ", " ").removeprefix("# ").split()), name, value)
-        for doc, name, value in found
+        (" ".join(doc.replace("\n# ", " ").removeprefix("# ").split()), name, value) for doc, name, value in found
     ]
 
 
