@@ -38,6 +38,9 @@ from eventwatch.model import (
 )
 from eventwatch.settings import Settings
 
+#: What a host application has if it talks to Docker itself.
+DockerClient = aiodocker.Docker
+
 DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 #: Engine 19.03. Older ones lack nothing that is asked for, but nobody tests against them any more.
 MINIMUM_API: Final = (1, 40)
@@ -252,9 +255,9 @@ class DockerEngine:
             raise EngineError(f"Engine failed while {doing}: {_reason(error)}") from None
 
 
-def as_engine(engine: Engine | aiodocker.Docker, settings: Settings) -> Engine:
+def as_engine(engine: Engine | DockerClient, settings: Settings) -> Engine:
     """Accept what a host application has: one of ours, or its own aiodocker client."""
-    return DockerEngine(settings, engine) if isinstance(engine, aiodocker.Docker) else engine
+    return DockerEngine(settings, engine) if isinstance(engine, DockerClient) else engine
 
 
 def engine_time(time_nano: int) -> str:

@@ -21,13 +21,12 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-import aiodocker
 from loguru import logger
 
 from eventwatch.backoff import Pace
 from eventwatch.clock import Clock, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode
-from eventwatch.engine import DockerEngine, Engine, as_engine
+from eventwatch.engine import DockerClient, DockerEngine, Engine, as_engine
 from eventwatch.errors import EngineError, EventwatchError, LeaseLostError
 from eventwatch.model import Cause, Observation, Recorded
 from eventwatch.policy import delete_limit, may_delete
@@ -285,7 +284,7 @@ def set_watching(sweeper: Sweeper | None) -> None:
 
 @asynccontextmanager
 async def one_off_sweeper(
-    engine: Engine | aiodocker.Docker | None = None, settings: Settings | None = None
+    engine: Engine | DockerClient | None = None, settings: Settings | None = None
 ) -> AsyncIterator[Sweeper]:
     """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops."""
     settings = settings or load_settings()
@@ -303,7 +302,7 @@ async def one_off_sweeper(
 
 
 @asynccontextmanager
-async def _sweeper(engine: Engine | aiodocker.Docker | None, settings: Settings | None) -> AsyncIterator[Sweeper]:
+async def _sweeper(engine: Engine | DockerClient | None, settings: Settings | None) -> AsyncIterator[Sweeper]:
     running = _looping.get() or _watching
     if running is not None and engine is None and settings is None:
         yield running
@@ -315,7 +314,7 @@ async def _sweeper(engine: Engine | aiodocker.Docker | None, settings: Settings 
 async def update_node_status(
     node: ToolServerNode,
     *,
-    engine: Engine | aiodocker.Docker | None = None,
+    engine: Engine | DockerClient | None = None,
     settings: Settings | None = None,
 ) -> None:
     """Make one node's document equal to its container, delete it if that is gone, stop it if it sat idle.
@@ -328,7 +327,7 @@ async def update_node_status(
 
 
 async def check_nodes_status(
-    *, engine: Engine | aiodocker.Docker | None = None, settings: Settings | None = None
+    *, engine: Engine | DockerClient | None = None, settings: Settings | None = None
 ) -> SweepReport:
     """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write."""
     async with _sweeper(engine, settings) as sweeper:
@@ -338,7 +337,7 @@ async def check_nodes_status(
 async def check_nodes_status_loop(
     checker: NodeChecker,
     *,
-    engine: Engine | aiodocker.Docker | None = None,
+    engine: Engine | DockerClient | None = None,
     settings: Settings | None = None,
 ) -> None:
     """Repeat `check_nodes_status` every `checker.interval` seconds, until the checker's document is gone.

@@ -287,7 +287,9 @@ async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(
 
 async def test_a_mongod_that_ends_at_once_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        embedded, "_arguments", lambda db, *_, **__: ("--nounixsocket", "--port", "1", "--dbpath", db / "absent")
+        embedded,
+        "_arguments",
+        lambda db, port, **_: ("--nounixsocket", "--port", str(port), "--dbpath", db / "absent"),
     )
     with pytest.raises(StoreError, match=r"ended at once \(exit code 100\): .*Data directory .* not found"):
         await EmbeddedMongo(tmp_path).__aenter__()
