@@ -38,6 +38,7 @@ from eventwatch.errors import (
     StoreError,
 )
 from eventwatch.metrics import Metrics
+from eventwatch.model import Recorded
 from eventwatch.policy import KNOWN_ACTIONS
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
@@ -45,9 +46,12 @@ from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import Brake, Sweeper, set_watching
 from eventwatch.watcher import Watcher
+from eventwatch.web import ChangeFeed, serve
 
 T = TypeVar("T")
 
+#: Sweep intervals without a good sweep, after which the documents are not to be trusted.
+SWEEPS_LATE: Final = 3.0
 #: Seconds between attempts to reach the database or the engine at the start.
 PATIENCE: Final = Pace(base=0.2, cap=2.0)
 
@@ -89,6 +93,8 @@ class Application:
         self.reconciler: Reconciler | None = None
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
+        self.feed = ChangeFeed()
+        self._elector: Elector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
         self._stopping = asyncio.Event()
@@ -102,6 +108,32 @@ class Application:
         if self.sweeper:
             self.sweeper.request()
 
+    def nodes(self) -> list[Recorded]:
+        """The node documents as last read or written by us."""
+        return list(self.reconciler.known.values()) if self.reconciler else []
+
+    def doubts(self) -> list[str]:
+        """Why the documents cannot be trusted right now; empty when they can."""
+        if not self.ready.is_set():
+            return ["database: not reached yet"]
+        if self._elector is not None and self._elector.holder is not None:
+            return [f"lease: standing by, checker {self._elector.holder.manager_id} watches this engine"]
+        if self.watcher is None or self.sweeper is None or self._elector is None:
+            return ["engine: not reached yet"]
+        reasons = []
+        if not self._elector.holds():
+            reasons.append("lease: not renewed in time, the database does not answer")
+        if self.watcher.connected_at is None:
+            reasons.append("stream: not connected to the engine")
+        late_after = SWEEPS_LATE * self.settings.sweep_interval
+        if self.sweeper.last_success is None:
+            reasons.append("sweep: none has ended well yet")
+        elif (age := self._clock.monotonic() - self.sweeper.last_success) > late_after:
+            reasons.append(f"sweep: the last one that ended well is {age:.0f} s old")
+        if self.sweeper.brake and self.sweeper.brake.engaged:
+            reasons.append("brake: a sweep would delete more than delete_limit")
+        return reasons
+
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
         async with AsyncExitStack() as stack:
@@ -109,6 +141,15 @@ class Application:
             if engine is None:
                 engine = DockerEngine(self.settings)
                 stack.push_async_callback(engine.close)
+            if self.settings.http_listen:
+                page = serve(
+                    self.settings.http_listen,
+                    metrics=self.metrics,
+                    feed=self.feed,
+                    nodes=self.nodes,
+                    doubts=self.doubts,
+                )
+                await stack.enter_async_context(page)
             try:
                 store = await self._open_store(stack)
                 self.ready.set()
@@ -162,7 +203,7 @@ class Application:
     # -- the pipeline --------------------------------------------------------------------------------
 
     async def _lead_again_and_again(self, engine: Engine, store: Store) -> None:
-        elector = Elector(
+        elector = self._elector = Elector(
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
         backoff = Pace(base=0.1, cap=5.0, stable=60.0).start()
@@ -225,6 +266,8 @@ class Application:
             brake=Brake(),
         )
         reconciler.on_overflow = sweeper.request
+        reconciler.listeners.append(self.feed.publish)
+        self.metrics.queue_depth.set_function(reconciler.depth)
 
         async def on_connect() -> None:
             if (await engine.identify()).id != lease.engine_id:

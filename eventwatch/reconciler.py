@@ -304,6 +304,10 @@ class Reconciler:
         """Engine time (ns) of the newest event received: whatever is asked now is at least as new."""
         return self._newest
 
+    def depth(self) -> float:
+        """How many nodes wait for an inspection or a write."""
+        return len(self.inspections) + len(self._pending)
+
     # -- which containers are nodes ------------------------------------------------------------------
 
     def learn(self, documents: Mapping[str, Recorded], *, known_before: Collection[str]) -> None:

@@ -1,0 +1,141 @@
+"""HTTP for probes, Prometheus and people: reads what the application shows, changes nothing.
+
+`/livez` says that the event loop turns. `/readyz` says whether the documents can be trusted right now, with a
+reason for each doubt. `/metrics` is for Prometheus, `/api/nodes` and `/api/changes` (server-sent events) for
+programs. Read-only, no authentication: it listens on loopback unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, Final
+
+from aiohttp import web
+from loguru import logger
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from eventwatch.errors import ConfigError
+from eventwatch.metrics import Metrics
+from eventwatch.model import Recorded
+from eventwatch.reconciler import Written
+
+#: Changes kept for those who connect later, and those that may wait for a slow reader before it is cut off.
+KEPT_CHANGES: Final = 200
+SLOW_READER: Final = 1000
+
+
+class ChangeFeed:
+    """The last changes, and everyone who wants to hear of the next."""
+
+    def __init__(self) -> None:
+        self.recent: deque[dict[str, Any]] = deque(maxlen=KEPT_CHANGES)
+        self._readers: set[asyncio.Queue[dict[str, Any] | None]] = set()
+
+    def publish(self, written: Written) -> None:
+        """Take one acknowledged change; a reader that is too slow is told to go."""
+        change = {**asdict(written), "cause": str(written.cause)}
+        self.recent.append(change)
+        for reader in list(self._readers):
+            if reader.qsize() >= SLOW_READER:
+                self._readers.discard(reader)
+                reader.put_nowait(None)
+            else:
+                reader.put_nowait(change)
+
+    def close(self) -> None:
+        """End every reader's stream."""
+        for reader in self._readers:
+            reader.put_nowait(None)
+        self._readers.clear()
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """The recent changes, then each new one, until `close`."""
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        for change in self.recent:
+            queue.put_nowait(change)
+        self._readers.add(queue)
+        try:
+            while (change := await queue.get()) is not None:  # type: ignore[assignment]
+                yield change
+        finally:
+            self._readers.discard(queue)
+
+
+@asynccontextmanager
+async def serve(
+    listen: str,
+    *,
+    metrics: Metrics,
+    feed: ChangeFeed,
+    nodes: Callable[[], Iterable[Recorded]],
+    doubts: Callable[[], list[str]],
+) -> AsyncIterator[None]:
+    """Serve on `listen` (`host:port`) for the duration of the block.
+
+    An address in use is a warning. Raises ConfigError for one that can never be listened on.
+    """
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = doubts()
+        return web.json_response(reasons, status=503 if reasons else 200)
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        metrics.show_nodes(node.status for node in nodes())
+        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def api_nodes(_: web.Request) -> web.Response:
+        return web.json_response([asdict(node) for node in nodes()], dumps=_dumps)
+
+    async def api_changes(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        await response.prepare(request)
+        await response.write(b": changes of node documents\n\n")
+        try:
+            async for change in feed.follow():
+                await response.write(f"data: {_dumps(change)}\n\n".encode())
+        except ConnectionError:
+            pass  # the reader left
+        return response
+
+    application = web.Application()
+    application.add_routes(
+        [
+            web.get("/livez", livez),
+            web.get("/readyz", readyz),
+            web.get("/metrics", show_metrics),
+            web.get("/api/nodes", api_nodes),
+            web.get("/api/changes", api_changes),
+        ]
+    )
+    host, _, port = listen.rpartition(":")
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: cannot listen on {listen}: {error}") from None
+            # A standby on the same host, as a rule: watching is worth more than showing it.
+            logger.warning("EVENTWATCH_HTTP_LISTEN: {} is in use, going on without HTTP", listen)
+        else:
+            logger.info("HTTP on http://{} (/livez /readyz /metrics /api/nodes /api/changes)", listen)
+        yield
+    finally:
+        feed.close()
+        await runner.cleanup()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, default=str)
