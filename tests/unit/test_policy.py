@@ -1,0 +1,177 @@
+"""The decisions, as tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eventwatch.model import Event, Observation, Recorded
+from eventwatch.policy import (
+    CLOCK_SET_BACK_NS,
+    KNOWN_ACTIONS,
+    Hint,
+    complete_hint,
+    delete_limit,
+    desired_fields,
+    difference,
+    hint_of,
+    idleness,
+    is_older,
+    label_matches,
+    may_delete,
+)
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+TIMEOUT = 1800.0
+
+
+def recorded(**fields: Any) -> Recorded:
+    return Recorded("a" * 64, "a" * 12, **{"status": "running", "health": "healthy", "ip": "10.0.0.2", **fields})
+
+
+def seen(**fields: Any) -> Observation:
+    return Observation("a" * 64, **{"status": "running", "health": "healthy", "ip": "10.0.0.2", **fields})
+
+
+@pytest.mark.parametrize(
+    ("action", "hint"),
+    [
+        ("start", Hint(inspect=True)),
+        ("unpause", Hint(inspect=True)),
+        ("die", Hint(fields={"status": "exited", "ip": ""})),
+        ("pause", Hint(fields={"status": "paused"})),
+        ("destroy", Hint(delete=True)),
+        *((action, Hint()) for action in ("stop", "kill", "oom", "restart", "rename", "create", "update")),
+        *((action, Hint()) for action in ("connect", "disconnect")),
+    ],
+)
+def test_each_event_proves_what_the_event_table_says(action: str, hint: Hint) -> None:
+    assert hint_of(Event(action, "x", 1), health_check=True) == hint
+    assert action in KNOWN_ACTIONS
+
+
+def test_a_health_event_proves_its_health_unless_health_checks_are_off() -> None:
+    event = Event("health_status", "x", 1, health="healthy")
+    assert hint_of(event, health_check=True) == Hint(fields={"health": "healthy"})
+    assert not hint_of(event, health_check=False)
+
+
+@pytest.mark.parametrize(
+    ("time_nano", "as_of", "older"),
+    [
+        (100, 100, False),
+        (101, 100, False),
+        (99, 100, True),
+        (0, CLOCK_SET_BACK_NS - 1, True),
+        (0, CLOCK_SET_BACK_NS, False),
+    ],
+)
+def test_a_fact_is_older_unless_the_engine_set_its_clock_back(time_nano: int, as_of: int, *, older: bool) -> None:
+    assert is_older(time_nano, as_of) is older
+
+
+@pytest.mark.parametrize(
+    ("hint", "known", "written"),
+    [
+        ({"status": "exited", "ip": ""}, "healthy", {"status": "exited", "ip": "", "health": "unhealthy"}),
+        ({"status": "exited", "ip": ""}, "none", {"status": "exited", "ip": ""}),
+        ({"status": "paused"}, "healthy", {"status": "paused", "health": "unhealthy"}),
+        ({"status": "running", "ip": "10.0.0.2"}, "healthy", {"status": "running", "ip": "10.0.0.2"}),
+    ],
+)
+def test_a_node_that_does_not_run_is_never_written_healthy(
+    hint: dict[str, str], known: str, written: dict[str, str]
+) -> None:
+    assert complete_hint(hint, recorded(health=known), health_check=True) == written
+    assert complete_hint(hint, recorded(health=known), health_check=False) == hint
+
+
+def test_a_late_healthy_of_a_node_that_exited_is_not_believed() -> None:
+    known = recorded(status="exited", health="unhealthy")
+    assert complete_hint({"health": "healthy"}, known, health_check=True) == {"health": "unhealthy"}
+
+
+@pytest.mark.parametrize(
+    ("exposed", "port"),
+    [((), 31942), ((31942,), 31942), ((80, 31942), 31942), ((8080,), 8080), ((80, 443), None)],
+)
+def test_the_port_follows_what_the_container_exposes(exposed: tuple[int, ...], port: int | None) -> None:
+    fields = desired_fields(seen(tcp_ports=exposed), node_port=31942, health_check=True)
+    assert fields.get("port") == port
+
+
+def test_health_is_left_alone_when_health_checks_are_off() -> None:
+    assert "health" not in desired_fields(seen(), node_port=1, health_check=False)
+
+
+def test_only_what_differs_is_written() -> None:
+    wanted = {"status": "exited", "health": "healthy", "ip": "10.0.0.2"}
+    assert difference(recorded(), wanted) == {"status": "exited"}
+
+
+def test_a_claimed_node_keeps_saying_stopping_and_a_leftover_claim_does_not() -> None:
+    stopping = recorded(status="stopping")
+    assert difference(stopping, {"status": "running"}, claimed=True) == {}
+    assert difference(stopping, {"status": "running"}, claimed=False) == {"status": "running"}
+    assert difference(stopping, {"status": "exited"}, claimed=True) == {"status": "exited"}
+    assert difference(recorded(status="exited"), {"status": "running"}, claimed=True) == {"status": "running"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "sole", "allowed"),
+    [("us", True, True), ("us", False, True), ("them", True, False), (None, True, True), (None, False, False)],
+)
+def test_only_the_owner_or_a_sole_checker_may_delete(owner: str | None, *, sole: bool, allowed: bool) -> None:
+    assert may_delete(recorded(engine_id=owner), engine_id="us", sole_checker=sole) is allowed
+
+
+@pytest.mark.parametrize(
+    ("configured", "nodes", "limit"), [(None, 0, 5), (None, 9, 5), (None, 30, 15), (2, 30, 2), (0, 30, 0)]
+)
+def test_the_delete_limit_is_half_of_the_nodes_and_at_least_five(
+    configured: int | None, nodes: int, limit: int
+) -> None:
+    assert delete_limit(configured, nodes) == limit
+
+
+def ago(seconds: float) -> datetime:
+    """As the manager stores it: UTC without saying so."""
+    return (NOW - timedelta(seconds=seconds)).replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    ("node", "observed", "timeout", "idle", "reason"),
+    [
+        pytest.param(recorded(last_req_time=ago(1800)), seen(), TIMEOUT, True, "used up", id="just idle"),
+        pytest.param(recorded(last_req_time=ago(1799)), seen(), TIMEOUT, False, "1 s", id="not yet"),
+        pytest.param(
+            recorded(last_req_time=ago(9999)), seen(started_at=NOW - timedelta(seconds=60)), TIMEOUT, False,
+            "1740 s", id="started lately",
+        ),
+        pytest.param(recorded(last_req_time=None), seen(), TIMEOUT, False, "no last_req_time", id="missing"),
+        pytest.param(recorded(last_req_time=ago(-5)), seen(), TIMEOUT, False, "future", id="future"),
+        pytest.param(recorded(last_req_time=ago(9999)), seen(status="paused"), TIMEOUT, False, "paused", id="paused"),
+        pytest.param(recorded(last_req_time=ago(9999)), seen(), 0, False, "off", id="turned off"),
+    ],
+)  # fmt: skip
+def test_a_node_is_idle_only_when_request_and_start_are_old_enough(
+    node: Recorded, observed: Observation, timeout: float, *, idle: bool, reason: str
+) -> None:
+    verdict = idleness(node, observed, now=NOW, timeout=timeout)
+    assert verdict.idle is idle
+    assert reason in verdict.reason
+
+
+def test_an_aware_last_request_counts_the_same_as_a_naive_one() -> None:
+    aware = (NOW - timedelta(seconds=1800)).astimezone()
+    assert idleness(recorded(last_req_time=aware), seen(), now=NOW, timeout=TIMEOUT).idle
+
+
+@pytest.mark.parametrize(
+    ("wanted", "matches"),
+    [("a", True), ("a=1", True), ("a=2", False), ("b", False), ("empty", True), ("empty=", True)],
+)
+def test_labels_match_as_in_the_engines_own_filter(wanted: str, *, matches: bool) -> None:
+    assert label_matches(wanted, {"a": "1", "empty": ""}) is matches

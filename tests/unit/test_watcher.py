@@ -1,0 +1,199 @@
+"""The watcher against a scripted engine: resumption, duplicates, gaps, rotation, and no hot loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from eventwatch.clock import VirtualClock
+from eventwatch.engine import EngineInfo
+from eventwatch.errors import EngineError
+from eventwatch.metrics import Metrics
+from eventwatch.model import Event, Observation
+from eventwatch.watcher import LIFETIME, OVERLAP_NS, Watcher
+
+T0 = 1_795_492_000_000_000_000
+
+
+class ScriptedEngine:
+    """Each connection is one queue: events, an exception to break with, or None for a clean end."""
+
+    def __init__(self) -> None:
+        self.connections: list[asyncio.Queue[Event | EngineError | None]] = []
+        self.since: list[int | None] = []
+        self.refusing = False
+        self.closed = 0
+
+    @asynccontextmanager
+    async def events(
+        self,
+        since: int | None,
+        on_malformed: Callable[[str], object],  # noqa: ARG002
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        self.since.append(since)
+        if self.refusing:
+            raise EngineError("refused", unreachable=True)
+        queue: asyncio.Queue[Event | EngineError | None] = asyncio.Queue()
+        self.connections.append(queue)
+
+        async def read() -> AsyncIterator[Event]:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, EngineError):
+                    raise item
+                yield item
+
+        try:
+            yield read()
+        finally:
+            self.closed += 1
+
+    async def identify(self) -> EngineInfo:
+        raise NotImplementedError
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
+        raise NotImplementedError
+
+    async def list_running(self, label: str) -> list[str]:
+        raise NotImplementedError
+
+    async def stop(self, node_id: str, *, grace: float) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class Scene:
+    """A running watcher, its engine, and what reached the reconciler."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, *, cursor: int | None = None) -> None:
+        self.engine = ScriptedEngine()
+        self.clock = VirtualClock()
+        self.metrics = Metrics()
+        self.noticed: list[Event] = []
+        self.sweeps = 0
+        watcher = Watcher(
+            engine=self.engine, notice=self.noticed.append, on_connect=self.on_connect, clock=self.clock,
+            metrics=self.metrics, tasks=tasks, cursor=cursor,
+        )  # fmt: skip
+        self.task = tasks.create_task(watcher.run())
+
+    async def on_connect(self) -> None:
+        self.sweeps += 1
+
+    async def settle(self) -> None:
+        for _ in range(30):
+            await asyncio.sleep(0)
+
+    async def say(self, *items: Event | EngineError | None, connection: int = -1) -> None:
+        for item in items:
+            self.engine.connections[connection].put_nowait(item)
+        await self.settle()
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with asyncio.TaskGroup() as tasks:
+        scene = Scene(tasks)
+        await scene.settle()
+        yield scene
+        scene.task.cancel()
+
+
+def event(offset_ns: int, action: str = "start", node: str = "n") -> Event:
+    return Event(action, node, T0 + offset_ns)
+
+
+async def test_the_first_connection_asks_for_no_history_and_a_sweep(scene: Scene) -> None:
+    assert scene.engine.since == [None]
+    assert scene.sweeps == 1
+    assert scene.counted("eventwatch_stream_connected") == 1
+
+
+async def test_a_cursor_from_an_earlier_life_is_where_it_resumes() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        scene = Scene(tasks, cursor=T0)
+        await scene.settle()
+        assert scene.engine.since == [T0 - OVERLAP_NS]
+        scene.task.cancel()
+
+
+@pytest.mark.parametrize("end", [None, EngineError("cut")])
+async def test_after_any_end_it_resumes_with_overlap_drops_duplicates_and_asks_for_a_sweep(
+    scene: Scene, end: EngineError | None
+) -> None:
+    first, newest, late = event(0), event(500), event(200)
+    await scene.say(first, newest, late, end)
+    assert scene.counted("eventwatch_stream_connected") == 0
+    scene.clock.advance(1)
+    await scene.settle()
+    assert scene.engine.since == [None, newest.time_nano - OVERLAP_NS]
+    assert scene.sweeps == 2
+    await scene.say(first, late, newest, event(900))
+    assert scene.noticed == [first, newest, late, event(900)]
+    assert scene.counted("eventwatch_stream_gaps_total") == 0
+
+
+async def test_a_newest_event_that_is_not_replayed_is_a_gap(scene: Scene) -> None:
+    await scene.say(event(0), None)
+    scene.clock.advance(0.5)
+    await scene.settle()
+    await scene.say(event(700))
+    assert scene.counted("eventwatch_stream_gaps_total") == 1
+
+
+async def test_a_gap_is_noticed_on_a_stream_that_stays_silent(scene: Scene) -> None:
+    await scene.say(event(0), None)
+    scene.clock.advance(0.5)
+    await scene.settle()
+    scene.clock.advance(2)
+    assert scene.counted("eventwatch_stream_gaps_total") == 1
+
+
+async def test_an_engine_that_ends_every_stream_at_once_is_no_hot_loop(scene: Scene) -> None:
+    for _ in range(600):
+        if scene.engine.connections and scene.counted("eventwatch_stream_connected"):
+            await scene.say(None)
+        scene.clock.advance(0.1)
+        await scene.settle()
+    # One minute, at most one connection per half a second once backed off.
+    assert 50 < len(scene.engine.connections) < 135
+
+
+async def test_a_refusing_engine_is_asked_again_for_ever_and_within_a_second_of_its_return(scene: Scene) -> None:
+    scene.engine.refusing = True
+    await scene.say(EngineError("gone"))
+    for _ in range(3600):
+        scene.clock.advance(1)
+        await scene.settle()
+    scene.engine.refusing = False
+    scene.clock.advance(1.01)
+    await scene.settle()
+    assert scene.counted("eventwatch_stream_connected") == 1
+
+
+async def test_a_connection_is_renewed_before_the_old_one_is_dropped(scene: Scene) -> None:
+    await scene.say(event(0))
+    scene.clock.advance(LIFETIME[1])
+    await scene.settle()
+    assert len(scene.engine.connections) == 2
+    assert scene.engine.closed == 1
+    assert scene.counted("eventwatch_stream_connected") == 1
+    assert scene.counted("eventwatch_stream_reconnects_total", reason="rotated") == 1
+    await scene.say(event(0), event(1))
+    assert scene.noticed == [event(0), event(1)]
+
+
+async def test_a_renewal_that_fails_keeps_the_connection(scene: Scene) -> None:
+    scene.engine.refusing = True
+    scene.clock.advance(LIFETIME[1])
+    await scene.settle()
+    assert scene.engine.closed == 0
+    await scene.say(event(3))
+    assert scene.noticed == [event(3)]
