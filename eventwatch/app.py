@@ -46,7 +46,7 @@ from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import Brake, Sweeper, set_watching
 from eventwatch.watcher import Watcher
-from eventwatch.web import ChangeFeed, serve
+from eventwatch.web import ChangeFeed, Pages, serve
 
 T = TypeVar("T")
 
@@ -142,14 +142,8 @@ class Application:
                 engine = DockerEngine(self.settings)
                 stack.push_async_callback(engine.close)
             if self.settings.http_listen:
-                page = serve(
-                    self.settings.http_listen,
-                    metrics=self.metrics,
-                    feed=self.feed,
-                    nodes=self.nodes,
-                    doubts=self.doubts,
-                )
-                await stack.enter_async_context(page)
+                pages = Pages(metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts)
+                await stack.enter_async_context(serve(self.settings.http_listen, pages))
             try:
                 store = await self._open_store(stack)
                 self.ready.set()

@@ -283,9 +283,16 @@ class Reconciler:
         return desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
 
     def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
+        if not seen.found and cause is not Cause.SWEEP and not self._is_ours(seen.node_id, node):
+            return  # whose it is, the sweep decides
         node.as_of = max(node.as_of, seen.time_nano)
         times, node.waiting = node.waiting, []
         self._put(seen.node_id, _Pending(cause, seen=seen, delete=not seen.found, times=times))
+
+    def _is_ours(self, node_id: str, node: _Node) -> bool:
+        """Whether our engine's 404 proves that the node is gone: it told an event of it, or is on record."""
+        known = self.known.get(node_id)
+        return node.events > 0 or not self.engine_id or (known is not None and known.engine_id == self.engine_id)
 
     def events_seen(self, node_id: str) -> int:
         """How many events this node has had; a sweep remembers it before it inspects."""
@@ -343,7 +350,8 @@ class Reconciler:
     def _adopt(self, found: Mapping[str, Recorded]) -> None:
         for node_id, recorded in found.items():
             self.known[node_id] = recorded
-            self._orphans.pop(node_id, None)
+            if self._orphans.pop(node_id, None) is not None:
+                self._node(node_id).events += 1
             self.inspect_soon(node_id, urgent=True)
         horizon = self.clock.monotonic() - self._settings.orphan_grace
         for node_id in [i for i, since in self._orphans.items() if since <= horizon]:

@@ -81,13 +81,16 @@ class Stopper:
                 tasks.create_task(self._stop_at_exit(node), name=f"stop-{node.short_id}")
 
     async def _stop_at_exit(self, recorded: Recorded) -> None:
+        node_id = recorded.node_id
         async with self._slots:
             try:
-                await self._engine.stop(recorded.node_id, grace=self._settings.stop_timeout)
-                await self._record_end(recorded.node_id)
+                if not (await self._engine.inspect(node_id)).found:
+                    return  # another engine's, or gone: not for us to judge on the way out
+                await self._engine.stop(node_id, grace=self._settings.stop_timeout)
+                await self._record_end(node_id)
                 result = "stopped"
             except EventwatchError as error:
-                logger.warning("Stopping node {} failed: {}", recorded.node_id, error)
+                logger.warning("Stopping node {} failed: {}", node_id, error)
                 result = "failed"
         self._reconciler.metrics.stops.labels("exit", result).inc()
 

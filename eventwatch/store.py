@@ -273,11 +273,12 @@ class Store:
             row = await self._checkers.find_one(query)
         return Lease(row["manager_id"], engine_id, int(row["epoch"]), row.get("cursor")) if row else None
 
-    async def is_sole_checker(self, engine_id: str) -> bool:
-        """Whether no other engine has a live checker that may own the documents which nobody owns yet."""
+    async def other_live_engines(self, engine_id: str) -> frozenset[str]:
+        """The other engines that have a live checker of their own."""
         query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
-        async with _deadline("counting checkers"):
-            return await self._checkers.count_documents(query, limit=1) == 0
+        async with _deadline("reading the checkers"):
+            rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
+        return frozenset(str(row["engine_id"]) for row in rows)
 
     async def checker_exists(self, manager_id: str) -> bool:
         """Whether the checker's document is still there."""

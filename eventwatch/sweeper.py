@@ -154,11 +154,20 @@ class Sweeper:
         """
         began = self._clock.monotonic()
         known_before = set(self._reconciler.known)
+        engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
+        others = await self._store.other_live_engines(engine_id)
         documents = await self._store.read()
+        if not force:  # what another live checker owns is its business
+            documents = {i: node for i, node in documents.items() if node.engine_id not in others}
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
         answers = await self._inspect_all(documents, report)
-        doomed = await self._may_be_deleted(documents, answers, force=force)
+        doomed = {
+            node_id
+            for node_id, (seen, _) in answers.items()
+            if not seen.found
+            and (force or may_delete(documents[node_id], engine_id=engine_id, sole_checker=not others))
+        }
         if self.brake and not force:
             doomed = self._braked(doomed, self.brake, len(documents), report)
         for node_id, (seen, events_seen) in answers.items():
@@ -185,25 +194,28 @@ class Sweeper:
         events_seen = self._reconciler.events_seen(node_id)
         try:
             seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            if not seen.found and not await self._may_delete(node_id):
+                return
         except EngineError as error:
             _warn(node_id, error)
             return
-        documents = await self._store.read([node_id])
-        recorded = documents.get(node_id)
+        recorded = (await self._store.read([node_id])).get(node_id)
         if recorded is None:
             return
         self._reconciler.known.setdefault(node_id, recorded)
-        if not seen.found:
-            if await self._may_be_deleted(documents, {node_id: (seen, events_seen)}, force=False):
-                self._reconciler.accept_sweep(seen, events_seen=events_seen)
-                await self._reconciler.flush()
-            return
         self._reconciler.accept_sweep(seen, events_seen=events_seen)
         await self._reconciler.flush()
-        self._stopper.consider(recorded, seen)
-        written = self._reconciler.known.get(node_id, recorded)
-        node.status, node.health = written.status or node.status, written.health or node.health
-        node.ip, node.port = written.ip or "", written.port or node.port
+        if seen.found:
+            self._stopper.consider(recorded, seen)
+            written = self._reconciler.known.get(node_id, recorded)
+            node.status, node.health = written.status or node.status, written.health or node.health
+            node.ip, node.port = written.ip or "", written.port or node.port
+
+    async def _may_delete(self, node_id: str) -> bool:
+        engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
+        others = await self._store.other_live_engines(engine_id)
+        recorded = (await self._store.read([node_id])).get(node_id)
+        return recorded is not None and may_delete(recorded, engine_id=engine_id, sole_checker=not others)
 
     async def _inspect_all(
         self, documents: Mapping[str, Recorded], report: SweepReport
@@ -228,20 +240,6 @@ class Sweeper:
                 self._reconciler.inspect_soon(node_id)
                 continue
             answers[node_id] = (seen, events_seen)
-
-    async def _may_be_deleted(
-        self,
-        documents: Mapping[str, Recorded],
-        answers: Mapping[str, tuple[Observation, int]],
-        *,
-        force: bool,
-    ) -> set[str]:
-        missing = {node_id for node_id, (seen, _) in answers.items() if not seen.found}
-        if not missing or force:
-            return missing
-        engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
-        sole = await self._store.is_sole_checker(engine_id)
-        return {i for i in missing if may_delete(documents[i], engine_id=engine_id, sole_checker=sole)}
 
     def _braked(self, doomed: set[str], brake: Brake, nodes: int, report: SweepReport) -> set[str]:
         limit = delete_limit(self._settings.delete_limit, nodes)

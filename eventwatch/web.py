@@ -13,7 +13,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -67,59 +67,71 @@ class ChangeFeed:
             self._readers.discard(queue)
 
 
-@asynccontextmanager
-async def serve(
-    listen: str,
-    *,
-    metrics: Metrics,
-    feed: ChangeFeed,
-    nodes: Callable[[], Iterable[Recorded]],
-    doubts: Callable[[], list[str]],
-) -> AsyncIterator[None]:
-    """Serve on `listen` (`host:port`) for the duration of the block.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pages:
+    """What is served, and from where it is read."""
 
-    An address in use is a warning. Raises ConfigError for one that can never be listened on.
-    """
+    metrics: Metrics
+    feed: ChangeFeed
+    nodes: Callable[[], Iterable[Recorded]]
+    doubts: Callable[[], list[str]]
 
-    async def livez(_: web.Request) -> web.Response:
+    def application(self) -> web.Application:
+        """The routes."""
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/livez", self.livez),
+                web.get("/readyz", self.readyz),
+                web.get("/metrics", self.show_metrics),
+                web.get("/api/nodes", self.show_nodes),
+                web.get("/api/changes", self.follow_changes),
+            ]
+        )
+        return application
+
+    async def livez(self, _: web.Request) -> web.Response:
+        """The event loop turns."""
         return web.Response(text="ok\n")
 
-    async def readyz(_: web.Request) -> web.Response:
-        reasons = doubts()
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Whether the documents can be trusted, and the reasons why not."""
+        reasons = self.doubts()
         return web.json_response(reasons, status=503 if reasons else 200)
 
-    async def show_metrics(_: web.Request) -> web.Response:
-        metrics.show_nodes(node.status for node in nodes())
-        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def show_metrics(self, _: web.Request) -> web.Response:
+        """For Prometheus."""
+        self.metrics.show_nodes(node.status for node in self.nodes())
+        body = generate_latest(self.metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def api_nodes(_: web.Request) -> web.Response:
-        return web.json_response([asdict(node) for node in nodes()], dumps=_dumps)
+    async def show_nodes(self, _: web.Request) -> web.Response:
+        """The documents, as last read or written."""
+        return web.json_response([asdict(node) for node in self.nodes()], dumps=_dumps)
 
-    async def api_changes(request: web.Request) -> web.StreamResponse:
+    async def follow_changes(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events: the recent changes, then each new one."""
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
         await response.write(b": changes of node documents\n\n")
         try:
-            async for change in feed.follow():
+            async for change in self.feed.follow():
                 await response.write(f"data: {_dumps(change)}\n\n".encode())
         except ConnectionError:
             pass  # the reader left
         return response
 
-    application = web.Application()
-    application.add_routes(
-        [
-            web.get("/livez", livez),
-            web.get("/readyz", readyz),
-            web.get("/metrics", show_metrics),
-            web.get("/api/nodes", api_nodes),
-            web.get("/api/changes", api_changes),
-        ]
-    )
+
+@asynccontextmanager
+async def serve(listen: str, pages: Pages) -> AsyncIterator[None]:
+    """Serve on `listen` (`host:port`) for the duration of the block.
+
+    An address in use is a warning. Raises ConfigError for one that can never be listened on.
+    """
     host, _, port = listen.rpartition(":")
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:
@@ -133,7 +145,7 @@ async def serve(
             logger.info("HTTP on http://{} (/livez /readyz /metrics /api/nodes /api/changes)", listen)
         yield
     finally:
-        feed.close()
+        pages.feed.close()
         await runner.cleanup()
 
 

@@ -152,7 +152,7 @@ def ago(seconds: float) -> datetime:
         ),
         pytest.param(recorded(last_req_time=None), seen(), TIMEOUT, False, "no last_req_time", id="missing"),
         pytest.param(recorded(last_req_time=ago(-5)), seen(), TIMEOUT, False, "future", id="future"),
-        pytest.param(recorded(last_req_time=ago(9999)), seen(status="paused"), TIMEOUT, False, "paused", id="paused"),
+        pytest.param(recorded(last_req_time=ago(9)), seen(status="paused"), 1, False, "paused", id="paused"),
         pytest.param(recorded(last_req_time=ago(9999)), seen(), 0, False, "off", id="turned off"),
     ],
 )  # fmt: skip
