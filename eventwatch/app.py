@@ -136,20 +136,28 @@ class Application:
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
+        failure = None
         async with AsyncExitStack() as stack:
-            engine = self._engine
-            if engine is None:
-                engine = DockerEngine(self.settings)
-                stack.push_async_callback(engine.close)
-            if self.settings.http_listen:
-                pages = Pages(metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts)
-                await stack.enter_async_context(serve(self.settings.http_listen, pages))
             try:
-                store = await self._open_store(stack)
-                self.ready.set()
-                await self._lead_again_and_again(engine, store)
+                await self._run(stack)
             except _Stopped:
-                return
+                pass
+            except ConfigError as error:
+                failure = error  # raised below: on its way through the task group it would be wrapped
+        if failure:
+            raise failure
+
+    async def _run(self, stack: AsyncExitStack) -> None:
+        engine = self._engine
+        if engine is None:
+            engine = DockerEngine(self.settings)
+            stack.push_async_callback(engine.close)
+        if self.settings.http_listen:
+            pages = Pages(metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts)
+            await stack.enter_async_context(serve(self.settings.http_listen, pages))
+        store = await self._open_store(stack)
+        self.ready.set()
+        await self._lead_again_and_again(engine, store)
 
     # -- the parts that may have to be waited for ----------------------------------------------------
 

@@ -157,6 +157,11 @@ def as_utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def is_elsewhere(seen: Observation, network: str) -> bool:
+    """Whether a running container cannot be reached on the node network."""
+    return seen.status == "running" and network not in seen.networks
+
+
 def label_matches(wanted: str, labels: Mapping[str, str]) -> bool:
     """Whether `labels` has `key`, or `key=value`, as the engine's own label filter reads it."""
     key, separator, value = wanted.partition("=")

@@ -47,6 +47,7 @@ from eventwatch.policy import (
     desired_fields,
     difference,
     hint_of,
+    is_elsewhere,
     is_older,
     label_matches,
 )
@@ -77,6 +78,7 @@ class _Node:
     first_event: float | None = None
     last_event: float = 0.0
     settle: Timer | None = None
+    elsewhere: bool = False
     waiting: list[int] = field(default_factory=list)
     failures: Backoff = field(default_factory=lambda: Pace(base=0.1, cap=5.0).start())
 
@@ -280,6 +282,13 @@ class Reconciler:
             self._put_fields(node_id, fields, Cause.EVENT, times)
 
     def _desired(self, seen: Observation) -> dict[str, str | int]:
+        node = self._node(seen.node_id)
+        if not node.elsewhere and is_elsewhere(seen, self._settings.node_network):
+            node.elsewhere = True
+            logger.warning(
+                "Node {} is on {} but not on {}, so it gets no ip: attach it, or set EVENTWATCH_NODE_NETWORK",
+                seen.node_id[:12], ", ".join(seen.networks) or "no network", self._settings.node_network,
+            )  # fmt: skip
         return desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
 
     def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
@@ -366,7 +375,11 @@ class Reconciler:
     async def _consider_registering(self, seen: Observation) -> None:
         label = self._settings.register_label
         if label and seen.status in {"running", "paused"} and label_matches(label, seen.labels):
-            await self.register(seen)
+            try:
+                await self.register(seen)
+            except StoreError as error:
+                logger.warning("Node {} could not be registered, trying again: {}", seen.node_id[:12], error)
+                self.clock.call_later(WRITE_RETRY.cap, lambda: self.inspect_soon(seen.node_id, urgent=True))
         elif seen.node_id not in self._orphans:
             self._nodes.pop(seen.node_id, None)
 
