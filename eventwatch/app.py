@@ -46,7 +46,7 @@ from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import Brake, Sweeper, set_watching
 from eventwatch.watcher import Watcher
-from eventwatch.web import ChangeFeed, Pages, serve
+from eventwatch.web import ChangeFeed, Pages, serve, standing_by
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ class Application:
         if not self.ready.is_set():
             return ["database: not reached yet"]
         if self._elector is not None and self._elector.holder is not None:
-            return [f"lease: standing by, checker {self._elector.holder.manager_id} watches this engine"]
+            return [standing_by(self._elector.holder.manager_id)]
         if self.watcher is None or self.sweeper is None or self._elector is None:
             return ["engine: not reached yet"]
         reasons = []
@@ -130,6 +130,8 @@ class Application:
             reasons.append("sweep: none has ended well yet")
         elif (age := self._clock.monotonic() - self.sweeper.last_success) > late_after:
             reasons.append(f"sweep: the last one that ended well is {age:.0f} s old")
+        if self.sweeper.stopper.denied:
+            reasons.append("stop: the engine denies it, idle nodes keep running")
         if self.sweeper.brake and self.sweeper.brake.engaged:
             reasons.append("brake: a sweep would delete more than delete_limit")
         return reasons

@@ -10,17 +10,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from loguru import logger
 
 from eventwatch.app import Application, eventwatch_version
+from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
-from eventwatch.errors import EventwatchError
+from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import open_store
 from eventwatch.sweeper import one_off_sweeper
+from eventwatch.web import ask_readiness, is_standby
 
 _CONSOLE = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <7}</level> {message}"
 Command = Callable[[argparse.Namespace, Settings], Awaitable[None]]
@@ -63,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep_parser.add_argument(
         "--force", action="store_true", help="delete documents whatever engine is on record as their owner"
     )
+    add("doctor", doctor, "check all that is needed: engine, permissions, database, clocks")
+    add("healthcheck", healthcheck, "exit 0 if the running eventwatch is ready or standing by (for HEALTHCHECK)")
     add("config", config, "print the effective settings, secrets masked")
     return parser
 
@@ -99,35 +104,70 @@ async def run(_: argparse.Namespace, settings: Settings) -> None:
     await app.run()
 
 
+@asynccontextmanager
+async def database_url(settings: Settings) -> AsyncIterator[str]:
+    """Where the database is; an embedded one is that of a running eventwatch, or started for the block."""
+    url = settings.mongo_url.get_secret_value()
+    if url != EMBEDDED:
+        yield url
+    elif (beside := running_url()) is not None:
+        yield beside
+    else:
+        async with EmbeddedMongo() as mongo:
+            yield mongo.url
+
+
 async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch sweep`."""
     if arguments.dry_run:
         settings = settings.model_copy(update={"dry_run": True})
-    url = settings.mongo_url.get_secret_value()
-    if url == EMBEDDED:
-        beside = running_url()
-        if beside is None:
-            async with EmbeddedMongo() as mongo:
-                await _sweep(arguments, settings, mongo.url)
-            return
-        url = beside
-    await _sweep(arguments, settings, url)
-
-
-async def _sweep(arguments: argparse.Namespace, settings: Settings, url: str) -> None:
-    engine = DockerEngine(settings)
-    try:
+    async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
         await engine.identify()
         async with open_store(url, settings.mongo_database), one_off_sweeper(engine, settings) as sweeper:
             report = await sweeper.sweep(force=arguments.force)
-        print(f"{'Dry run: ' if settings.dry_run else ''}{report}")  # noqa: T201 - the command's output
-    finally:
-        await engine.close()
+    say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
     if report.failed:
         raise EventwatchError(f"{report.failed} of {report.checked} nodes could not be inspected")
+
+
+async def doctor(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch doctor`."""
+    failed = 0
+    async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
+        async for finding in examine(settings, engine, url):
+            say(str(finding))
+            failed += finding.failed
+    if failed:
+        raise EventwatchError(f"{failed} of the above must be mended")
+
+
+async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch healthcheck`."""
+    if not settings.http_listen:
+        raise ConfigError(
+            "EVENTWATCH_HTTP_LISTEN: is off, so health cannot be asked for; set it, e.g. 127.0.0.1:9471"
+        )
+    reasons = await ask_readiness(settings.http_listen)
+    if reasons and not is_standby(reasons):
+        raise EventwatchError("not ready: " + "; ".join(reasons))
+    say(reasons[0] if reasons else "ready")
 
 
 async def config(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch config`."""
     for name, value in settings.effective().items():
-        print(f"{name}={value}")  # noqa: T201 - the command's output
+        say(f"{name}={value}")
+
+
+def say(line: str) -> None:
+    """Print one line of a command's output; what is logged goes to standard error."""
+    print(line, flush=True)  # noqa: T201
+
+
+@asynccontextmanager
+async def closing(engine: DockerEngine) -> AsyncIterator[DockerEngine]:
+    """Close the engine's connections at the end of the block."""
+    try:
+        yield engine
+    finally:
+        await engine.close()

@@ -20,6 +20,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -35,11 +36,16 @@ from eventwatch.model import (
     Observation,
     parse_container,
     parse_event,
+    parse_time,
 )
 from eventwatch.settings import Settings
 
 #: What a host application has if it talks to Docker itself.
 DockerClient = aiodocker.Docker
+
+#: No container has this id: asking for it tells whether asking is allowed (404) or denied (403).
+NOBODY: Final = "0" * 64
+DENIED: Final = 403
 
 DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 #: Engine 19.03. Older ones lack nothing that is asked for, but nobody tests against them any more.
@@ -63,12 +69,16 @@ _CURES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Who the engine is. `id` survives restarts of the engine and names the owner of a node."""
+    """Who the engine is. `id` survives restarts of the engine and names the owner of a node.
+
+    `system_time` is its wall clock when it answered, None if it did not tell.
+    """
 
     id: str
     name: str
     version: str
     api_version: str
+    system_time: datetime | None = None
 
 
 class Engine(Protocol):
@@ -145,7 +155,7 @@ class DockerEngine:
             try:
                 info = await docker.system.info()
             except DockerError as error:
-                if error.status == 403:  # noqa: PLR2004 - HTTP
+                if error.status == DENIED:
                     raise ConfigError(
                         f"Engine at {self._url} denies GET /info (403), which tells the engine's id: "
                         "allow it in the socket proxy (INFO=1)"
@@ -158,7 +168,13 @@ class DockerEngine:
             raise ConfigError(
                 f"Engine at {self._url} tells no id in GET /info: nodes could not be told from others'"
             )
-        return EngineInfo(engine_id, name, str(version.get("Version")), str(version["ApiVersion"]))
+        return EngineInfo(
+            engine_id,
+            name,
+            str(version.get("Version")),
+            str(version["ApiVersion"]),
+            parse_time(info.get("SystemTime")),
+        )
 
     @asynccontextmanager
     async def events(

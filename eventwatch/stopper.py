@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from loguru import logger
 
 from eventwatch.clock import JumpGuard
-from eventwatch.engine import Engine
+from eventwatch.engine import DENIED, NOBODY, Engine
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.model import Cause, Observation, Recorded
 from eventwatch.policy import Idleness, idleness
@@ -48,6 +48,9 @@ class Stopper:
         self._tasks = tasks
         self._slots = asyncio.Semaphore(settings.stop_concurrency)
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        #: Whether the engine (a socket proxy, rather) refused to stop a container. Nothing is claimed then: a
+        #: claim that must be taken back each time would cost the node its requests for nothing.
+        self.denied = False
         self._guard = JumpGuard(reconciler.clock, settings.idle_timeout)
 
     def judge(self, recorded: Recorded, seen: Observation) -> Idleness:
@@ -96,15 +99,29 @@ class Stopper:
 
     async def _stop(self, recorded: Recorded) -> None:
         async with self._slots:
+            if self.denied and not await self._is_allowed():
+                return
             idle_before = self._guard.now() - timedelta(seconds=self._settings.idle_timeout)
             try:
                 result = await self._stop_claimed(recorded, idle_before)
             except EventwatchError as error:
+                self.denied = isinstance(error, EngineError) and error.status == DENIED
                 logger.warning("Stopping node {} failed: {}", recorded.node_id, error)
+                if self.denied:
+                    logger.warning("Idle nodes are not stopped until the engine (or its proxy) allows it")
                 result = "failed"
             finally:
                 self._reconciler.claims.discard(recorded.node_id)
         self._reconciler.metrics.stops.labels("idle", result).inc()
+
+    async def _is_allowed(self) -> bool:
+        try:
+            await self._engine.stop(NOBODY, grace=0)
+        except EngineError as error:
+            self.denied = error.status == DENIED
+            return False
+        self.denied = False
+        return True
 
     async def _stop_claimed(self, recorded: Recorded, idle_before: datetime) -> str:
         node_id = recorded.node_id

@@ -38,6 +38,7 @@ from pymongo.errors import (
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.errors import ConfigError, StoreError
 from eventwatch.model import STOPPING, Change, Recorded
+from eventwatch.policy import as_utc
 from eventwatch.settings import mask_url
 
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
@@ -279,6 +280,23 @@ class Store:
         async with _deadline("reading the checkers"):
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
+
+    # -- for the doctor -------------------------------------------------------------------------------
+
+    async def check_writable(self) -> None:
+        """Raise StoreError unless this login may write nodes and checkers. Changes nothing."""
+        nobody = {"_id": "nobody", "status": "nobody"}
+        async with _deadline("checking the right to write"):
+            await self._nodes.update_one(nobody, {"$set": {"status": "nobody"}})
+            await self._nodes.delete_one(nobody)
+            await self._checkers.update_one({"_id": checker_id("nobody"), "pid": -1}, {"$set": {"pid": -1}})
+            await self._checkers.delete_one({"_id": checker_id("nobody"), "pid": -1})
+
+    async def system_time(self) -> datetime:
+        """The database server's wall clock (aware UTC)."""
+        async with _deadline("asking for the time"):
+            answer = await self._nodes.database.command("hello")
+        return as_utc(answer["localTime"])
 
     async def checker_exists(self, manager_id: str) -> bool:
         """Whether the checker's document is still there."""

@@ -109,7 +109,7 @@ class Sweeper:
         self._engine = engine
         self._store = store
         self._reconciler = reconciler
-        self._stopper = stopper
+        self.stopper = stopper
         self._settings = settings
         self._clock: Clock = reconciler.clock
         self._metrics = reconciler.metrics
@@ -178,7 +178,7 @@ class Sweeper:
                 report.changed += self._reconciler.accept_sweep(seen, events_seen=events_seen)
         await self._reconciler.flush()
         report.stopping = sum(
-            self._stopper.consider(documents[node_id], seen) for node_id, (seen, _) in answers.items()
+            self.stopper.consider(documents[node_id], seen) for node_id, (seen, _) in answers.items()
         )
         if self._settings.register_label:
             await self._register_missing(self._settings.register_label)
@@ -206,7 +206,7 @@ class Sweeper:
         self._reconciler.accept_sweep(seen, events_seen=events_seen)
         await self._reconciler.flush()
         if seen.found:
-            self._stopper.consider(recorded, seen)
+            self.stopper.consider(recorded, seen)
             written = self._reconciler.known.get(node_id, recorded)
             node.status, node.health = written.status or node.status, written.health or node.health
             node.ip, node.port = written.ip or "", written.port or node.port

@@ -16,11 +16,11 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from loguru import logger
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from eventwatch.errors import ConfigError
+from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.metrics import Metrics
 from eventwatch.model import Recorded
 from eventwatch.reconciler import Written
@@ -28,6 +28,9 @@ from eventwatch.reconciler import Written
 #: Changes kept for those who connect later, and those that may wait for a slow reader before it is cut off.
 KEPT_CHANGES: Final = 200
 SLOW_READER: Final = 1000
+#: Seconds for an answer about readiness.
+READY_DEADLINE: Final = 4.0
+STANDBY: Final = "lease: standing by,"
 
 
 class ChangeFeed:
@@ -147,6 +150,30 @@ async def serve(listen: str, pages: Pages) -> AsyncIterator[None]:
     finally:
         pages.feed.close()
         await runner.cleanup()
+
+
+async def ask_readiness(listen: str) -> list[str]:
+    """Ask a running eventwatch for its doubts. Raises EventwatchError when none answers."""
+    host, _, port = listen.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - everywhere includes here
+    try:
+        async with (
+            ClientSession(timeout=ClientTimeout(total=READY_DEADLINE)) as session,
+            session.get(f"http://{host}:{port}/readyz") as response,
+        ):
+            return [str(reason) for reason in await response.json()]
+    except (ClientError, TimeoutError, ValueError) as error:
+        raise EventwatchError(f"no eventwatch answers at {listen}: {error or type(error).__name__}") from None
+
+
+def standing_by(manager_id: str) -> str:
+    """The doubt of a standby."""
+    return f"{STANDBY} checker {manager_id} watches this engine"
+
+
+def is_standby(reasons: list[str]) -> bool:
+    """Whether the only doubt is that another checker leads, which is as it should be."""
+    return len(reasons) == 1 and reasons[0].startswith(STANDBY)
 
 
 def _dumps(value: Any) -> str:

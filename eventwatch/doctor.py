@@ -1,0 +1,109 @@
+"""Preflight: one line for each thing that eventwatch needs, and the cure where it is missing.
+
+Changes nothing: permissions are tried on a container and a document that do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, Engine
+from eventwatch.errors import EngineError, EventwatchError
+from eventwatch.settings import Settings
+from eventwatch.store import open_store
+
+#: Seconds between two clocks from which on idle times are visibly wrong.
+SKEW: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at, and the cure unless `text` tells it or all is well."""
+
+    subject: str
+    text: str
+    failed: bool = False
+    cure: str = ""
+
+    def __str__(self) -> str:
+        mark = "FAIL" if self.failed else "ok"
+        return f"{mark:<4} {self.subject}: {self.text}" + (f". Cure: {self.cure}" if self.cure else "")
+
+
+async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator[Finding]:
+    """Everything in turn; a failed part does not keep the rest from being looked at."""
+    async for finding in _examine_engine(engine):
+        yield finding
+    if mount := _examine_socket(settings.docker_host or DEFAULT_HOST):
+        yield mount
+    async for finding in _examine_database(settings, url):
+        yield finding
+
+
+async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
+    try:
+        info = await engine.identify()
+    except EventwatchError as error:
+        yield Finding("engine", str(error), failed=True)
+        return
+    yield Finding("engine", f"{info.name}, version {info.version}, API {info.api_version} (1.40 or later needed)")
+    if info.system_time:
+        yield _skew("engine's clock", info.system_time)
+    yield await _permission("GET /events", _open_stream(engine), "EVENTS=1")
+    yield await _permission("GET /containers/json", engine.list_running("eventwatch"), "CONTAINERS=1")
+    yield await _permission("GET /containers/{id}/json", engine.inspect(NOBODY), "CONTAINERS=1")
+    yield await _permission(
+        "POST /containers/{id}/stop", engine.stop(NOBODY, grace=0), "stopping, or set EVENTWATCH_IDLE_TIMEOUT=0"
+    )
+
+
+async def _open_stream(engine: Engine) -> None:
+    async with engine.events(None, lambda _: None):
+        pass
+
+
+async def _permission(call: str, attempt: Awaitable[object], allow: str) -> Finding:
+    try:
+        await attempt
+    except EngineError as error:
+        cure = f"allow {allow} in the socket proxy" if error.status == DENIED else ""
+        return Finding(call, str(error), failed=True, cure=cure)
+    return Finding(call, "allowed")
+
+
+def _examine_socket(host: str) -> Finding | None:
+    """A socket that is mounted as a file stays the old, dead one when the engine is restarted."""
+    path = host.removeprefix("unix://")
+    if path == host:
+        return None
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
+    if str(Path(path).resolve()) in mounts:
+        return Finding(
+            "socket mount",
+            f"{path} is mounted as a file, and stays the dead one when the engine is restarted",
+            failed=True,
+            cure="mount its folder, or go through a socket proxy",
+        )
+    return Finding("socket mount", f"{path} is not mounted as a file")
+
+
+async def _examine_database(settings: Settings, url: str) -> AsyncIterator[Finding]:
+    try:
+        async with open_store(url, settings.mongo_database) as store:
+            yield Finding("database", f"reachable, database {settings.mongo_database}")
+            yield _skew("database's clock", await store.system_time())
+            await store.check_writable()
+            yield Finding("database rights", "nodes and checkers can be written")
+    except EventwatchError as error:
+        yield Finding("database", str(error), failed=True, cure="check EVENTWATCH_MONGO_URL and the server")
+
+
+def _skew(whose: str, clock: datetime) -> Finding:
+    seconds = (clock - datetime.now(UTC)).total_seconds()
+    skewed = abs(seconds) > SKEW
+    cure = "synchronise the clocks (NTP)" if skewed else ""
+    return Finding(whose, f"{seconds:+.1f} s from ours", failed=skewed, cure=cure)
