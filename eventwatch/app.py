@@ -37,6 +37,7 @@ from eventwatch.errors import (
     LeaseLostError,
     StoreError,
 )
+from eventwatch.history import History
 from eventwatch.metrics import Metrics
 from eventwatch.model import Recorded
 from eventwatch.policy import KNOWN_ACTIONS
@@ -154,9 +155,9 @@ class Application:
         if engine is None:
             engine = DockerEngine(self.settings)
             stack.push_async_callback(engine.close)
-        if self.settings.http_listen:
+        if self.settings.http_address:
             pages = Pages(metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts)
-            await stack.enter_async_context(serve(self.settings.http_listen, pages))
+            await stack.enter_async_context(serve(*self.settings.http_address, pages))
         store = await self._open_store(stack)
         self.ready.set()
         await self._lead_again_and_again(engine, store)
@@ -272,6 +273,9 @@ class Application:
         reconciler.on_overflow = sweeper.request
         reconciler.listeners.append(self.feed.publish)
         self.metrics.queue_depth.set_function(reconciler.depth)
+        history = History(store, clock)
+        if settings.history:
+            reconciler.listeners.append(history.remember)
 
         async def on_connect() -> None:
             if (await engine.identify()).id != lease.engine_id:
@@ -300,6 +304,7 @@ class Application:
         workers = [
             tasks.create_task(reconciler.run_writer(), name="writer"),
             tasks.create_task(keep_lease(), name="lease-keeper"),
+            tasks.create_task(history.run(), name="history"),
             *(tasks.create_task(reconciler.run_inspector(), name=f"inspector-{n}") for n in range(INSPECTORS)),
         ]
         await self._stopping.wait()
@@ -308,6 +313,7 @@ class Application:
         await self._drain(reconciler, stopper)
         if settings.stop_nodes_on_exit:
             await stopper.stop_all()
+        await history.flush()
         for task in workers:
             task.cancel()
 

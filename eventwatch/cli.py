@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -14,14 +15,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from loguru import logger
+from rich.console import Console
+from rich.live import Live
 
 from eventwatch.app import Application, eventwatch_version
 from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import ConfigError, EventwatchError
+from eventwatch.report import explain_node, node_table, report_nodes
 from eventwatch.settings import EMBEDDED, Settings, load_settings
-from eventwatch.store import open_store
+from eventwatch.store import Store, open_store
 from eventwatch.sweeper import one_off_sweeper
 from eventwatch.web import ask_readiness, is_standby
 
@@ -66,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep_parser.add_argument(
         "--force", action="store_true", help="delete documents whatever engine is on record as their owner"
     )
+    status_parser = add("status", status, "show the nodes: status, health, address, idle time left")
+    status_parser.add_argument("--json", action="store_true", help="print a JSON list")
+    status_parser.add_argument("--watch", action="store_true", help="keep showing, until Ctrl-C")
+    explain_parser = add("explain", explain, "tell all that is known of one node, and why it is as it is")
+    explain_parser.add_argument("id", metavar="ID", help="id, beginning of an id, or container name")
     add("doctor", doctor, "check all that is needed: engine, permissions, database, clocks")
     add("healthcheck", healthcheck, "exit 0 if the running eventwatch is ready or standing by (for HEALTHCHECK)")
     add("config", config, "print the effective settings, secrets masked")
@@ -130,6 +139,38 @@ async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
         raise EventwatchError(f"{report.failed} of {report.checked} nodes could not be inspected")
 
 
+@asynccontextmanager
+async def _both(settings: Settings) -> AsyncIterator[tuple[Store, DockerEngine]]:
+    async with (
+        database_url(settings) as url,
+        closing(DockerEngine(settings)) as engine,
+        open_store(url, settings.mongo_database) as store,
+    ):
+        yield store, engine
+
+
+async def status(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch status`."""
+    async with _both(settings) as (store, engine):
+        if arguments.json:
+            reports = await report_nodes(store, engine, settings)
+            say(json.dumps([report.as_json() for report in reports]))
+        elif not arguments.watch:
+            Console().print(node_table(await report_nodes(store, engine, settings)))
+        else:
+            with Live(node_table([]), auto_refresh=False) as live:
+                while True:
+                    live.update(node_table(await report_nodes(store, engine, settings)), refresh=True)
+                    await asyncio.sleep(1.0)
+
+
+async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch explain`."""
+    async with _both(settings) as (store, engine):
+        for line in await explain_node(arguments.id, store, engine, settings):
+            say(line)
+
+
 async def doctor(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch doctor`."""
     failed = 0
@@ -143,11 +184,11 @@ async def doctor(_: argparse.Namespace, settings: Settings) -> None:
 
 async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch healthcheck`."""
-    if not settings.http_listen:
+    if settings.http_address is None:
         raise ConfigError(
             "EVENTWATCH_HTTP_LISTEN: is off, so health cannot be asked for; set it, e.g. 127.0.0.1:9471"
         )
-    reasons = await ask_readiness(settings.http_listen)
+    reasons = await ask_readiness(*settings.http_address)
     if reasons and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
     say(reasons[0] if reasons else "ready")

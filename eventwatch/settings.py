@@ -530,6 +530,10 @@ class Settings(BaseSettings):
     """HOST:PORT or [IPV6]:PORT of the status page, the probes and the metrics; empty is off. Loopback only by
     default, because none of them asks for a password."""
 
+    history: bool = True
+    """Whether the last changes of the nodes are kept in a capped collection (NodeHistory, 16 MB), for
+    `eventwatch explain`. On, because the question comes after the fact."""
+
     log_level: _LogLevel = "INFO"
     """Least severe message that is logged: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL. INFO
     tells every change to a document, and is silent when nothing changes."""

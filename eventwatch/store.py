@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -27,6 +28,7 @@ from loguru import logger
 from pymongo import AsyncMongoClient, DeleteOne, ReturnDocument, UpdateOne
 from pymongo.errors import (
     BulkWriteError,
+    CollectionInvalid,
     ConfigurationError,
     ConnectionFailure,
     InvalidURI,
@@ -44,6 +46,10 @@ from eventwatch.settings import mask_url
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
+
+#: The capped collection of changes, and its size: some 50,000 changes.
+HISTORY: Final = "NodeHistory"
+HISTORY_BYTES: Final = 16 * 1024 * 1024
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
 _PROJECTION: Final = dict.fromkeys(_FIELDS, 1)
@@ -102,6 +108,8 @@ class Store:
         )
         self._nodes = nodes.with_options(codec_options=tolerant)
         self._checkers = NodeChecker.get_pymongo_collection()
+        self._history = nodes.database[HISTORY]
+        self._history_ready = False
         self._reported: set[str] = set()
 
     # -- node documents -------------------------------------------------------------------------------
@@ -112,6 +120,11 @@ class Store:
         async with _deadline("reading nodes"):
             rows = await self._nodes.find(query, _PROJECTION).to_list()
         return {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
+
+    async def count_others(self, node_ids: Collection[str]) -> int:
+        """How many node documents there are besides these, sound or not."""
+        async with _deadline("counting nodes"):
+            return await self._nodes.count_documents({"_id": {"$nin": list(node_ids)}})
 
     def _parse(self, row: Mapping[str, Any]) -> Recorded | None:
         try:
@@ -280,6 +293,41 @@ class Store:
         async with _deadline("reading the checkers"):
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
+
+    # -- history --------------------------------------------------------------------------------------
+
+    async def append_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add changes to the capped history, creating it at first."""
+        async with _deadline("writing the history"):
+            if not self._history_ready:
+                await self._create_history()
+            await self._history.insert_many(rows, ordered=False)
+
+    async def _create_history(self) -> None:
+        with suppress(CollectionInvalid):  # it is there
+            await self._history.database.create_collection(HISTORY, capped=True, size=HISTORY_BYTES)
+        await self._history.create_index([("node_id", 1)])
+        self._history_ready = True
+
+    async def read_history(self, node_id: str, *, limit: int) -> list[dict[str, Any]]:
+        """The newest changes of a node, newest first."""
+        async with _deadline("reading the history"):
+            rows = (
+                await self._history.find({"node_id": node_id}, {"_id": 0})
+                .sort("$natural", -1)
+                .limit(limit)
+                .to_list()
+            )
+        return [{**row, "at": as_utc(row["at"])} for row in rows]
+
+    async def find(self, name: str) -> Recorded | None:
+        """The node whose id or short id begins with `name`; ConfigError when there are several."""
+        prefix = {"$regex": f"^{re.escape(name)}"}
+        async with _deadline("looking for a node"):
+            rows = await self._nodes.find({"$or": [{"_id": prefix}, {"short_id": prefix}]}, _PROJECTION).to_list(2)
+        if len(rows) > 1:
+            raise ConfigError(f"{name}: several nodes begin with it, give more of the id")
+        return self._parse(rows[0]) if rows else None
 
     # -- for the doctor -------------------------------------------------------------------------------
 

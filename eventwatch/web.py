@@ -19,6 +19,7 @@ from typing import Any, Final
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from loguru import logger
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from yarl import URL
 
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.metrics import Metrics
@@ -128,17 +129,17 @@ class Pages:
 
 
 @asynccontextmanager
-async def serve(listen: str, pages: Pages) -> AsyncIterator[None]:
-    """Serve on `listen` (`host:port`) for the duration of the block.
+async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
+    """Serve for the duration of the block.
 
     An address in use is a warning. Raises ConfigError for one that can never be listened on.
     """
-    host, _, port = listen.rpartition(":")
+    listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+            await web.TCPSite(runner, host, port).start()
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: cannot listen on {listen}: {error}") from None
@@ -152,18 +153,19 @@ async def serve(listen: str, pages: Pages) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-async def ask_readiness(listen: str) -> list[str]:
+async def ask_readiness(host: str, port: int) -> list[str]:
     """Ask a running eventwatch for its doubts. Raises EventwatchError when none answers."""
-    host, _, port = listen.rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - everywhere includes here
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - everywhere includes here
     try:
         async with (
             ClientSession(timeout=ClientTimeout(total=READY_DEADLINE)) as session,
-            session.get(f"http://{host}:{port}/readyz") as response,
+            session.get(URL.build(scheme="http", host=host, port=port, path="/readyz")) as response,
         ):
             return [str(reason) for reason in await response.json()]
     except (ClientError, TimeoutError, ValueError) as error:
-        raise EventwatchError(f"no eventwatch answers at {listen}: {error or type(error).__name__}") from None
+        raise EventwatchError(
+            f"no eventwatch answers at {host} port {port}: {error or type(error).__name__}"
+        ) from None
 
 
 def standing_by(manager_id: str) -> str:

@@ -68,6 +68,7 @@ class TestDefaults:
             "EVENTWATCH_LEASE_DURATION": "15s",
             "EVENTWATCH_DRAIN_TIMEOUT": "10s",
             "EVENTWATCH_HTTP_LISTEN": "127.0.0.1:9471",
+            "EVENTWATCH_HISTORY": "true",
             "EVENTWATCH_LOG_LEVEL": "INFO",
             "EVENTWATCH_LOG_FORMAT": "console",
         }

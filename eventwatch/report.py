@@ -1,0 +1,135 @@
+"""What operators ask: which nodes are there, and why is this one as it is. Reads only, changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.table import Table
+
+from eventwatch.engine import Engine
+from eventwatch.errors import EngineError, EventwatchError
+from eventwatch.model import Observation, Recorded
+from eventwatch.policy import as_utc, desired_fields, difference, idleness
+from eventwatch.settings import Settings
+from eventwatch.store import Store
+from eventwatch.sweeper import CONCURRENCY
+
+_COLOURS = {"running": "green", "stopping": "yellow", "paused": "yellow", "exited": "red", "dead": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """A node as recorded, and as the engine sees it. `agrees` is None when the engine did not answer."""
+
+    recorded: Recorded
+    seen: Observation | None
+    agrees: bool | None
+    idle_left: float | None
+    idle_reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; times in ISO 8601, `idle_left` in seconds."""
+        row = asdict(self.recorded)
+        row["id"] = row.pop("node_id")
+        request = row["last_req_time"]
+        row["last_req_time"] = as_utc(request).isoformat() if request else None
+        return row | {"agrees": self.agrees, "idle_left": self.idle_left, "idle_reason": self.idle_reason}
+
+
+async def report_nodes(store: Store, engine: Engine, settings: Settings) -> list[NodeReport]:
+    """Every node, oldest document first."""
+    slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def report(recorded: Recorded) -> NodeReport:
+        async with slots:
+            return await report_node(recorded, engine, settings)
+
+    return list(await asyncio.gather(*(report(node) for node in (await store.read()).values())))
+
+
+async def report_node(recorded: Recorded, engine: Engine, settings: Settings) -> NodeReport:
+    """One node, compared with an inspection of now."""
+    try:
+        seen = await engine.inspect(recorded.node_id)
+    except EngineError as error:
+        return NodeReport(recorded, None, None, None, str(error))
+    wanted = desired_fields(seen, node_port=settings.node_port, health_check=settings.health_check)
+    agrees = seen.found and not difference(recorded, wanted, claimed=True)
+    idle = idleness(recorded, seen, now=datetime.now(UTC), timeout=settings.idle_timeout)
+    return NodeReport(recorded, seen, agrees, idle.left, idle.reason)
+
+
+def node_table(reports: Iterable[NodeReport]) -> Table:
+    """The node table for a terminal."""
+    table = Table(title=f"Nodes at {datetime.now(UTC):%H:%M:%S} UTC", title_justify="left")
+    for heading in ("node", "status", "health", "address", "idle left", "agrees"):
+        table.add_column(heading, no_wrap=True)
+    for report in reports:
+        node = report.recorded
+        colour = _COLOURS.get(node.status or "", "default")
+        table.add_row(
+            node.short_id,
+            f"[{colour}]{node.status}[/]",
+            node.health,
+            f"{node.ip}:{node.port}" if node.ip else "-",
+            _left(report.idle_left) if report.idle_left is not None else "-",
+            {True: "yes", False: "[red]no[/]", None: "no answer"}[report.agrees],
+        )
+    return table
+
+
+async def explain_node(name: str, store: Store, engine: Engine, settings: Settings) -> list[str]:
+    """All that is known of one node, line by line; `name` is an id, its beginning, or a container's name."""
+    recorded = await store.find(name)
+    if recorded is None:
+        seen = await engine.inspect(name)  # engines resolve names
+        recorded = (await store.read([seen.node_id])).get(seen.node_id) if seen.found else None
+        if recorded is None and not (history := await store.read_history(name, limit=10)):
+            raise EventwatchError(f"{name}: no document, " + (_describe(seen) if seen.found else "no container"))
+        if recorded is None:
+            return [f"Node {name} has no document any more.", *_changes(history)]
+    report = await report_node(recorded, engine, settings)
+    seen_text = _describe(report.seen) if report.seen else f"did not answer: {report.idle_reason}"
+    verdict = {True: "They agree.", False: "They DISAGREE; the next settle or sweep puts it right.", None: ""}
+    request = f"{as_utc(recorded.last_req_time):%Y-%m-%d %H:%M:%S} UTC" if recorded.last_req_time else "never"
+    stop = "Idle stop: " + (
+        f"in {_left(report.idle_left)}, unless a request comes in"
+        if report.idle_left
+        else "due at the next sweep" if report.idle_left == 0 else f"no, {report.idle_reason}"
+    )  # fmt: skip
+    return [
+        f"Node      {recorded.node_id}",
+        f"Docker    {seen_text}",
+        f"Document  {recorded.status}, health {recorded.health}, ip {recorded.ip or '-'}, port {recorded.port}",
+        *([verdict[report.agrees]] if verdict[report.agrees] else []),
+        f"Last request: {request}. {stop}.",
+        f"Owner: engine {recorded.engine_id or 'nobody yet'}, epoch {recorded.epoch or '-'}.",
+        *_changes(await store.read_history(recorded.node_id, limit=10)),
+    ]
+
+
+def _left(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _describe(seen: Observation) -> str:
+    if not seen.found:
+        return "knows no such container"
+    since = f", started {seen.started_at:%Y-%m-%d %H:%M:%S} UTC" if seen.started_at else ""
+    return f"{seen.status}, health {seen.health}, ip {seen.ip or '-'}{since} ({seen.name})"
+
+
+def _changes(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [f"Last changes ({len(rows)}, newest first):" if rows else "No changes on record."]
+    for row in rows:
+        what = "document deleted" if row["deleted"] else ", ".join(
+            f"{name} {row['old'].get(name)} -> {value}" for name, value in row["new"].items()
+            if name not in {"engine_id", "epoch"}
+        ) or "owner recorded"  # fmt: skip
+        delay = f", {row['latency'] * 1000:.1f} ms after the event" if row.get("latency") is not None else ""
+        lines.append(f"  {row['at']:%Y-%m-%d %H:%M:%S.%f} {what} (by {row['cause']}{delay})")
+    return lines
