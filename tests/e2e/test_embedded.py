@@ -11,7 +11,7 @@ import signal
 import socket
 import stat
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +168,25 @@ async def test_supervision_ends_when_the_database_is_stopped(tmp_path: Path, war
         tasks.create_task(mongo.supervise(), name="supervise")
         await asyncio.sleep(0)
     assert warnings == []
+
+
+async def test_a_cancellation_that_pymongo_swallows_still_ends_the_supervision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EmbeddedMongo(tmp_path) as mongo:
+        closing = asyncio.Event()
+
+        class Swallowing(AsyncMongoClient[dict[str, Any]]):
+            async def close(self) -> None:
+                await super().close()
+                closing.set()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+
+        monkeypatch.setattr(embedded, "_Client", Swallowing)
+        async with asyncio.timeout(PATIENCE), supervised(mongo):
+            os.kill(pid_of(mongo), signal.SIGKILL)
+            await closing.wait()
 
 
 async def test_a_failure_inside_the_block_leaves_no_process(tmp_path: Path) -> None:
