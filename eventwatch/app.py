@@ -15,10 +15,12 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from enum import Enum, auto
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from loguru import logger
 
@@ -39,8 +41,7 @@ from eventwatch.errors import (
 )
 from eventwatch.history import History
 from eventwatch.metrics import Metrics
-from eventwatch.model import Recorded
-from eventwatch.policy import KNOWN_ACTIONS
+from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.stopper import Stopper
@@ -109,9 +110,17 @@ class Application:
         if self.sweeper:
             self.sweeper.request()
 
-    def nodes(self) -> list[Recorded]:
-        """The node documents as last read or written by us."""
-        return list(self.reconciler.known.values()) if self.reconciler else []
+    def nodes(self) -> list[dict[str, Any]]:
+        """The node documents as last read or written by us, and the idle time that is left to each (s)."""
+        reconciler = self.reconciler
+        if reconciler is None:
+            return []
+        now, timeout = datetime.now(UTC), self.settings.idle_timeout
+        return [
+            asdict(node)
+            | {"idle_left": recorded_idleness(node, reconciler.started_at(node_id), now, timeout).left}
+            for node_id, node in reconciler.known.items()
+        ]
 
     def doubts(self) -> list[str]:
         """Why the documents cannot be trusted right now; empty when they can."""

@@ -152,6 +152,12 @@ def idleness(recorded: Recorded, seen: Observation, *, now: datetime, timeout: f
     return Idleness(idle=True, left=0.0, reason="its idle time is used up")
 
 
+def recorded_idleness(recorded: Recorded, started_at: datetime | None, now: datetime, timeout: float) -> Idleness:
+    """`idleness` by what the document says, for showing it; the sweep asks the engine."""
+    seen = Observation(recorded.node_id, status=recorded.status or "", started_at=started_at)
+    return idleness(recorded, seen, now=now, timeout=timeout)
+
+
 def as_utc(moment: datetime) -> datetime:
     """The manager stores UTC without saying so."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

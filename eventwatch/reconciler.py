@@ -79,6 +79,7 @@ class _Node:
     last_event: float = 0.0
     settle: Timer | None = None
     elsewhere: bool = False
+    started_at: datetime | None = None
     waiting: list[int] = field(default_factory=list)
     failures: Backoff = field(default_factory=lambda: Pace(base=0.1, cap=5.0).start())
 
@@ -283,6 +284,7 @@ class Reconciler:
 
     def _desired(self, seen: Observation) -> dict[str, str | int]:
         node = self._node(seen.node_id)
+        node.started_at = seen.started_at
         if not node.elsewhere and is_elsewhere(seen, self._settings.node_network):
             node.elsewhere = True
             logger.warning(
@@ -319,6 +321,11 @@ class Reconciler:
     def newest(self) -> int:
         """Engine time (ns) of the newest event received: whatever is asked now is at least as new."""
         return self._newest
+
+    def started_at(self, node_id: str) -> datetime | None:
+        """When the container started, by the last inspection of it."""
+        node = self._nodes.get(node_id)
+        return node.started_at if node else None
 
     def depth(self) -> float:
         """How many nodes wait for an inspection or a write."""

@@ -1,8 +1,8 @@
 """HTTP for probes, Prometheus and people: reads what the application shows, changes nothing.
 
 `/livez` says that the event loop turns. `/readyz` says whether the documents can be trusted right now, with a
-reason for each doubt. `/metrics` is for Prometheus, `/api/nodes` and `/api/changes` (server-sent events) for
-programs. Read-only, no authentication: it listens on loopback unless told otherwise.
+reason for each doubt. `/` is a page for people, `/metrics` is for Prometheus, `/api/nodes` and `/api/changes`
+(server-sent events) are for programs. Read-only, no authentication: it listens on loopback unless told otherwise.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import asyncio
 import errno
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
@@ -23,9 +24,14 @@ from yarl import URL
 
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Recorded
 from eventwatch.reconciler import Written
 
+STATIC: Final = Path(__file__).parent / "static"
+#: The page brings all that it needs; nothing from elsewhere runs in it or frames it.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 #: Changes kept for those who connect later, and those that may wait for a slow reader before it is cut off.
 KEPT_CHANGES: Final = 200
 SLOW_READER: Final = 1000
@@ -77,14 +83,17 @@ class Pages:
 
     metrics: Metrics
     feed: ChangeFeed
-    nodes: Callable[[], Iterable[Recorded]]
+    nodes: Callable[[], Iterable[Mapping[str, Any]]]
     doubts: Callable[[], list[str]]
 
     def application(self) -> web.Application:
         """The routes."""
         application = web.Application()
+        application.on_response_prepare.append(_harden)
         application.add_routes(
             [
+                web.get("/", self.page),
+                web.static("/static", STATIC),
                 web.get("/livez", self.livez),
                 web.get("/readyz", self.readyz),
                 web.get("/metrics", self.show_metrics),
@@ -93,6 +102,10 @@ class Pages:
             ]
         )
         return application
+
+    async def page(self, _: web.Request) -> web.FileResponse:
+        """The status page, for people."""
+        return web.FileResponse(STATIC / "index.html")
 
     async def livez(self, _: web.Request) -> web.Response:
         """The event loop turns."""
@@ -105,13 +118,13 @@ class Pages:
 
     async def show_metrics(self, _: web.Request) -> web.Response:
         """For Prometheus."""
-        self.metrics.show_nodes(node.status for node in self.nodes())
+        self.metrics.show_nodes(node["status"] for node in self.nodes())
         body = generate_latest(self.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def show_nodes(self, _: web.Request) -> web.Response:
-        """The documents, as last read or written."""
-        return web.json_response([asdict(node) for node in self.nodes()], dumps=_dumps)
+        """The documents, as last read or written, and the idle time that is left to each (s)."""
+        return web.json_response(list(self.nodes()), dumps=_dumps)
 
     async def follow_changes(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: the recent changes, then each new one."""
@@ -146,11 +159,17 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
             # A standby on the same host, as a rule: watching is worth more than showing it.
             logger.warning("EVENTWATCH_HTTP_LISTEN: {} is in use, going on without HTTP", listen)
         else:
-            logger.info("HTTP on http://{} (/livez /readyz /metrics /api/nodes /api/changes)", listen)
+            logger.info("Status page on http://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", listen)
         yield
     finally:
         pages.feed.close()
         await runner.cleanup()
+
+
+async def _harden(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
 
 
 async def ask_readiness(host: str, port: int) -> list[str]:
