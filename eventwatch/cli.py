@@ -23,6 +23,7 @@ from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import ConfigError, EventwatchError
+from eventwatch.playback import add_record_options, add_replay_options, record_file, replay_file
 from eventwatch.report import explain_node, node_table, report_nodes
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import Store, open_store
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     status_parser.add_argument("--watch", action="store_true", help="keep showing, until Ctrl-C")
     explain_parser = add("explain", explain, "tell all that is known of one node, and why it is as it is")
     explain_parser.add_argument("id", metavar="ID", help="id, beginning of an id, or container name")
+    add_record_options(add("record", record_file, "record what the engine says, for replays"))
+    add_replay_options(add("replay", replay, "replay a recording into the database and compare with the truth"))
     add("doctor", doctor, "check all that is needed: engine, permissions, database, clocks")
     add("healthcheck", healthcheck, "exit 0 if the running eventwatch is ready or standing by (for HEALTHCHECK)")
     add("config", config, "print the effective settings, secrets masked")
@@ -169,6 +172,11 @@ async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
     async with _both(settings) as (store, engine):
         for line in await explain_node(arguments.id, store, engine, settings):
             say(line)
+
+
+async def replay(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch replay`."""
+    await replay_file(arguments, settings, database_url)
 
 
 async def doctor(_: argparse.Namespace, settings: Settings) -> None:

@@ -178,7 +178,11 @@ class DockerEngine:
 
     @asynccontextmanager
     async def events(
-        self, since: int | None, on_malformed: Callable[[str], object]
+        self,
+        since: int | None,
+        on_malformed: Callable[[str], object],
+        *,
+        parse: Callable[[object], Event | None] = parse_event,
     ) -> AsyncIterator[AsyncIterator[Event]]:
         docker = self._new_client()
         params = {"filters": _FILTERS}
@@ -195,19 +199,22 @@ class DockerEngine:
                 if response.status != 200:  # noqa: PLR2004 - HTTP
                     raise DockerError(response.status, (await response.text())[:200].strip())
             try:
-                yield self._read_events(response, on_malformed)
+                yield self._read_events(response, on_malformed, parse)
             finally:
                 response.close()
         finally:
             await docker.close()
 
     async def _read_events(
-        self, response: aiohttp.ClientResponse, on_malformed: Callable[[str], object]
+        self,
+        response: aiohttp.ClientResponse,
+        on_malformed: Callable[[str], object],
+        parse: Callable[[object], Event | None],
     ) -> AsyncIterator[Event]:
         try:
             async for line in split_lines(response.content.iter_any(), on_malformed):
                 try:
-                    event = parse_event(json.loads(line))
+                    event = parse(json.loads(line))
                 except (ValueError, RecursionError) as error:
                     on_malformed(f"{error}: {line[:120]!r}")
                     continue
@@ -217,17 +224,28 @@ class DockerEngine:
             raise EngineError(f"Event stream broke: {_reason(error)}") from None
 
     async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
-        try:
-            async with self._deadline(f"inspecting {node_id}", INSPECT_DEADLINE):
-                container: Any = await self._docker().containers.container(node_id).show()
-        except EngineError as error:
-            if error.status == 404:  # noqa: PLR2004 - HTTP
-                return Observation(node_id=node_id, found=False, time_nano=as_of)
-            raise
+        container = await self.container(node_id)
+        if container is None:
+            return Observation(node_id=node_id, found=False, time_nano=as_of)
         try:
             return parse_container(container, network=self._network, as_of=as_of)
         except (KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"Engine's answer about {node_id} is no inspection: {error!r}") from None
+
+    async def container(self, node_id: str) -> dict[str, Any] | None:
+        """An inspection in the engine's own words; None when there is no such container (404)."""
+        try:
+            async with self._deadline(f"inspecting {node_id}", INSPECT_DEADLINE):
+                return await self._docker().containers.container(node_id).show()
+        except EngineError as error:
+            if error.status == 404:  # noqa: PLR2004 - HTTP
+                return None
+            raise
+
+    async def list_all(self) -> list[str]:
+        """Ids of all containers, running or not."""
+        async with self._deadline("listing containers", INSPECT_DEADLINE):
+            return [container.id for container in await self._docker().containers.list(all=True)]
 
     async def list_running(self, label: str) -> list[str]:
         filters = json.dumps({"label": [label], "status": ["running", "paused"]})

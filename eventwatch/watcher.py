@@ -64,7 +64,7 @@ class RecentEvents:
 
 
 class Watcher:
-    """One engine's event stream. `newest` is the engine time (ns) to resume from."""
+    """One engine's event stream. `cursor` is the engine time (ns) to resume from, `chance` spreads the load."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Watcher:
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
         cursor: int | None = None,
+        chance: random.Random | None = None,
     ) -> None:
         self._engine = engine
         self._notice = notice
@@ -86,13 +87,14 @@ class Watcher:
         self._recent = RecentEvents()
         self._newest: Event | None = None
         self._since = cursor
+        self._chance = chance or random.Random()  # noqa: S311 - spreads load
         self._awaited: Event | None = None
         self._malformed = 0
         self.connected_at: float | None = None
 
     async def run(self) -> None:
         """Watch, reconnecting for ever. Ends only by cancellation or by what `on_connect` raises."""
-        backoff = RECONNECT.start()
+        backoff = RECONNECT.start(self._chance.random)
         while True:
             try:
                 reason, error = await self._one_connection(backoff)
@@ -123,7 +125,7 @@ class Watcher:
             while True:
                 wake = asyncio.Event()
                 reader.add_done_callback(partial(_wake, wake))
-                timer = self._clock.call_later(random.uniform(*LIFETIME), wake.set)  # noqa: S311 - spreads load
+                timer = self._clock.call_later(self._chance.uniform(*LIFETIME), wake.set)
                 await wake.wait()
                 timer.cancel()
                 if reader.done():

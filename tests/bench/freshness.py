@@ -1,0 +1,190 @@
+"""How stale documents are on the real engine: one event at a time, and a hundred at once.
+
+Staleness is the time from the engine's `timeNano` of an event to the moment when another client sees the
+document say what the event says (MongoDB change stream, read by a process of its own). The same clock serves
+both, as engine, database and observer share the machine.
+
+eventwatch, the floor and the poller take turns on the same containers with nothing else watching them. Per event
+the first change is taken that says the right thing about the right document, whoever of the tiers wrote it.
+What is not measured: events that prove nothing by themselves (`stop`, `kill`), which a settle makes right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from tests.bench.effort import Effort
+from tests.bench.lab import EngineEvent, Lab, Seen, in_turn
+from tests.bench.programs import BenchError
+from tests.bench.report import Budget, Figure, Report, Series, percentile, pooled
+from tests.nodes import Node
+
+#: Seconds until a change that was not seen counts as missed.
+GIVE_UP = 5.0
+HEALTH_PERIOD = 2.0
+CYCLE = ("pause", "unpause", "kill", "start")
+SAYS = {
+    "start": {"status": "running"},
+    "unpause": {"status": "running"},
+    "die": {"status": "exited"},
+    "pause": {"status": "paused"},
+}
+
+
+@dataclass
+class Samples:
+    """Staleness in ms, per program, round by round and by action; and what was never seen."""
+
+    rounds: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
+    actions: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    missed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    async def add(self, name: str, events: Sequence[EngineEvent], seen: Seen) -> None:
+        """Match a round's events with the changes seen; waits for those that are still on their way."""
+        found: list[float] = []
+        for event in list(events):
+            wanted = {"health": event.health} if event.health else SAYS[event.action]
+            at = await seen.first(event.node_id, event.time_nano, wanted, within=GIVE_UP)
+            if at is None:
+                self.missed[name] += 1
+                continue
+            found.append((at - event.time_nano) / 1e6)
+            self.actions[name][event.action].append(found[-1])
+        if not found:
+            raise BenchError(f"{name} made none of {len(events)} changes within {GIVE_UP:.0f} s")
+        self.rounds[name].append(found)
+
+    def series(self, name: str, share: float) -> Series:
+        return pooled(self.rounds[name], share)
+
+    def all(self, name: str) -> list[float]:
+        return [sample for samples in self.rounds[name] for sample in samples]
+
+    def note(self) -> str:
+        counts = ", ".join(f"{len(self.all(name))} {name}" for name in self.rounds)
+        missed = ", ".join(f"{count} {name}" for name, count in self.missed.items())
+        return f"changes matched: {counts}" + (f"; never seen: {missed}" if missed else "")
+
+
+async def staleness(lab: Lab, report: Report, effort: Effort, console: Console) -> None:
+    """Quiet engine: start, die, pause, unpause and health, one event at a time."""
+    plain = await lab.plain_nodes(effort.stirred)
+    health = await lab.start_nodes(effort.stirred_health, healthcheck="flag")
+    samples = Samples()
+
+    async def measure(name: str) -> None:
+        await lab.all_running(plain)
+        await one_round(lab, name, [*plain, *health], samples, lambda: stir(plain, health, effort))
+
+    await in_turn(("eventwatch", "floor"), effort.rounds, measure, console, "staleness")
+    await in_turn(("poller",), effort.long_rounds, measure, console, "staleness of the poller")
+    await asyncio.gather(*(node.remove() for node in health))
+    report.staleness = {name: samples.all(name) for name in ("floor", "eventwatch", "poller")}
+    report.details["staleness_ms_by_action"] = {
+        name: {
+            action: {"count": len(found), "p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
+            for action, found in sorted(actions.items())
+        }
+        for name, actions in samples.actions.items()
+    }
+    for share, limit in ((0.5, 1.3), (0.99, 1.5)):
+        report.figures.append(
+            Figure(
+                f"staleness p{100 * share:.0f}, quiet engine",
+                "ms",
+                samples.series("eventwatch", share),
+                samples.series("floor", share),
+                budget=Budget("ratio", at_most=limit),
+                note=samples.note() if share == 0.5 else "",
+            )
+        )
+    report.figures.append(
+        Figure(
+            "freshness p50 beside the poller",
+            "ms",
+            samples.series("eventwatch", 0.5),
+            samples.series("poller", 0.5),
+            compared_with="poller",
+            inverse=True,
+            budget=Budget("ratio", at_least=100),
+        )
+    )
+
+
+async def burst(lab: Lab, report: Report, effort: Effort, console: Console) -> None:
+    """Many kills at once."""
+    nodes = await lab.plain_nodes(effort.burst)
+    samples = Samples()
+
+    async def kill_all() -> None:
+        await asyncio.gather(*(node.kill() for node in nodes))
+
+    async def measure(name: str) -> None:
+        await lab.all_running(nodes)
+        await asyncio.sleep(0.5)
+        await one_round(lab, name, nodes, samples, kill_all)
+
+    await in_turn(("eventwatch", "floor"), effort.long_rounds, measure, console, "burst")
+    report.details["burst_ms"] = {name: samples.all(name) for name in samples.rounds}
+    for share, budget in ((0.99, Budget("ratio", at_most=1.0)), (0.5, None)):
+        report.figures.append(
+            Figure(
+                f"burst of {effort.burst} kills p{100 * share:.0f}",
+                "ms",
+                samples.series("eventwatch", share),
+                samples.series("floor", share),
+                budget=budget,
+                note=samples.note() if share == 0.99 else "",
+            )
+        )
+
+
+async def one_round(
+    lab: Lab, name: str, nodes: Sequence[Node], samples: Samples, happen: Callable[[], Awaitable[None]]
+) -> None:
+    """Let things happen while `name` watches, and match what the engine said with what the documents said."""
+    place = lab.place(name)
+    await lab.fill(place, await lab.truth(nodes))
+    async with lab.observed(place) as seen, lab.running(name, place), lab.engine_events() as events:
+        seen.clear()
+        await happen()
+        await asyncio.sleep(0.2)
+        ours = {node.id for node in nodes}
+        await samples.add(name, [event for event in events if event.node_id in ours], seen)
+
+
+async def stir(plain: Sequence[Node], health: Sequence[Node], effort: Effort) -> None:
+    """Let one thing happen every `pace` seconds, to each node in turn, and flip the health checks meanwhile."""
+    begun: dict[int, asyncio.Task[None]] = {}
+    async with asyncio.TaskGroup() as tasks:
+        flipping = [tasks.create_task(flip(node)) for node in health]
+        for number in range(effort.events):
+            step, position = divmod(number, len(plain))
+            if position in begun:  # a slow machine: one thing after the other per node
+                await begun[position]
+            action: Callable[[], Awaitable[None]] = getattr(plain[position], CYCLE[step % len(CYCLE)])
+            begun[position] = tasks.create_task(_do(action))
+            await asyncio.sleep(effort.pace)
+        for task in flipping:
+            task.cancel()
+
+
+async def _do(action: Callable[[], Awaitable[None]]) -> None:
+    await action()
+
+
+async def flip(node: Node) -> None:
+    """Turn a node from healthy to unhealthy and back, for ever, out of step with the others."""
+    healthy = False
+    await asyncio.sleep(random.uniform(0, HEALTH_PERIOD))
+    while True:
+        healthy, began = not healthy, time.monotonic()
+        await node.set_healthy(healthy)
+        await asyncio.sleep(max(0.0, HEALTH_PERIOD - (time.monotonic() - began)))

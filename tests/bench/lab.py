@@ -1,0 +1,294 @@
+"""Where it is measured: the real engine, a private mongod, real and fake nodes, and eyes on the documents.
+
+Everything of a run lies in one temporary folder and in containers with a label of its own; all of it is gone
+at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from aiodocker import Docker
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.collection import AsyncCollection
+from rich.console import Console
+
+from tests.bench.programs import ROOT, BenchError, FakeControl, Launcher, Place, Program, fake_engine
+from tests.engines import PrivateMongo
+from tests.nodes import Node, Nodes, NodeOptions
+
+Document = dict[str, Any]
+
+PATIENCE: Final = 60.0
+#: Containers started at once: more only queue up in the engine.
+STARTING: Final = 6
+#: Longer than any run: what must not sweep by itself is told to sweep this seldom.
+NEVER: Final = "1d"
+TOLD: Final = ("start", "die", "pause", "unpause", "health_status")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A document as seen in the change stream, at a moment (ns)."""
+
+    at: int
+    node_id: str
+    fields: Mapping[str, str]
+
+
+@dataclass
+class Seen:
+    """What an observer has seen so far."""
+
+    changes: list[Change] = field(default_factory=list)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def clear(self) -> None:
+        self.changes.clear()
+
+    def add(self, change: Change) -> None:
+        self.changes.append(change)
+        self._more.set()
+
+    async def until(self, done: Callable[[], bool], *, within: float = PATIENCE) -> bool:
+        """Wait until `done` after some change; False when it did not come to that."""
+        deadline = time.monotonic() + within
+        while not done():
+            self._more.clear()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._more.wait()
+            except TimeoutError:
+                return done()
+        return True
+
+    async def first(self, node_id: str, since: int, wanted: Mapping[str, str], *, within: float) -> int | None:
+        """When the document first said all of `wanted` at or after `since`; None when it did not within (s)."""
+        looked = 0
+
+        def found() -> bool:
+            nonlocal looked
+            while looked < len(self.changes):
+                change = self.changes[looked]
+                if change.node_id == node_id and change.at >= since and wanted.items() <= change.fields.items():
+                    return True
+                looked += 1
+            return False
+
+        return self.changes[looked].at if await self.until(found, within=within) else None
+
+
+@dataclass(frozen=True)
+class EngineEvent:
+    """What the engine said: the action, without what stands behind its colon in `health`."""
+
+    node_id: str
+    action: str
+    time_nano: int
+    health: str = ""
+
+
+class Lab:
+    """One run's surroundings."""
+
+    def __init__(self, folder: Path, docker: Docker, mongo: PrivateMongo, launcher: Launcher, nodes: Nodes) -> None:
+        self.folder = folder
+        self.docker = docker
+        self.mongo = mongo
+        self.launcher = launcher
+        self.nodes = nodes
+        self._plain: list[Node] = []
+        self._numbers = itertools.count()
+
+    # -- nodes ---------------------------------------------------------------------------------------
+
+    async def plain_nodes(self, count: int) -> list[Node]:
+        """Running nodes without health check; they are kept for the whole run."""
+        missing = count - len(self._plain)
+        if missing > 0:
+            self._plain += await self.start_nodes(missing)
+        chosen = self._plain[:count]
+        await self.all_running(chosen)
+        return chosen
+
+    async def start_nodes(self, count: int, **options: Any) -> list[Node]:
+        chosen: NodeOptions = options  # type: ignore[assignment]
+        slots = asyncio.Semaphore(STARTING)
+
+        async def start() -> Node:
+            async with slots:
+                return await self.nodes.start(f"n{next(self._numbers)}", **chosen)
+
+        return list(await asyncio.gather(*(start() for _ in range(count))))
+
+    async def all_running(self, nodes: Iterable[Node]) -> None:
+        slots = asyncio.Semaphore(STARTING)
+
+        async def see_to(node: Node) -> None:
+            async with slots:
+                state = (await node.inspect())["State"]
+                if state["Paused"]:
+                    await node.unpause()
+                elif not state["Running"]:
+                    await node.start()
+
+        await asyncio.gather(*(see_to(node) for node in nodes))
+
+    # -- documents -----------------------------------------------------------------------------------
+
+    def place(self, name: str, *, engine: FakeControl | None = None) -> Place:
+        """A database of its own, on the real engine or a fake one."""
+        database = f"bench_{name}_{secrets.token_hex(3)}"
+        if engine:
+            return Place(engine.url, self.mongo.url, database, "bench-network")
+        url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+        return Place(url, self.mongo.url, database, self.nodes.network)
+
+    @asynccontextmanager
+    async def collection(self, place: Place) -> AsyncIterator[AsyncCollection[Document]]:
+        async with AsyncMongoClient[Document](place.mongo_url) as client:
+            yield client[place.database]["ToolServerNode"]
+
+    async def fill(self, place: Place, truths: Mapping[str, Mapping[str, str]]) -> None:
+        """Write documents, all of them true, as a manager would have inserted them."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        rows = [
+            {"_id": i, "short_id": i[:12], "port": 31942, "last_req_time": now, **truth} for i, truth in truths.items()
+        ]
+        async with self.collection(place) as collection:
+            await collection.insert_many(rows, ordered=False)
+
+    async def truth(self, nodes: Iterable[Node]) -> dict[str, dict[str, str]]:
+        truths = {}
+        for node in nodes:
+            seen = await node.inspect()
+            state = seen["State"]
+            truths[node.id] = {
+                "status": state["Status"],
+                "health": (state.get("Health") or {}).get("Status", "none"),
+                "ip": seen["NetworkSettings"]["Networks"][self.nodes.network]["IPAddress"],
+            }
+        return truths
+
+    @asynccontextmanager
+    async def observed(self, place: Place) -> AsyncIterator[Seen]:
+        """Watch the documents of a place from another process."""
+        seen = Seen()
+        async with self.launcher.module("observer", place.mongo_url, place.database) as observer:
+            reading = asyncio.create_task(_read_changes(observer, seen), name="observer")
+            try:
+                yield seen
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    # -- programs ------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(
+        self, name: str, place: Place, *, settings: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Program]:
+        """`eventwatch`, `floor`, `merge` (the floor's bare loop) or `poller` at a place, entered when it watches."""
+        if name == "eventwatch":
+            async with self.launcher.eventwatch(place, settings=settings) as program:
+                await self.until_adopted(place, program)
+                yield program
+        elif name == "poller":
+            async with self.launcher.module("poller", place=place) as program:
+                yield program
+        else:
+            mode = {"floor": "events", "merge": "merge"}[name]
+            async with self.launcher.module("floor", mode, place=place) as program:
+                await asyncio.sleep(0.3)  # aiodocker does not tell when its stream is open
+                yield program
+
+    async def until_adopted(self, place: Place, program: Program) -> None:
+        """eventwatch stamps every document in its first sweep, after its event stream was opened."""
+        deadline = time.monotonic() + PATIENCE
+        async with self.collection(place) as collection:
+            while await collection.count_documents({"engine_id": None}, limit=1):
+                if program.process.returncode is not None or time.monotonic() > deadline:
+                    raise BenchError(f"eventwatch does not get going: {program.last_words()}")
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
+
+    @asynccontextmanager
+    async def fake_engine(self, nodes: int, *options: str) -> AsyncIterator[FakeControl]:
+        socket = self.folder / f"engine{next(self._numbers)}.sock"
+        async with fake_engine(self.launcher, socket, nodes=nodes, options=options) as control:
+            yield control
+
+    @asynccontextmanager
+    async def engine_events(self) -> AsyncIterator[list[EngineEvent]]:
+        """What the real engine says while the block lasts."""
+        events: list[EngineEvent] = []
+        await self.docker.version()
+        filters = json.dumps({"type": ["container"], "event": TOLD})
+        async with self.docker.session.get(
+            f"{self.docker.docker_host}/{self.docker.api_version}/events",
+            params={"filters": filters},
+            timeout=aiohttp.ClientTimeout(total=None),
+        ) as response:
+            reading = asyncio.create_task(_read_events(response, events), name="engine-events")
+            try:
+                yield events
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _read_changes(observer: Program, seen: Seen) -> None:
+    while True:
+        row = json.loads(await observer.line())
+        seen.add(Change(row["at"], row["id"], row["fields"]))
+
+
+async def _read_events(response: aiohttp.ClientResponse, events: list[EngineEvent]) -> None:
+    async for line in response.content:
+        raw = json.loads(line)
+        action, _, health = raw["Action"].partition(": ")
+        events.append(EngineEvent(raw["Actor"]["ID"], action, raw["timeNano"], health))
+
+
+@asynccontextmanager
+async def opened_lab(eventwatch_from: Path = ROOT) -> AsyncIterator[Lab]:
+    """Start the private mongod and make the run's folder and network."""
+    url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    run = f"ew-bench-{secrets.token_hex(3)}"
+    folder = Path(tempfile.mkdtemp(prefix="ew-bench-"))
+    try:
+        async with (
+            Docker(url=url) as docker,
+            PrivateMongo() as mongo,
+            Nodes(docker, prefix=f"{run}-", network=run) as nodes,
+        ):
+            yield Lab(folder, docker, mongo, Launcher(folder, eventwatch_from), nodes)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def in_turn(
+    names: Iterable[str], rounds: int, measure: Callable[[str], Awaitable[None]], console: Console, what: str
+) -> None:
+    """Call `measure` for each name in each round, every other round in the opposite order."""
+    order = list(names)
+    for number in range(rounds):
+        console.print(f"  {what}: round {number + 1} of {rounds}", style="dim")
+        for name in order if number % 2 == 0 else reversed(order):
+            await measure(name)
+
+

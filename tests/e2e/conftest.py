@@ -1,0 +1,17 @@
+"""The one fixture of the end-to-end tests: nodes on a real engine and their documents in a real MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from aiodocker import Docker
+
+from tests.e2e.watching import World, opened_world
+from tests.nodes import Nodes
+
+
+@pytest.fixture
+async def world(docker: Docker, nodes: Nodes, mongo_url: str, database: str) -> AsyncIterator[World]:
+    async with opened_world(docker, nodes, mongo_url, database) as made:
+        yield made

@@ -1,0 +1,97 @@
+"""A manager inserts the document after the container has started: events that came too early are not lost."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from eventwatch.model import Cause
+from tests.e2e.watching import Watched, World, eventually
+from tests.nodes import Node
+
+
+async def insert_after(world: World, delay: float) -> Node:
+    """Start a node, insert its document that much later (a late one after the node's first health event)."""
+    node = await world.nodes.start(f"after-{delay}", healthcheck="ok", interval_s=0.4)
+    await asyncio.sleep(delay)
+    if delay >= 1:
+        await node.wait_health("healthy")
+    await world.insert(node)
+    return node
+
+
+async def test_a_document_inserted_late_becomes_true_without_another_event(world: World) -> None:
+    async with world.watching() as watched:
+        async with asyncio.TaskGroup() as tasks:
+            inserting = [
+                tasks.create_task(insert_after(world, delay), name=f"insert-after-{delay}")
+                for delay in (0, 0.3, 1, 3)
+            ]
+        made = [task.result() for task in inserting]
+        events = len(watched.noticed)
+        assert [watched.events(node, "health_status") for node in made] == [1] * len(made)
+        for node in made:
+            await eventually(partial(world.says, node, status="running", health="healthy"))
+        await world.becomes_true()
+        assert not [event for event in watched.noticed[events:] if event.node_id in {node.id for node in made}]
+    assert Cause.SWEEP not in {change.cause for change in watched.written}
+
+
+async def test_a_container_that_was_removed_before_its_document_came_takes_the_document_along(
+    world: World,
+) -> None:
+    async with world.watching() as watched:
+        node = await world.nodes.start("one")
+        await node.remove()
+        await eventually(lambda: watched.events(node, "destroy"))
+        await world.insert(node, status="running")
+        await eventually(lambda: is_gone(world, node))
+    assert [change.deleted for change in watched.of(node)] == [True]
+
+
+async def is_gone(world: World, node: Node) -> bool:
+    return await world.document(node) is None
+
+
+async def test_events_of_containers_that_are_no_nodes_cost_no_query(world: World) -> None:
+    node = await world.start("one")
+    async with world.watching(orphan_grace=1) as watched:
+        await world.becomes_true()
+        await world.database.command("profile", 2)
+        stranger = await world.nodes.start("stranger", healthcheck="flag", interval_s=1)
+        await eventually(lambda: queries(world, stranger))  # its document may still come, so it is looked for
+        await eventually(lambda: gave_up(watched, stranger))
+        before = await queries(world, stranger)
+        for healthy in (True, False, True):
+            events = watched.events(stranger, "health_status")
+            await stranger.set_healthy(healthy)
+            await eventually(partial(more_events, watched, stranger, events))
+        await stranger.pause()
+        await stranger.unpause()
+        await stranger.restart()
+        await eventually(lambda: watched.events(stranger, "restart"))
+        assert await queries(world, stranger) == before
+        await node.pause()
+        await eventually(lambda: queries(world, node))  # the profiler still sees what is asked for
+
+
+def more_events(watched: Watched, node: Node, than: int) -> bool:
+    return watched.events(node, "health_status") > than
+
+
+def gave_up(watched: Watched, node: Node) -> bool:
+    return watched.app.reconciler is not None and node.id in watched.app.reconciler._strangers
+
+
+async def queries(world: World, node: Node) -> int:
+    """How many commands that name this node the database has served since it is profiling."""
+    return await world.database["system.profile"].count_documents(
+        {
+            "ns": world.collection.full_name,
+            "$or": [
+                {"command.filter._id": node.id},
+                {"command.filter._id.$in": node.id},
+                {"command.q._id": node.id},
+            ],
+        }
+    )

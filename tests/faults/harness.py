@@ -1,0 +1,490 @@
+"""What every fault test is made of: eventwatch as a process, a busy world around it, and an oracle.
+
+`World` holds nodes on a real engine and their documents in a real MongoDB. While it is `busy`, nodes live at
+random and a manager writes `last_req_time`, also by replacing whole documents with an older model. `Oracle`
+compares every document with an inspection, by the rules of the documents' contract written down here a second
+time, so that a mistake in eventwatch's own rules cannot hide itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+from aiodocker import Docker, DockerError
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import PyMongoError
+
+from tests.nodes import NODE_PORT, Node, Nodes
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+TABLE: Final = ROOT / ".cache" / "faults.json"
+#: Seconds that a document may stay wrong after the engine and the database are back.
+RECOVERY: Final = 2.0
+#: Seconds without a wrong document after which the world counts as right.
+QUIET: Final = 0.7
+CALL: Final = 4.0
+#: What the manager's older model knows; a replace with it drops everything else.
+OLDER_MODEL: Final = ("_id", "short_id", "status", "health", "ip", "port", "last_req_time")
+EXPECTED_ERRORS: Final = (DockerError, aiohttp.ClientError, OSError, TimeoutError, RuntimeError)
+
+#: What must not leak from the caller's environment into the process under test.
+OUR_VARIABLES: Final = ("EVENTWATCH_", "DB_", "DOCKER_")
+
+Document = dict[str, Any]
+Documents = AsyncCollection[Document]
+
+
+def times() -> int:
+    """How often each fault is injected: once in CI, `EVENTWATCH_FAULT_TIMES` for the table."""
+    return int(os.environ.get("EVENTWATCH_FAULT_TIMES", "1"))
+
+
+# -- eventwatch ---------------------------------------------------------------------------------------------
+
+
+class Eventwatch:
+    """`eventwatch run` as a process of its own; its log goes to a file and into the message of a failure."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str], *, name: str = "eventwatch") -> None:
+        self.log = folder / f"{name}.log"
+        self._folder = folder
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "never started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
+        """Start it; `within` is a command that runs it, `settings` come on top of its own."""
+        assert not self.running
+        ours = {f"EVENTWATCH_{name.upper()}": value for name, value in {**self._settings, **settings}.items()}
+        foreign = {name: os.environ[name] for name in os.environ if not name.startswith(OUR_VARIABLES)}
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*within, sys.executable, "-m", "eventwatch", "run"],
+                cwd=self._folder,
+                env={**foreign, **ours, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        await self.ended()
+
+    async def terminate(self, within: float = 20.0) -> int:
+        """SIGTERM; its exit code."""
+        self.send(signal.SIGTERM)
+        return await self.ended(within)
+
+    async def ended(self, within: float = 20.0) -> int:
+        deadline = time.monotonic() + within
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"still runs after {within:.0f} s:\n{self.tail()}"
+            await asyncio.sleep(0.01)
+        return self.process.wait()
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.text().splitlines()[-lines:])
+
+    async def logged(self, text: str, *, times: int = 1, within: float = 20.0) -> None:
+        """Wait until the log says it so many times."""
+        deadline = time.monotonic() + within
+        while self.text().count(text) < times:
+            assert self.running, f"ended with {self.process.poll()} before it said {text!r}:\n{self.tail()}"
+            assert time.monotonic() < deadline, f"did not say {text!r} within {within:.0f} s:\n{self.tail()}"
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+
+
+# -- the world ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Requests:
+    """The `last_req_time` that the manager wrote to one node: what was acknowledged, and what may have arrived."""
+
+    acknowledged: datetime | None = None
+    unsure: set[datetime] = field(default_factory=set)
+
+
+class World:
+    """Nodes on one engine, and a manager that knows them."""
+
+    def __init__(self, docker_url: str, mongo_url: str, *, seed: int = 0, database: str = "") -> None:
+        self.docker_url = docker_url
+        self.mongo_url = mongo_url
+        self.database = database or f"ew_faults_{secrets.token_hex(4)}"
+        self.random = random.Random(seed)
+        self.nodes: dict[str, Node] = {}
+        self.requests: dict[str, Requests] = {}
+        #: Containers whose document the database has acknowledged.
+        self.inserted: set[str] = set()
+        self.operations = 0
+        self.network = f"ewf-{secrets.token_hex(3)}"
+        self._stack = contextlib.AsyncExitStack()
+        self._made = 0
+
+    async def __aenter__(self) -> Self:
+        await self.connect_engine()
+        self.client = await self._stack.enter_async_context(
+            AsyncMongoClient[Document](
+                self.mongo_url, serverSelectionTimeoutMS=1500, connectTimeoutMS=1500, socketTimeoutMS=4000
+            )
+        )
+        return self
+
+    async def connect_engine(self) -> None:
+        self.docker = await self._stack.enter_async_context(Docker(url=self.docker_url))
+        self.maker = await self._stack.enter_async_context(
+            Nodes(self.docker, prefix=f"{self.network}-", network=self.network)
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(PyMongoError):
+            await self.client.drop_database(self.database)
+        # An engine that was killed may refuse for a while to remove what it had mounted; it ends with the suite.
+        with contextlib.suppress(*EXPECTED_ERRORS):
+            await self._stack.aclose()
+
+    @property
+    def documents(self) -> Documents:
+        return self.client[self.database]["ToolServerNode"]
+
+    @property
+    def checkers(self) -> Documents:
+        return self.client[self.database]["NodeChecker"]
+
+    def settings(self, **more: str) -> dict[str, str]:
+        """The environment in which eventwatch keeps this world true."""
+        return {
+            "docker_host": self.docker_url,
+            "mongo_url": self.mongo_url,
+            "mongo_database": self.database,
+            "node_network": self.network,
+            "sweep_interval": "5s",
+            "http_listen": "",
+            "log_level": "DEBUG",
+            **more,
+        }
+
+    # -- the manager -----------------------------------------------------------------------------------
+
+    async def populate(self, count: int) -> None:
+        for _ in range(count):
+            await self.add()
+
+    async def add(self) -> Node:
+        """Start a node and insert its document, as a manager does it: afterwards."""
+        self._made += 1
+        health = self.random.choice(["ok", "flag", None])
+        node = await self.maker.start(
+            f"n{self._made}",
+            healthcheck=health,  # type: ignore[arg-type]  # a HealthCheck or None
+            interval_s=0.3,
+            restart=self.random.choice(["no", "no", "on-failure"]),
+        )
+        await self.insert(node)
+        return node
+
+    async def insert(self, node: Node, **fields: Any) -> None:
+        """Insert the document; while the database is away, try again until it is back."""
+        now = utc_now()
+        document = {
+            "_id": node.id,
+            "short_id": node.id[:12],
+            "status": "running",
+            "health": "starting",
+            "ip": "",
+            "port": NODE_PORT,
+            "last_req_time": now,
+            "session": "made by the manager",
+            **fields,
+        }
+        while True:
+            try:
+                await self.documents.update_one({"_id": node.id}, {"$setOnInsert": document}, upsert=True)
+            except PyMongoError:
+                await asyncio.sleep(0.2)
+                continue
+            break
+        self.nodes[node.id] = node
+        self.requests[node.id] = Requests(acknowledged=now)
+        self.inserted.add(node.id)
+
+    async def manage(self, stop: asyncio.Event, *, replaces: bool = True) -> None:
+        """Write `last_req_time` without a rest: mostly that field alone, sometimes the whole document."""
+        while not stop.is_set():
+            await asyncio.sleep(self.random.uniform(0.01, 0.05))
+            if self.requests:
+                node_id = self.random.choice(list(self.requests))
+                await self.request(node_id, replace=replaces and self.random.random() < 0.3)
+
+    async def request(self, node_id: str, *, replace: bool) -> None:
+        """One request to a node, as the manager notes it down."""
+        now = utc_now()
+        requests = self.requests[node_id]
+        try:
+            if replace:
+                document = await self.documents.find_one({"_id": node_id})
+                if document is None:
+                    return
+                older = {name: document[name] for name in OLDER_MODEL if name in document}
+                requests.unsure.add(now)
+                done = await self.documents.replace_one({"_id": node_id}, {**older, "last_req_time": now})
+            else:
+                requests.unsure.add(now)
+                done = await self.documents.update_one({"_id": node_id}, {"$set": {"last_req_time": now}})
+        except PyMongoError:
+            await asyncio.sleep(0.1)
+            return
+        if done.matched_count:
+            requests.acknowledged = now
+            requests.unsure.clear()
+
+    # -- node life -------------------------------------------------------------------------------------
+
+    async def live(self, stop: asyncio.Event) -> None:
+        """Let something happen to a random node again and again; what the engine refuses is no matter."""
+        while not stop.is_set():
+            await asyncio.sleep(self.random.uniform(0.02, 0.15))
+            try:
+                async with asyncio.timeout(CALL):
+                    await self.happen()
+                    self.operations += 1
+            except EXPECTED_ERRORS:
+                continue
+
+    async def happen(self) -> None:
+        operation = self.random.choices(
+            ["start", "kill", "stop", "pause", "unpause", "restart", "remove", "add", "healthy", "unhealthy"],
+            [6, 4, 2, 2, 4, 2, 1, 1, 2, 2],
+        )[0]
+        alive = list(self.nodes.values())
+        if operation == "add" or not alive:
+            if len(alive) < 16:
+                await self.add()
+            return
+        node = self.random.choice(alive)
+        match operation:
+            case "remove":
+                if len(alive) > 4:
+                    self.nodes.pop(node.id, None)
+                    await node.remove()
+            case "stop" | "restart":
+                await getattr(node, operation)(grace_s=1)
+            case "healthy" | "unhealthy":
+                await node.set_healthy(operation == "healthy")
+            case _:
+                await getattr(node, operation)()
+
+    @contextlib.asynccontextmanager
+    async def busy(self, workers: int = 3, *, replaces: bool = True) -> AsyncIterator[None]:
+        """Node life and a manager for as long as this is entered."""
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            work = [tasks.create_task(self.live(stop), name=f"life-{number}") for number in range(workers)]
+            work.append(tasks.create_task(self.manage(stop, replaces=replaces), name="manager"))
+            try:
+                yield
+            finally:
+                stop.set()
+                await asyncio.wait(work, timeout=2 * CALL)
+                for task in work:
+                    task.cancel()
+
+
+def utc_now() -> datetime:
+    """As the manager stores it: UTC, naive, in the database's milliseconds."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+# -- the oracle ---------------------------------------------------------------------------------------------
+
+
+class StillWrongError(AssertionError):
+    """Documents that did not become right in time, one line each in `wrong`."""
+
+    def __init__(self, within: float, wrong: list[str]) -> None:
+        super().__init__(f"still wrong after {within:.0f} s:\n" + "\n".join(wrong))
+        self.wrong = wrong
+
+
+class Oracle:
+    """Says which documents are wrong, and how long it took until none was."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def inspect(self, node_id: str) -> Document | None:
+        try:
+            async with asyncio.timeout(CALL):
+                return await self._world.docker.containers.container(node_id).show()
+        except DockerError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def wrong(self) -> list[str]:
+        """Every document that does not say what its container is, in words."""
+        world = self._world
+        documents = {row["_id"]: row async for row in world.documents.find()}
+        found: list[str] = []
+        for node_id in documents.keys() | world.inserted:
+            container, document = await self.inspect(node_id), documents.get(node_id)
+            if container is None:
+                if document is not None:
+                    found.append(f"{node_id[:12]}: has a document, but no container")
+            elif document is None:
+                found.append(f"{node_id[:12]}: has a container, but no document")
+            else:
+                found += [f"{node_id[:12]}: {text}" for text in differences(document, container, world.network)]
+        return found
+
+    async def recovered(self, *, since: float | None = None, within: float = 30.0) -> float:
+        """Wait until all is right and stays so; seconds from `since` (default: now) to the last wrong sight."""
+        began = time.monotonic() if since is None else since
+        last_wrong, wrong = began, [""]
+        while True:
+            now = time.monotonic()
+            try:
+                wrong = await self.wrong()
+            except (*EXPECTED_ERRORS, PyMongoError) as error:
+                wrong = [repr(error)]
+            if wrong:
+                last_wrong = time.monotonic()
+            elif now - last_wrong > QUIET:
+                return max(0.0, last_wrong - began)
+            if now - began > within:
+                raise StillWrongError(within, wrong)
+            await asyncio.sleep(0.02)
+
+    async def lost_requests(self) -> list[str]:
+        """Nodes whose document has lost a `last_req_time` that the manager was told is stored."""
+        lost = []
+        async for row in self._world.documents.find():
+            requests = self._world.requests.get(row["_id"])
+            if requests and row["last_req_time"] not in {requests.acknowledged, *requests.unsure}:
+                lost.append(f"{row['_id'][:12]}: {row['last_req_time']}, not {requests.acknowledged}")
+        return lost
+
+
+def differences(document: Document, container: Document, network: str) -> Iterator[str]:
+    """Where a document departs from the contract, given the inspection of its container."""
+    state = container["State"]
+    status = state["Status"]
+    health = (state.get("Health") or {}).get("Status") or "none"
+    if health == "healthy" and status != "running":
+        health = "unhealthy"
+    networks = container["NetworkSettings"]["Networks"] or {}
+    ip = (networks.get(network) or {}).get("IPAddress", "") if status in {"running", "paused"} else ""
+    for name, value in {"status": status, "health": health, "ip": ip, "port": NODE_PORT}.items():
+        if document.get(name) != value:
+            yield f"{name} is {document.get(name)!r}, should be {value!r}"
+
+
+# -- one fault ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One line of the fault table."""
+
+    fault: str
+    times: int = 0
+    documents: int = 0
+    divergent: int = 0
+    longest_recovery: float = 0.0
+    lost_requests: int = 0
+
+    def save(self) -> None:
+        TABLE.parent.mkdir(exist_ok=True)
+        rows = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+        rows[self.fault] = asdict(self)
+        TABLE.write_text(json.dumps(rows, indent=1, sort_keys=True))
+        print(  # noqa: T201 - pytest shows it with -s, or when the test fails
+            f"{self.fault}: {self.times} x, {self.documents} documents, {self.divergent} divergent, "
+            f"longest recovery {self.longest_recovery:.2f} s"
+        )
+
+
+async def endure(
+    fault: str,
+    world: World,
+    eventwatch: Eventwatch,
+    inject: Callable[[], Awaitable[object]],
+    *,
+    recovery: float = RECOVERY,
+    repeat: int | None = None,
+) -> Row:
+    """Inject a fault into a busy world, as often as `times()` says, and demand that all is right afterwards."""
+    oracle, row = Oracle(world), Row(fault)
+    await eventwatch.logged("Nodes status checker started.")
+    await oracle.recovered()
+    for _ in range(repeat or times()):
+        async with world.busy():
+            await asyncio.sleep(1)
+            await inject()
+            ended = time.monotonic()
+        row.times += 1
+        row.documents += len(world.inserted)
+        try:
+            took = await oracle.recovered(since=ended, within=max(30.0, 2 * recovery))
+        except StillWrongError as error:
+            row.divergent += len(error.wrong)
+            row.save()
+            error.add_note(eventwatch.tail(80))
+            raise
+        row.longest_recovery = max(row.longest_recovery, took)
+        lost = await oracle.lost_requests()
+        row.lost_requests += len(lost)
+        assert not lost, "\n".join(lost)
+    row.save()
+    assert "Traceback" not in eventwatch.text(), eventwatch.tail(80)
+    assert row.longest_recovery <= recovery, f"{row.longest_recovery:.2f} s\n{eventwatch.tail()}"
+    return row

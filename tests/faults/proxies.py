@@ -1,0 +1,205 @@
+"""What stands between eventwatch and a real engine in order to lie, to fail and to fall silent.
+
+`EngineProxy` speaks HTTP: it forwards, unless told to answer by itself, and can speak up on the event stream.
+`DeadWire` moves bytes: it can stop doing so without closing a connection, as a network does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+from aiohttp import web
+
+#: What a proxy must not pass on, because each side of it has its own.
+HOP_BY_HOP: Final = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
+
+#: Answers a request itself, or returns None to have it forwarded.
+Rule = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+
+
+class EngineProxy:
+    """An engine's API on a socket of its own; `rules` are asked in order, then `backend` is."""
+
+    def __init__(self, folder: Path, backend: str) -> None:
+        self.socket = folder / "proxy.sock"
+        self.backend = backend
+        self.rules: list[Rule] = []
+        #: Paths asked for, without the API version.
+        self.asked: list[str] = []
+        self._streams: set[web.StreamResponse] = set()
+        self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    async def __aenter__(self) -> Self:
+        application = web.Application(client_max_size=0)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.UnixSite(runner, str(self.socket)).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut()
+        await self._stack.aclose()
+
+    # -- what may be done to it ------------------------------------------------------------------------
+
+    def fail(self, part: str, status: int, body: bytes = b'{"message":"told to fail"}') -> Callable[[], None]:
+        """Answer every request whose path contains `part` with `status`; returns how to undo it."""
+
+        async def rule(request: web.Request) -> web.Response | None:
+            if part not in request.path:
+                return None
+            return web.Response(status=status, body=body, content_type="application/json")
+
+        self.rules.append(rule)
+        return lambda: self.rules.remove(rule)
+
+    async def emit(self, *lines: bytes | dict[str, Any]) -> None:
+        """Send lines on every open event stream, as if the engine had."""
+        for line in lines:
+            data = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+            for stream in list(self._streams):
+                await stream.write(data)
+
+    def cut(self) -> None:
+        """Break every open event stream in the middle."""
+        for stream in list(self._streams):
+            transport = stream._req.transport if stream._req is not None else None
+            if transport is not None:
+                transport.abort()
+
+    async def end(self) -> None:
+        """End every open event stream cleanly."""
+        for stream in list(self._streams):
+            self._streams.discard(stream)
+            await stream.write_eof()
+
+    @property
+    def streams(self) -> int:
+        return len(self._streams)
+
+    # -- forwarding ------------------------------------------------------------------------------------
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.path.partition("/v1.")[2].partition("/")[2] or request.path.lstrip("/"))
+        for rule in list(self.rules):
+            answer = await rule(request)
+            if answer is not None:
+                return answer
+        return await self._forward(request)
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        path = self.backend.removeprefix("unix://")
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.UnixConnector(path), timeout=aiohttp.ClientTimeout(total=None)
+                ) as session,
+                session.request(
+                    request.method, f"http://engine{request.path_qs}", data=await request.read(),
+                    headers=kept(request.headers),
+                ) as source,
+            ):  # fmt: skip
+                answer = web.StreamResponse(status=source.status, headers=kept(source.headers))
+                await answer.prepare(request)
+                events = request.path.endswith("/events")
+                if events:
+                    self._streams.add(answer)
+                try:
+                    async for chunk in source.content.iter_any():
+                        await answer.write(chunk)
+                finally:
+                    self._streams.discard(answer)
+                return answer
+        except (aiohttp.ClientError, OSError) as error:
+            if request.transport is not None:
+                request.transport.abort()
+            raise web.HTTPBadGateway(text=str(error)) from None
+
+
+def kept(headers: Any) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}
+
+
+class DeadWire:
+    """A TCP port that leads to an engine's socket; connections that `die` swallow all bytes and never close."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend.removeprefix("unix://")
+        self._dead: set[asyncio.Task[None]] = set()
+        self._alive: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._refuse = False
+
+    @property
+    def url(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        tasks = self._alive | self._dead
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def die(self) -> int:
+        """Stop moving bytes on every connection there is now; new connections work. Returns their number."""
+        self._dead |= self._alive
+        return len(self._alive)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._alive.add(task)
+        try:
+            back_reader, back_writer = await asyncio.open_unix_connection(self._backend)
+        except OSError:
+            writer.close()
+            self._alive.discard(task)
+            return
+        try:
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(task, reader, back_writer), name="to-engine")
+                pumps.create_task(self._pump(task, back_reader, writer), name="from-engine")
+        except* (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._alive.discard(task)
+            self._dead.discard(task)
+            for end in (writer, back_writer):
+                end.close()
+
+    async def _pump(
+        self, task: asyncio.Task[None], source: asyncio.StreamReader, sink: asyncio.StreamWriter
+    ) -> None:
+        while data := await source.read(65536):
+            if task in self._dead:
+                continue
+            sink.write(data)
+            await sink.drain()
+        if task not in self._dead:
+            sink.close()
