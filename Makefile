@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run check test clean
+.PHONY: help setup engine run check test bench clean
 # setup and engine may both need apt, which allows one user at a time.
 .NOTPARALLEL:
 
@@ -35,6 +36,9 @@ test: setup engine check ## everything: check, then all tests against a real eng
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest
 
+bench: setup engine $(BENCH_READY) ## measure every figure beside its floor, about 6 minutes (BENCH="--rounds 5")
+	@$(BIN)/python -m tests.bench $(BENCH)
+
 clean: ## remove .venv, caches and builds
 	@echo "==> removing .venv, caches and builds"
 	@rm -rf $(VENV) build dist .cache .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -56,4 +60,9 @@ $(READY): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@echo "==> installing eventwatch and its tools into $(VENV) (the first time, some 100 MB are downloaded)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	@echo "==> installing what draws the benchmark's plot into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@

@@ -279,7 +279,7 @@ class Application:
             settings=settings,
             brake=Brake(),
         )
-        reconciler.on_overflow = sweeper.request
+        reconciler.request_sweep = store.on_return = sweeper.request
         reconciler.listeners.append(self.feed.publish)
         self.metrics.queue_depth.set_function(reconciler.depth)
         history = History(store, clock)

@@ -80,6 +80,7 @@ class Elector:
         while True:
             await self._clock.sleep(self._duration / RENEWALS if not backoff.failures else backoff.next_delay())
             asked = self._clock.monotonic()
+            held = self.holds()
             try:
                 renewed = await self._store.renew_lease(lease, duration=self._duration, cursor=cursor())
                 gone = not renewed and await self._store.lease_is_gone(lease)
@@ -90,7 +91,8 @@ class Elector:
                 if not self.holds():
                     raise LeaseLostError("The lease ran out while the database was away") from None
                 continue
-            if gone:
+            # Slept beyond the lease: another may have taken it meanwhile, and released it again.
+            if gone and held:
                 raise CheckerDeletedError("The checker's document was deleted")
             if not renewed:
                 raise LeaseLostError("Another checker took the lease")

@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol
 import aiodocker
 import aiohttp
 from aiodocker.exceptions import DockerError
+from aiohttp.http_exceptions import HttpProcessingError
 
 from eventwatch.errors import ConfigError, EngineError
 from eventwatch.model import (
@@ -220,7 +221,7 @@ class DockerEngine:
                     continue
                 if event is not None:
                     yield event
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             raise EngineError(f"Event stream broke: {_reason(error)}") from None
 
     async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:

@@ -32,6 +32,7 @@ CONTAINER_ACTIONS: Final = (
 )  # fmt: skip
 NETWORK_ACTIONS: Final = ("connect", "disconnect")
 
+_END_OF_TIME: Final = 2**63
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FRACTION = re.compile(r"\.(\d+)")
 
@@ -79,6 +80,8 @@ def parse_event(raw: object) -> Event | None:
         attributes = actor.get("Attributes") or {}
         if not (isinstance(action, str) and isinstance(subject, str) and type(time_nano) is int):
             raise TypeError("wrong field types")  # noqa: TRY301
+        if not 0 < time_nano < _END_OF_TIME:  # the next resumption would ask for it
+            raise TypeError("timeNano out of range")  # noqa: TRY301
     except (KeyError, TypeError, AttributeError) as error:
         raise MalformedEventError(f"{type(error).__name__}: {error}") from error
     if kind == "network":

@@ -75,6 +75,7 @@ class _Node:
     events: int = 0
     status_hints: int = 0
     health_hints: int = 0
+    answers: int = 0
     first_event: float | None = None
     last_event: float = 0.0
     settle: Timer | None = None
@@ -133,8 +134,8 @@ class Reconciler:
         self.inspections: WorkQueue[str] = WorkQueue()
         #: `timeNano` of the newest event of which all that it led to is written.
         self.cursor: int | None = None
-        #: Called when a fact had to be dropped, so that a sweep must find it.
-        self.on_overflow: Callable[[], object] = lambda: None
+        #: Called when only a sweep can find or decide something.
+        self.request_sweep: Callable[[], object] = lambda: None
         self._engine = engine
         self._store = store
         self._settings = settings
@@ -191,7 +192,7 @@ class Reconciler:
             return
         if node_id not in self._orphans:
             if len(self._orphans) >= REMEMBERED:
-                self.on_overflow()
+                self.request_sweep()
                 return
             self._orphans[node_id] = self.clock.monotonic()
             self._has_orphans.set()
@@ -228,7 +229,7 @@ class Reconciler:
     def inspect_soon(self, node_id: str, *, urgent: bool = False) -> None:
         """Queue an inspection of this node, before all that are not urgent if it is."""
         if not self.inspections.add(node_id, urgent=urgent):
-            self.on_overflow()
+            self.request_sweep()
 
     # -- pending facts -------------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class Reconciler:
 
     async def _inspect(self, node_id: str, *, urgent: bool) -> None:
         node = self._node(node_id)
-        before = (node.status_hints, node.health_hints)
+        before = (node.status_hints, node.health_hints, node.answers)
         try:
             seen = await self._engine.inspect(node_id, as_of=self._newest)
         except EngineError as error:
@@ -268,6 +269,10 @@ class Reconciler:
         if node_id not in self.known:
             await self._consider_registering(seen)
             return
+        if seen.found and node.answers != before[2]:
+            # A sweep's answer was taken meanwhile; which of the two is newer, only a third can tell.
+            self.inspect_soon(node_id, urgent=urgent)
+            return
         if not urgent:
             if node.health_hints == before[1]:
                 self._accept(seen, Cause.SETTLE, node)
@@ -279,6 +284,7 @@ class Reconciler:
             self._accept(seen, Cause.EVENT, node)
         else:
             node.as_of = max(node.as_of, seen.time_nano)
+            node.answers += 1
             times, node.waiting = node.waiting, []
             self._put_fields(node_id, fields, Cause.EVENT, times)
 
@@ -294,24 +300,21 @@ class Reconciler:
         return desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
 
     def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
-        if not seen.found and cause is not Cause.SWEEP and not self._is_ours(seen.node_id, node):
-            return  # whose it is, the sweep decides
+        if not seen.found and cause is not Cause.SWEEP and self.engine_id:
+            self.request_sweep()  # it asks which engine says so, whose the node is, and how many are gone
+            return
         node.as_of = max(node.as_of, seen.time_nano)
+        node.answers += 1
         times, node.waiting = node.waiting, []
         self._put(seen.node_id, _Pending(cause, seen=seen, delete=not seen.found, times=times))
 
-    def _is_ours(self, node_id: str, node: _Node) -> bool:
-        """Whether our engine's 404 proves that the node is gone: it told an event of it, or is on record."""
-        known = self.known.get(node_id)
-        return node.events > 0 or not self.engine_id or (known is not None and known.engine_id == self.engine_id)
-
     def events_seen(self, node_id: str) -> int:
-        """How many events this node has had; a sweep remembers it before it inspects."""
+        """How many facts (events, answers taken) this node has had; a sweep remembers it before it inspects."""
         node = self._nodes.get(node_id)
-        return node.events if node else 0
+        return node.events + node.answers if node else 0
 
     def accept_sweep(self, seen: Observation, *, events_seen: int, cause: Cause = Cause.SWEEP) -> bool:
-        """Take a sweep's observation, unless the node has had an event since: that settles by itself."""
+        """Take a sweep's observation, unless the node has had a fact since: an event settles by itself."""
         if self.events_seen(seen.node_id) != events_seen:
             return False
         self._accept(seen, cause, self._node(seen.node_id))

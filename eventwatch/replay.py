@@ -355,7 +355,7 @@ class Replay:
             *(reconciler.run_inspector() for _ in range(INSPECTORS)),
         ]
         if self.tiers >= Tier.SWEEP:
-            reconciler.on_overflow = sweeper.request
+            reconciler.request_sweep = sweeper.request
             jobs.append(sweeper.run())
         return [tasks.create_task(job) for job in jobs]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -35,6 +35,12 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
+)
+from pymongo.monitoring import (
+    ServerClosedEvent,
+    ServerDescriptionChangedEvent,
+    ServerListener,
+    ServerOpeningEvent,
 )
 
 from eventwatch.documents import NodeChecker, ToolServerNode
@@ -99,6 +105,8 @@ class Store:
     """The node and checker collections. Use `open_store`, or construct after your own `init_beanie`."""
 
     def __init__(self) -> None:
+        #: Called when the database accepts writes again after it did not: it may have lost what it acknowledged.
+        self.on_return: Callable[[], object] = lambda: None
         nodes = ToolServerNode.get_pymongo_collection()
         # Dates beyond year 9999 and broken text are decoded to something harmless instead of ending a query.
         tolerant = nodes.codec_options.with_options(
@@ -171,15 +179,18 @@ class Store:
                 )
 
     async def _why_refused(self, changes: Sequence[Change], lease: Lease | None) -> Refused:
-        updates = {change.node_id: change for change in changes if not change.delete}
-        present = await self.read(updates)
-        vanished = updates.keys() - present.keys()
+        asked = {change.node_id: change for change in changes}
+        present = await self.read(asked)
+        vanished = {i for i, change in asked.items() if i not in present and not change.delete}
         fenced = {i for i, node in present.items() if lease and (node.epoch or 0) > lease.epoch}
         conflicting = {
             node_id
             for node_id, node in present.items()
             if node_id not in fenced
-            and any(getattr(node, name) != value for name, value in (updates[node_id].expected or {}).items())
+            and (
+                asked[node_id].delete
+                or any(getattr(node, name) != value for name, value in (asked[node_id].expected or {}).items())
+            )
         }
         return Refused(frozenset(vanished), frozenset(fenced), frozenset(conflicting))
 
@@ -217,7 +228,7 @@ class Store:
 
         One atomic update on the database's clock, so clocks of the hosts do not matter. `duration` in seconds.
         """
-        floor = await self._highest_epoch(engine_id)
+        floor = await self._highest_epoch()
         mine = {"$eq": ["$manager_id", checker.manager_id]}
         free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$lte": ["$expires_at", "$$NOW"]}]}
         known_epoch = {"$max": [{"$ifNull": ["$epoch", 0]}, floor]}
@@ -249,12 +260,11 @@ class Store:
             )
         return lease
 
-    async def _highest_epoch(self, engine_id: str) -> int:
-        # A released lease leaves no document behind, but the nodes remember its epoch.
+    async def _highest_epoch(self) -> int:
+        # A released lease leaves no document behind, but the nodes remember its epoch. Of all engines: one that
+        # lost its id finds its own nodes under the old id, and must not be fenced off by their epoch for ever.
         async with _deadline("reading the epoch"):
-            row = await self._nodes.find_one(
-                {"engine_id": engine_id, "epoch": {"$type": "number"}}, {"epoch": 1}, sort=[("epoch", -1)]
-            )
+            row = await self._nodes.find_one({"epoch": {"$type": "number"}}, {"epoch": 1}, sort=[("epoch", -1)])
         return int(row["epoch"]) if row else 0
 
     async def renew_lease(self, lease: Lease, *, duration: float, cursor: int | None) -> bool:
@@ -359,10 +369,12 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
     Raises ConfigError for a URL or login that can never work, StoreError while the server cannot be reached.
     Beanie's documents are bound to one database at a time in a process: the last to initialise wins.
     """
+    returns = _Returns()
     try:
         client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
             url,
             appname="eventwatch",
+            event_listeners=[returns],
             serverSelectionTimeoutMS=SERVER_SELECTION_MS,
             connectTimeoutMS=SERVER_SELECTION_MS,
         )
@@ -377,7 +389,36 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
             )
             # init_beanie asks for the server's version only; reading proves that the login may do its work.
             await ToolServerNode.get_pymongo_collection().find_one({}, {"_id": 1})
-        yield Store()
+        store = Store()
+        returns.watch_for(store)
+        yield store
+
+
+class _Returns(ServerListener):
+    """Notices that a server became writable: it was restarted, or another member of the set took over.
+
+    A mongod without a replica set may have lost what it acknowledged last, for good, and a primary that failed
+    over may have rolled it back; only a sweep finds out.
+    """
+
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def watch_for(self, store: Store) -> None:
+        """From now on, tell this store."""
+        self._store = store
+
+    def opened(self, event: ServerOpeningEvent) -> None:
+        """Nothing is known of it yet."""
+
+    def closed(self, event: ServerClosedEvent) -> None:
+        """Another member will take over."""
+
+    def description_changed(self, event: ServerDescriptionChangedEvent) -> None:
+        """Tell when a server turned from anything else into one that takes writes."""
+        if self._store and event.new_description.is_writable and not event.previous_description.is_writable:
+            self._loop.call_soon_threadsafe(self._store.on_return)
 
 
 def parse_recorded(row: Mapping[str, Any]) -> Recorded:

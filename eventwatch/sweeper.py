@@ -27,7 +27,7 @@ from eventwatch.backoff import Pace
 from eventwatch.clock import Clock, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.engine import DockerClient, DockerEngine, Engine, as_engine
-from eventwatch.errors import EngineError, EventwatchError, LeaseLostError
+from eventwatch.errors import EngineChangedError, EngineError, EventwatchError, LeaseLostError
 from eventwatch.model import Cause, Observation, Recorded
 from eventwatch.policy import delete_limit, may_delete
 from eventwatch.reconciler import Reconciler
@@ -132,7 +132,7 @@ class Sweeper:
             self._requested.clear()
             try:
                 report = await self.sweep()
-            except LeaseLostError:
+            except (LeaseLostError, EngineChangedError):
                 raise
             except EventwatchError as error:
                 if not backoff.failures:
@@ -162,6 +162,9 @@ class Sweeper:
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
         answers = await self._inspect_all(documents, report)
+        if not force and not all(seen.found for seen, _ in answers.values()):
+            # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
+            await self._require_same_engine(engine_id)
         doomed = {
             node_id
             for node_id, (seen, _) in answers.items()
@@ -212,10 +215,16 @@ class Sweeper:
             node.ip, node.port = written.ip or "", written.port or node.port
 
     async def _may_delete(self, node_id: str) -> bool:
-        engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
+        engine_id = (await self._engine.identify()).id
+        if self._reconciler.engine_id not in {"", engine_id}:
+            return False
         others = await self._store.other_live_engines(engine_id)
         recorded = (await self._store.read([node_id])).get(node_id)
         return recorded is not None and may_delete(recorded, engine_id=engine_id, sole_checker=not others)
+
+    async def _require_same_engine(self, engine_id: str) -> None:
+        if (await self._engine.identify()).id != engine_id:
+            raise EngineChangedError("another engine answers at the same address now")
 
     async def _inspect_all(
         self, documents: Mapping[str, Recorded], report: SweepReport

@@ -37,6 +37,8 @@ OVERLAP_NS: Final = 1_000_000_000
 REMEMBERED_EVENTS: Final = 20_000
 #: Seconds that a connection lives: random between these, so that many sidecars do not reconnect together.
 LIFETIME: Final = (300.0, 600.0)
+#: Seconds until a renewal that failed is tried again: the old connection may be a deaf one.
+RENEWAL_RETRY: Final = 5.0
 #: Seconds between attempts; documents must be right within 2 s of the engine's return.
 RECONNECT: Final = Pace(base=0.05, cap=1.0, stable=10.0)
 #: Seconds until a newest event that was not replayed counts as lost.
@@ -122,10 +124,11 @@ class Watcher:
             reader = await self._open(stack)
             if backoff.failures > 1:
                 logger.info("The engine is back, event stream open")
+            life = self._chance.uniform(*LIFETIME)
             while True:
                 wake = asyncio.Event()
                 reader.add_done_callback(partial(_wake, wake))
-                timer = self._clock.call_later(self._chance.uniform(*LIFETIME), wake.set)
+                timer = self._clock.call_later(life, wake.set)
                 await wake.wait()
                 timer.cancel()
                 if reader.done():
@@ -137,7 +140,9 @@ class Watcher:
                 except EngineError as error:
                     await fresh.aclose()
                     logger.info("Keeping the event stream, a new one could not be opened: {}", error)
+                    life = RENEWAL_RETRY
                     continue
+                life = self._chance.uniform(*LIFETIME)
                 old, stack = stack, fresh
                 await old.aclose()
                 self._metrics.reconnects.labels("rotated").inc()

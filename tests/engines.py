@@ -189,8 +189,9 @@ class Daemon:
         if self.running:
             raise BrokenMachineError(f"{self.name} runs already")
         with self.log.open("ab") as output:
+            # It must not outlive a test run that was killed: the kernel ends it when its parent has ended.
             self._process = subprocess.Popen(
-                command,
+                ["setpriv", "--pdeathsig", "TERM", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -513,12 +514,12 @@ class PrivateMongo:
 
     def spawn(self, number: int = 0) -> None:
         """Start one member without waiting for it."""
-        replica_set = () if self._standalone else ("--replSet", "ew", "--oplogSize", "16")
+        mode = () if self._standalone else ("--replSet", "ew", "--oplogSize", "16")
         self.members[number].spawn(
             [
                 *(find_mongod(), "--dbpath", self.folder / f"db{number}", "--port", str(self.ports[number])),
                 *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--quiet"),
-                *("--setParameter", "diagnosticDataCollectionEnabled=false", *replica_set),
+                *("--setParameter", "diagnosticDataCollectionEnabled=false", *mode),
             ]
         )
 
@@ -530,6 +531,15 @@ class PrivateMongo:
 
     async def kill(self, number: int = 0) -> None:
         await self.members[number].end(signal.SIGKILL)
+
+    def save_data(self) -> None:
+        """Keep a copy of the first member's data, which must have ended."""
+        shutil.copytree(self.folder / "db0", self.folder / "saved")
+
+    def roll_back(self) -> None:
+        """Put the kept copy back: what was acknowledged since is lost, as in a crash before the journal was."""
+        shutil.rmtree(self.folder / "db0")
+        (self.folder / "saved").rename(self.folder / "db0")
 
     def freeze(self, number: int = 0) -> None:
         self.members[number].send(signal.SIGSTOP)

@@ -43,23 +43,37 @@ RESULTS: Final = ROOT / ".cache" / "bench"
 
 
 async def measure(
-    names: Sequence[str], effort: Effort, console: Console, *, eventwatch_from: Path = ROOT
+    names: Sequence[str],
+    effort: Effort,
+    console: Console,
+    *,
+    eventwatch_from: Path = ROOT,
+    engine_url: str | None = None,
 ) -> Report:
     """Measure the named figures; what fails is on record in the report."""
     report = Report()
-    async with opened_lab(eventwatch_from) as lab:
-        for name in names:
-            began = time.monotonic()
-            console.print(f"==> {name}", style="bold")
-            try:
-                await FIGURES[name](lab, report, effort, console)
-            except (BenchError, TimeoutError) as error:
-                report.failed[name] = str(error) or "something took too long"
-            except Exception as error:  # noqa: BLE001 - the other figures are worth having all the same
-                console.print(traceback.format_exc(), style="dim", highlight=False)
-                report.failed[name] = repr(error)
-            console.print(f"  {time.monotonic() - began:.0f} s", style="dim")
+    try:
+        async with opened_lab(eventwatch_from=eventwatch_from, engine_url=engine_url) as lab:
+            await measure_in(lab, names, report, effort, console)
+    except Exception as error:
+        if not report.figures:
+            raise
+        report.failed["cleaning up"] = repr(error)
     return report
+
+
+async def measure_in(lab: Lab, names: Sequence[str], report: Report, effort: Effort, console: Console) -> None:
+    for name in names:
+        began = time.monotonic()
+        console.print(f"==> {name}", style="bold")
+        try:
+            await FIGURES[name](lab, report, effort, console)
+        except (BenchError, TimeoutError) as error:
+            report.failed[name] = str(error) or "something took too long"
+        except Exception as error:  # noqa: BLE001 - the other figures are worth having all the same
+            console.print(traceback.format_exc(), style="dim", highlight=False, markup=False)
+            report.failed[name] = repr(error)
+        console.print(f"  {time.monotonic() - began:.0f} s", style="dim")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,6 +88,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--eventwatch", type=Path, default=ROOT, metavar="FOLDER", help="measure the eventwatch package found here"
     )
+    parser.add_argument("--engine", metavar="URL", help="measure on this engine (default: one of the run's own)")
     return parser.parse_args(argv)
 
 
@@ -85,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         effort = dataclasses.replace(effort, rounds=options.rounds)
     began = time.monotonic()
     names = options.only or list(FIGURES)
-    report = asyncio.run(measure(names, effort, console, eventwatch_from=options.eventwatch.resolve()))
+    report = asyncio.run(
+        measure(names, effort, console, eventwatch_from=options.eventwatch.resolve(), engine_url=options.engine)
+    )
     report.print(console)
     report.write_json(options.json)
     console.print(f"JSON: {options.json}", highlight=False)

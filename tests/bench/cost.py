@@ -34,10 +34,11 @@ async def startup(lab: Lab, report: Report, effort: Effort, console: Console) ->
             await lab.fill(place, await fake.truth())
             await fake.ask("POST", "greet", action="pause")
             began = time.monotonic()
+            arguments = ("-m", "tests.bench.floor", "events")
             launch = (
                 lab.launcher.eventwatch(place)
                 if name == OURS
-                else lab.launcher.python("floor", "-m", "tests.bench.floor", "events", environment=place.environment)
+                else lab.launcher.python("floor", *arguments, environment=place.environment)
             )
             async with launch as program, lab.collection(place) as collection:
                 while not await collection.count_documents({"status": "paused"}):
@@ -109,7 +110,7 @@ async def idle(lab: Lab, report: Report, effort: Effort, console: Console) -> No
             for name, program in programs.items():
                 spent[name].append((before[name], program.usage()))
         changes = len(events)
-    await asyncio.gather(*(node.remove() for node in nodes))
+    await lab.remove(nodes)
     note = f"{changes} changes of health came in between" if changes else ""
 
     def series(name: str, what: str) -> Series:

@@ -12,7 +12,7 @@ class Effort:
 
     rounds: int = 3
     #: Staleness: events per round and program, one every `pace`, on this many nodes and nodes with health checks.
-    events: int = 60
+    events: int = 80
     pace: float = 0.15
     stirred: int = 20
     stirred_health: int = 4
@@ -25,7 +25,7 @@ class Effort:
     scale_pace: float = 0.02
     flood: int = 50_000
     flood_memory: int = 1_000_000
-    replayed: int = 30_000
+    replayed: int = 2_000
     #: Nodes of a fake engine for floods, recovery and the engine's work.
     nodes: int = 200
     #: Containers with a health check each second, and how long they are watched: one default sweep interval.

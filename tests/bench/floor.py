@@ -49,7 +49,7 @@ def fields_of(action: str) -> dict[str, str] | None:
 
 
 async def events(docker: Docker, nodes: Nodes) -> None:
-    subscriber = docker.events.subscribe(filters=FILTERS)
+    subscriber = docker.events.subscribe(filters=FILTERS)  # type: ignore[no-untyped-call]
     sweeps: set[asyncio.Task[None]] = set()
 
     def on_hangup() -> None:

@@ -29,7 +29,8 @@ from tests.nodes import Node
 #: Seconds until a change that was not seen counts as missed.
 GIVE_UP = 5.0
 HEALTH_PERIOD = 2.0
-CYCLE = ("pause", "unpause", "kill", "start")
+#: Every other node begins with the second, so that all kinds come at any time.
+CYCLES = (("pause", "unpause", "kill", "start"), ("kill", "start", "pause", "unpause"))
 SAYS = {
     "start": {"status": "running"},
     "unpause": {"status": "running"},
@@ -43,7 +44,9 @@ class Samples:
     """Staleness in ms, per program, round by round and by action; and what was never seen."""
 
     rounds: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
-    actions: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    actions: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
     missed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     async def add(self, name: str, events: Sequence[EngineEvent], seen: Seen) -> None:
@@ -85,7 +88,7 @@ async def staleness(lab: Lab, report: Report, effort: Effort, console: Console) 
 
     await in_turn(("eventwatch", "floor"), effort.rounds, measure, console, "staleness")
     await in_turn(("poller",), effort.long_rounds, measure, console, "staleness of the poller")
-    await asyncio.gather(*(node.remove() for node in health))
+    await lab.remove(health)
     report.staleness = {name: samples.all(name) for name in ("floor", "eventwatch", "poller")}
     report.details["staleness_ms_by_action"] = {
         name: {
@@ -132,6 +135,7 @@ async def burst(lab: Lab, report: Report, effort: Effort, console: Console) -> N
         await one_round(lab, name, nodes, samples, kill_all)
 
     await in_turn(("eventwatch", "floor"), effort.long_rounds, measure, console, "burst")
+    await lab.remove(nodes)
     report.details["burst_ms"] = {name: samples.all(name) for name in samples.rounds}
     for share, budget in ((0.99, Budget("ratio", at_most=1.0)), (0.5, None)):
         report.figures.append(
@@ -169,7 +173,8 @@ async def stir(plain: Sequence[Node], health: Sequence[Node], effort: Effort) ->
             step, position = divmod(number, len(plain))
             if position in begun:  # a slow machine: one thing after the other per node
                 await begun[position]
-            action: Callable[[], Awaitable[None]] = getattr(plain[position], CYCLE[step % len(CYCLE)])
+            cycle = CYCLES[position % len(CYCLES)]
+            action: Callable[[], Awaitable[None]] = getattr(plain[position], cycle[step % len(cycle)])
             begun[position] = tasks.create_task(_do(action))
             await asyncio.sleep(effort.pace)
         for task in flipping:

@@ -1,7 +1,8 @@
-"""Where it is measured: the real engine, a private mongod, real and fake nodes, and eyes on the documents.
+"""Where it is measured: a real engine, a private mongod, real and fake nodes, and eyes on the documents.
 
-Everything of a run lies in one temporary folder and in containers with a label of its own; all of it is gone
-at the end.
+The engine is a dockerd of the run's own, unless another is named: nobody else's containers are in the figures, and
+an engine that a hundred kills at once have brought to a standstill is nobody else's either (20.10 can lock up
+in its network code). All that a run makes is gone at its end.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +28,8 @@ from pymongo.asynchronous.collection import AsyncCollection
 from rich.console import Console
 
 from tests.bench.programs import ROOT, BenchError, FakeControl, Launcher, Place, Program, fake_engine
-from tests.engines import PrivateMongo
-from tests.nodes import Node, Nodes, NodeOptions
+from tests.engines import PrivateEngine, PrivateMongo
+from tests.nodes import Node, NodeOptions, Nodes
 
 Document = dict[str, Any]
 
@@ -105,13 +105,24 @@ class EngineEvent:
 class Lab:
     """One run's surroundings."""
 
-    def __init__(self, folder: Path, docker: Docker, mongo: PrivateMongo, launcher: Launcher, nodes: Nodes) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        engine_url: str,
+        docker: Docker,
+        mongo: PrivateMongo,
+        launcher: Launcher,
+        nodes: Nodes,
+    ) -> None:
         self.folder = folder
+        self.engine_url = engine_url
         self.docker = docker
         self.mongo = mongo
         self.launcher = launcher
         self.nodes = nodes
         self._plain: list[Node] = []
+        self._started: list[Node] = []
         self._numbers = itertools.count()
 
     # -- nodes ---------------------------------------------------------------------------------------
@@ -133,7 +144,25 @@ class Lab:
             async with slots:
                 return await self.nodes.start(f"n{next(self._numbers)}", **chosen)
 
-        return list(await asyncio.gather(*(start() for _ in range(count))))
+        started = list(await asyncio.gather(*(start() for _ in range(count))))
+        self._started += started
+        return started
+
+    async def remove(self, nodes: Iterable[Node]) -> None:
+        """Remove nodes, a few at a time: a hundred at once would outlast any deadline."""
+        slots = asyncio.Semaphore(STARTING)
+
+        async def remove(node: Node) -> None:
+            async with slots:
+                await node.remove()
+
+        gone = list(nodes)
+        await asyncio.gather(*(remove(node) for node in gone))
+        self._started = [node for node in self._started if node not in gone]
+        self._plain = [node for node in self._plain if node not in gone]
+
+    async def remove_all(self) -> None:
+        await self.remove(self._started)
 
     async def all_running(self, nodes: Iterable[Node]) -> None:
         slots = asyncio.Semaphore(STARTING)
@@ -151,12 +180,11 @@ class Lab:
     # -- documents -----------------------------------------------------------------------------------
 
     def place(self, name: str, *, engine: FakeControl | None = None) -> Place:
-        """A database of its own, on the real engine or a fake one."""
+        """A database of its own, for the real engine or a fake one."""
         database = f"bench_{name}_{secrets.token_hex(3)}"
         if engine:
             return Place(engine.url, self.mongo.url, database, "bench-network")
-        url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-        return Place(url, self.mongo.url, database, self.nodes.network)
+        return Place(self.engine_url, self.mongo.url, database, self.nodes.network)
 
     @asynccontextmanager
     async def collection(self, place: Place) -> AsyncIterator[AsyncCollection[Document]]:
@@ -165,10 +193,8 @@ class Lab:
 
     async def fill(self, place: Place, truths: Mapping[str, Mapping[str, str]]) -> None:
         """Write documents, all of them true, as a manager would have inserted them."""
-        now = datetime.now(UTC).replace(tzinfo=None)
-        rows = [
-            {"_id": i, "short_id": i[:12], "port": 31942, "last_req_time": now, **truth} for i, truth in truths.items()
-        ]
+        other = {"port": 31942, "last_req_time": datetime.now(UTC).replace(tzinfo=None)}
+        rows = [{"_id": i, "short_id": i[:12], **other, **truth} for i, truth in truths.items()]
         async with self.collection(place) as collection:
             await collection.insert_many(rows, ordered=False)
 
@@ -202,7 +228,7 @@ class Lab:
     async def running(
         self, name: str, place: Place, *, settings: Mapping[str, str] | None = None
     ) -> AsyncIterator[Program]:
-        """`eventwatch`, `floor`, `merge` (the floor's bare loop) or `poller` at a place, entered when it watches."""
+        """`eventwatch`, `floor`, `merge` (its bare loop) or `poller` at a place, entered when it watches."""
         if name == "eventwatch":
             async with self.launcher.eventwatch(place, settings=settings) as program:
                 await self.until_adopted(place, program)
@@ -265,20 +291,23 @@ async def _read_events(response: aiohttp.ClientResponse, events: list[EngineEven
 
 
 @asynccontextmanager
-async def opened_lab(eventwatch_from: Path = ROOT) -> AsyncIterator[Lab]:
-    """Start the private mongod and make the run's folder and network."""
-    url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+async def opened_lab(*, eventwatch_from: Path = ROOT, engine_url: str | None = None) -> AsyncIterator[Lab]:
+    """Start an engine (unless one is named) and a mongod, and make the run's folder and network."""
     run = f"ew-bench-{secrets.token_hex(3)}"
     folder = Path(tempfile.mkdtemp(prefix="ew-bench-"))
-    try:
-        async with (
-            Docker(url=url) as docker,
-            PrivateMongo() as mongo,
-            Nodes(docker, prefix=f"{run}-", network=run) as nodes,
-        ):
-            yield Lab(folder, docker, mongo, Launcher(folder, eventwatch_from), nodes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        if engine_url is None:
+            engine_url = (await stack.enter_async_context(PrivateEngine())).url
+        docker = await stack.enter_async_context(Docker(url=engine_url))
+        mongo = await stack.enter_async_context(PrivateMongo())
+        nodes = await stack.enter_async_context(Nodes(docker, prefix=f"{run}-", network=run))
+        launcher = Launcher(folder, eventwatch_from)
+        lab = Lab(folder, engine_url=engine_url, docker=docker, mongo=mongo, launcher=launcher, nodes=nodes)
+        try:
+            yield lab
+        finally:
+            await lab.remove_all()
 
 
 async def in_turn(
@@ -290,5 +319,3 @@ async def in_turn(
         console.print(f"  {what}: round {number + 1} of {rounds}", style="dim")
         for name in order if number % 2 == 0 else reversed(order):
             await measure(name)
-
-

@@ -183,7 +183,7 @@ class Launcher:
         self, place: Place, *command: str, settings: Mapping[str, str] | None = None
     ) -> AsyncIterator[Program]:
         """`python -m eventwatch`, by default `run`, entered at once."""
-        environment = place.environment | (settings or {})
+        environment = {**place.environment, **(settings or {})}
         async with self.python(
             "eventwatch",
             "-m",

@@ -36,17 +36,16 @@ class Budget:
     def __str__(self) -> str:
         bounds = [f"≤ {self.at_most:g}"] if self.at_most is not None else []
         bounds += [f"≥ {self.at_least:g}"] if self.at_least is not None else []
-        return " ".join(bounds) + (" ×" if self.of == "ratio" else "")
+        return " ".join(bounds) + (" x" if self.of == "ratio" else "")
 
     def reached(self, number: float) -> bool:
-        return (self.at_most is None or number <= self.at_most) and (
-            self.at_least is None or number >= self.at_least
-        )
+        low_enough = self.at_most is None or number <= self.at_most
+        return low_enough and (self.at_least is None or number >= self.at_least)
 
 
 @dataclass
 class Series:
-    """One side of a figure: its value in each round, and a pooled value where the rounds are too small for one."""
+    """One side of a figure: its value in each round, and a pooled one where the rounds are too small for it."""
 
     rounds: list[float] = field(default_factory=list)
     pooled: float | None = None
@@ -62,7 +61,7 @@ class Series:
 
 @dataclass
 class Figure:
-    """One line of the table. `other` is what eventwatch is compared with; `inverse`: the ratio is other to ours."""
+    """One line of the table. `other` is what eventwatch is compared with; `inverse`: that to ours."""
 
     name: str
     unit: str

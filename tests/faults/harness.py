@@ -171,7 +171,12 @@ class World:
         await self.connect_engine()
         self.client = await self._stack.enter_async_context(
             AsyncMongoClient[Document](
-                self.mongo_url, serverSelectionTimeoutMS=1500, connectTimeoutMS=1500, socketTimeoutMS=4000
+                self.mongo_url,
+                serverSelectionTimeoutMS=1500,
+                connectTimeoutMS=1500,
+                socketTimeoutMS=4000,
+                # What the manager was told is stored must survive a crash, or its loss would prove nothing.
+                journal=True,
             )
         )
         return self
@@ -273,7 +278,7 @@ class World:
                 document = await self.documents.find_one({"_id": node_id})
                 if document is None:
                     return
-                older = {name: document[name] for name in OLDER_MODEL if name in document}
+                older = {str(name): value for name, value in document.items() if name in OLDER_MODEL}
                 requests.unsure.add(now)
                 done = await self.documents.replace_one({"_id": node_id}, {**older, "last_req_time": now})
             else:

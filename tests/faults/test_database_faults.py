@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import Eventwatch, World, endure
+from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, endure
 
 
 async def test_all_is_right_after_mongod_was_killed_and_started_again(
@@ -37,12 +37,12 @@ async def test_all_is_right_after_mongod_was_frozen_for_10_s(
 
 @asynccontextmanager
 async def beside(
-    engine: PrivateEngine, mongo: PrivateMongo, folder: Path
+    engine: PrivateEngine, mongo: PrivateMongo, folder: Path, **settings: str
 ) -> AsyncIterator[tuple[World, Eventwatch]]:
     """A world on the shared engine and on a database of the test's own."""
     async with mongo, World(engine.url, mongo.url) as world:
         await world.populate(8)
-        process = Eventwatch(folder, world.settings())
+        process = Eventwatch(folder, world.settings(**settings))
         process.start()
         try:
             yield world, process
@@ -103,3 +103,23 @@ async def test_all_is_right_after_a_database_without_a_replica_set_was_killed(
 
     async with beside(engine, standalone, tmp_path) as (world, process):
         await endure("standalone mongod SIGKILL, unjournaled writes lost", world, process, inject)
+
+
+async def test_a_write_that_a_crash_of_the_database_lost_is_repeated(
+    engine: PrivateEngine, tmp_path: Path
+) -> None:
+    standalone = PrivateMongo(standalone=True)
+    # No sweep by the timer may help: the database's return alone has to be reason enough.
+    async with beside(engine, standalone, tmp_path, sweep_interval="60s") as (world, process):
+        oracle = Oracle(world)
+        await process.logged("Nodes status checker started.")
+        await oracle.recovered()
+        await standalone.kill()
+        standalone.save_data()
+        await standalone.start()
+        await asyncio.gather(*(node.kill() for node in world.nodes.values()))
+        await process.logged(" status updated: running -> exited", times=len(world.nodes))
+        await standalone.kill()
+        standalone.roll_back()
+        await standalone.start()
+        assert await oracle.recovered() <= RECOVERY

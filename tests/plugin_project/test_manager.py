@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manager import routable
-
 from eventwatch import Settings, ToolServerNode, update_node_status
-from eventwatch.testing import Database, Replayer, ReplayEngine, VirtualClock, read_recording
+from eventwatch.testing import Database, ReplayEngine, Replayer, VirtualClock, read_recording
 
 RECORDING = Path("..") / "recordings" / "lifecycle.jsonl"
+
+
+async def routable() -> set[str]:
+    """The code under test: which nodes may be sent a request."""
+    nodes = ToolServerNode.find(ToolServerNode.status == "running", ToolServerNode.health == "healthy")
+    return {node.ip async for node in nodes}
 
 
 async def test_only_healthy_nodes_are_routed_to(replay: Replayer) -> None:

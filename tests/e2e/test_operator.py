@@ -1,0 +1,88 @@
+"""What an operator asks at the command line: status, explain, doctor, healthcheck."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+from tests.e2e.test_page import free_address
+from tests.e2e.watching import World, eventually, run_program
+
+
+async def ask(world: World, cwd: Path, *words: str, **more: str) -> tuple[int, str]:
+    env = {
+        **{name: value for name, value in os.environ.items() if name.startswith("DOCKER_")},
+        "EVENTWATCH_MONGO_URL": world.mongo_url,
+        "EVENTWATCH_MONGO_DATABASE": world.database.name,
+        "EVENTWATCH_NODE_NETWORK": world.nodes.network,
+        **more,
+    }
+    return await run_program("-m", "eventwatch", *words, env=env, cwd=cwd)
+
+
+async def test_status_shows_each_node_and_whether_the_engine_agrees(world: World, tmp_path: Path) -> None:
+    node = await world.start("shown")
+    async with world.watching():
+        await world.becomes_true()
+        code, table = await ask(world, tmp_path, "status")
+        assert code == 0
+        assert node.id[:12] in table
+        assert "running" in table
+        code, text = await ask(world, tmp_path, "status", "--json")
+        [row] = json.loads(text)
+        assert (row["id"], row["status"], row["agrees"]) == (node.id, "running", True)
+        assert row["idle_left"] is None or row["idle_left"] > 0
+    await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited"}})
+    _, text = await ask(world, tmp_path, "status", "--json")
+    assert json.loads(text)[0]["agrees"] is False
+
+
+async def test_explain_tells_both_sides_the_changes_and_the_idle_time(world: World, tmp_path: Path) -> None:
+    node = await world.start("explained")
+    async with world.watching():
+        await world.becomes_true()
+        await node.pause()
+        await eventually(lambda: world.says(node, status="paused"))
+        await asyncio.sleep(1.2)  # the history is written once a second
+        for name in (node.id, node.id[:12], node.name):
+            code, text = await ask(world, tmp_path, "explain", name)
+            assert code == 0
+            assert "They agree." in text
+            assert "status running -> paused (by event" in text
+            assert "it is paused, not running" in text
+    await node.remove()
+    async with world.watching():
+        await eventually(lambda: world.says(node))
+    code, text = await ask(world, tmp_path, "explain", node.id)
+    assert code == 0
+    assert "document deleted (by sweep" in text
+
+
+async def test_explaining_what_nobody_knows_is_one_line_and_a_failure(world: World, tmp_path: Path) -> None:
+    code, text = await ask(world, tmp_path, "explain", "nobody")
+    assert (code, text.strip()) == (1, "eventwatch: nobody: no document, no container")
+
+
+async def test_the_doctor_finds_a_healthy_place_well_and_names_what_is_wrong(world: World, tmp_path: Path) -> None:
+    code, text = await ask(world, tmp_path, "doctor")
+    assert code == 0
+    assert {line.split()[0] for line in text.splitlines()} == {"ok"}
+    code, text = await ask(world, tmp_path, "doctor", EVENTWATCH_DOCKER_HOST="unix:///nowhere/docker.sock")
+    assert code == 1
+    assert "FAIL engine: Engine at unix:///nowhere/docker.sock unreachable: no such socket" in text
+    assert "ok   database rights" in text
+
+
+async def test_healthcheck_tells_whether_a_watcher_is_ready(world: World, tmp_path: Path) -> None:
+    address = free_address()
+    code, text = await ask(world, tmp_path, "healthcheck", EVENTWATCH_HTTP_LISTEN=address)
+    assert code == 1
+    assert text.count("\n") == 1
+    async with world.watching(http_listen=address):
+        code, text = await ask(world, tmp_path, "healthcheck", EVENTWATCH_HTTP_LISTEN=address)
+        assert (code, text) == (0, "ready\n")
+    code, text = await ask(world, tmp_path, "healthcheck", EVENTWATCH_HTTP_LISTEN="")
+    assert code == 2
+    assert "EVENTWATCH_HTTP_LISTEN" in text
