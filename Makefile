@@ -33,6 +33,7 @@ check: setup ## lint, formatting, types, import layers
 	@$(BIN)/lint-imports
 
 test: setup engine check ## everything: check, then all tests against a real engine and a real MongoDB
+	@.ci/browser
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest
 

@@ -76,6 +76,7 @@ class _Node:
     status_hints: int = 0
     health_hints: int = 0
     answers: int = 0
+    health: str = ""
     first_event: float | None = None
     last_event: float = 0.0
     settle: Timer | None = None
@@ -172,6 +173,7 @@ class Reconciler:
         elif hint.fields is not None and not stale:
             if event.action == "health_status":
                 node.health_hints += 1
+                node.health = event.health or ""
             else:
                 node.status_hints += 1
             node.as_of = event.time_nano
@@ -279,7 +281,8 @@ class Reconciler:
             return
         fields = self._desired(seen)
         if node.health_hints != before[1]:
-            fields.pop("health", None)
+            # The newer word, said again: a document that was not `running` yet did not take it as it was.
+            fields["health"] = node.health
         if not seen.found or node_id in self.claims:
             self._accept(seen, Cause.EVENT, node)
         else:

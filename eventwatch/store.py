@@ -395,14 +395,15 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
 
 
 class _Returns(ServerListener):
-    """Notices that a server became writable: it was restarted, or another member of the set took over.
+    """Notices that a server became writable again: it was restarted, or another member of the set took over.
 
     A mongod without a replica set may have lost what it acknowledged last, for good, and a primary that failed
-    over may have rolled it back; only a sweep finds out.
+    over may have rolled it back; only a sweep finds out. The driver tells up to a second late.
     """
 
     def __init__(self) -> None:
         self._store: Store | None = None
+        self._was_writable = False
         self._loop = asyncio.get_running_loop()
 
     def watch_for(self, store: Store) -> None:
@@ -416,9 +417,12 @@ class _Returns(ServerListener):
         """Another member will take over."""
 
     def description_changed(self, event: ServerDescriptionChangedEvent) -> None:
-        """Tell when a server turned from anything else into one that takes writes."""
-        if self._store and event.new_description.is_writable and not event.previous_description.is_writable:
+        """Tell when a server turned from anything else into one that takes writes, the first time excepted."""
+        if not event.new_description.is_writable or event.previous_description.is_writable:
+            return
+        if self._store and self._was_writable:
             self._loop.call_soon_threadsafe(self._store.on_return)
+        self._was_writable = True
 
 
 def parse_recorded(row: Mapping[str, Any]) -> Recorded:

@@ -13,7 +13,7 @@ class Effort:
     rounds: int = 3
     #: Staleness: events per round and program, one every `pace`, on this many nodes and nodes with health checks.
     events: int = 80
-    pace: float = 0.15
+    pace: float = 0.12
     stirred: int = 20
     stirred_health: int = 4
     #: Containers killed at once.
@@ -24,7 +24,8 @@ class Effort:
     scale_events: int = 100
     scale_pace: float = 0.02
     flood: int = 50_000
-    flood_memory: int = 1_000_000
+    #: Events per round over which resident memory is looked at: a million in five rounds.
+    flood_memory: int = 200_000
     replayed: int = 2_000
     #: Nodes of a fake engine for floods, recovery and the engine's work.
     nodes: int = 200
@@ -34,8 +35,8 @@ class Effort:
 
     @property
     def long_rounds(self) -> int:
-        """Rounds of figures that take a minute for few numbers."""
-        return max(1, (self.rounds + 1) // 2)
+        """Rounds of figures that take a minute each."""
+        return max(1, self.rounds // 2)
 
 
 TINY: Final = Effort(

@@ -102,28 +102,34 @@ class EngineEvent:
     health: str = ""
 
 
+@dataclass(frozen=True)
+class RealEngine:
+    """An engine that runs real containers."""
+
+    url: str
+    docker: Docker
+    nodes: Nodes
+
+
 class Lab:
     """One run's surroundings."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        engine_url: str,
-        docker: Docker,
-        mongo: PrivateMongo,
-        launcher: Launcher,
-        nodes: Nodes,
+        self, folder: Path, mongo: PrivateMongo, launcher: Launcher, real: RealEngine | None = None
     ) -> None:
         self.folder = folder
-        self.engine_url = engine_url
-        self.docker = docker
         self.mongo = mongo
         self.launcher = launcher
-        self.nodes = nodes
+        self._real = real
         self._plain: list[Node] = []
         self._started: list[Node] = []
         self._numbers = itertools.count()
+
+    @property
+    def real(self) -> RealEngine:
+        if self._real is None:
+            raise BenchError("this run has no real engine")
+        return self._real
 
     # -- nodes ---------------------------------------------------------------------------------------
 
@@ -142,7 +148,7 @@ class Lab:
 
         async def start() -> Node:
             async with slots:
-                return await self.nodes.start(f"n{next(self._numbers)}", **chosen)
+                return await self.real.nodes.start(f"n{next(self._numbers)}", **chosen)
 
         started = list(await asyncio.gather(*(start() for _ in range(count))))
         self._started += started
@@ -184,7 +190,7 @@ class Lab:
         database = f"bench_{name}_{secrets.token_hex(3)}"
         if engine:
             return Place(engine.url, self.mongo.url, database, "bench-network")
-        return Place(self.engine_url, self.mongo.url, database, self.nodes.network)
+        return Place(self.real.url, self.mongo.url, database, self.real.nodes.network)
 
     @asynccontextmanager
     async def collection(self, place: Place) -> AsyncIterator[AsyncCollection[Document]]:
@@ -206,7 +212,7 @@ class Lab:
             truths[node.id] = {
                 "status": state["Status"],
                 "health": (state.get("Health") or {}).get("Status", "none"),
-                "ip": seen["NetworkSettings"]["Networks"][self.nodes.network]["IPAddress"],
+                "ip": seen["NetworkSettings"]["Networks"][self.real.nodes.network]["IPAddress"],
             }
         return truths
 
@@ -262,10 +268,11 @@ class Lab:
     async def engine_events(self) -> AsyncIterator[list[EngineEvent]]:
         """What the real engine says while the block lasts."""
         events: list[EngineEvent] = []
-        await self.docker.version()
+        docker = self.real.docker
+        await docker.version()
         filters = json.dumps({"type": ["container"], "event": TOLD})
-        async with self.docker.session.get(
-            f"{self.docker.docker_host}/{self.docker.api_version}/events",
+        async with docker.session.get(
+            f"{docker.docker_host}/{docker.api_version}/events",
             params={"filters": filters},
             timeout=aiohttp.ClientTimeout(total=None),
         ) as response:
@@ -291,23 +298,31 @@ async def _read_events(response: aiohttp.ClientResponse, events: list[EngineEven
 
 
 @asynccontextmanager
-async def opened_lab(*, eventwatch_from: Path = ROOT, engine_url: str | None = None) -> AsyncIterator[Lab]:
-    """Start an engine (unless one is named) and a mongod, and make the run's folder and network."""
-    run = f"ew-bench-{secrets.token_hex(3)}"
+async def opened_lab(
+    *, eventwatch_from: Path = ROOT, engine_url: str | None = None, real_engine: bool = True
+) -> AsyncIterator[Lab]:
+    """Make the run's folder, start a mongod and, unless one is named or none is needed, an engine."""
     folder = Path(tempfile.mkdtemp(prefix="ew-bench-"))
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        if engine_url is None:
-            engine_url = (await stack.enter_async_context(PrivateEngine())).url
-        docker = await stack.enter_async_context(Docker(url=engine_url))
         mongo = await stack.enter_async_context(PrivateMongo())
-        nodes = await stack.enter_async_context(Nodes(docker, prefix=f"{run}-", network=run))
-        launcher = Launcher(folder, eventwatch_from)
-        lab = Lab(folder, engine_url=engine_url, docker=docker, mongo=mongo, launcher=launcher, nodes=nodes)
+        real = await stack.enter_async_context(opened_engine(engine_url)) if real_engine else None
+        lab = Lab(folder, mongo, Launcher(folder, eventwatch_from), real)
         try:
             yield lab
         finally:
             await lab.remove_all()
+
+
+@asynccontextmanager
+async def opened_engine(url: str | None) -> AsyncIterator[RealEngine]:
+    run = f"ew-bench-{secrets.token_hex(3)}"
+    async with AsyncExitStack() as stack:
+        if url is None:
+            url = (await stack.enter_async_context(PrivateEngine())).url
+        docker = await stack.enter_async_context(Docker(url=url))
+        nodes = await stack.enter_async_context(Nodes(docker, prefix=f"{run}-", network=run))
+        yield RealEngine(url, docker, nodes)
 
 
 async def in_turn(

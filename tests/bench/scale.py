@@ -240,19 +240,19 @@ async def flood(lab: Lab, report: Report, effort: Effort, console: Console) -> N
         place = lab.place(OURS, engine=fake)
         await lab.fill(place, await fake.truth())
         async with lab.running(OURS, place) as program:
-            resident = []
+            resident, total = [], effort.flood_memory * effort.rounds
             for _ in range(PARTS):
-                await one_flood(lab, fake, place, effort.flood_memory // PARTS)
+                await one_flood(lab, fake, place, total // PARTS)
                 resident.append(program.usage().resident)
             wrong = await wrong_documents(lab, fake, place)
     report.details["flood_memory_mb"] = resident
     report.figures.append(
         Figure(
-            f"memory after {effort.flood_memory:,} events",
+            f"memory after {total:,} events",
             "MB",
             Series(resident[-1:]),
             Series(resident[:1]),
-            compared_with=f"after {effort.flood_memory // PARTS:,}",
+            compared_with=f"after {total // PARTS:,}",
             budget=Budget("ratio", at_most=1.05),
             note=f"after each tenth: {', '.join(f'{mb:.1f}' for mb in resident)}; wrong documents: {wrong}",
         )

@@ -54,7 +54,11 @@ async def test_explain_tells_both_sides_the_changes_and_the_idle_time(world: Wor
             assert "it is paused, not running" in text
     await node.remove()
     async with world.watching():
-        await eventually(lambda: world.says(node))
+
+        async def gone() -> bool:
+            return await world.document(node) is None
+
+        await eventually(gone)
     code, text = await ask(world, tmp_path, "explain", node.id)
     assert code == 0
     assert "document deleted (by sweep" in text

@@ -94,8 +94,9 @@ async def test_nodes_are_found_by_keyboard_and_the_page_works_at_a_thousand_of_t
     async with opened_page(world) as driver:
         await shows(driver, node.id[:12], "running")
         fill = """
-            for (let i = 0; i < 1000; i++) nodes.set('x' + i, {node_id: 'x' + i, short_id: 'x' + i, status: 'exited',
-                health: 'none', ip: '', port: 1, idle_left: null});
+            for (let i = 0; i < 1000; i++)
+                nodes.set('x' + i, {node_id: 'x' + i, short_id: 'x' + i, status: 'exited', health: 'none', ip: '',
+                                    port: 1, idle_left: null});
             showNodes(); return document.querySelectorAll('#rows tr').length"""
         assert driver.execute_script(fill) == 1001  # type: ignore[no-untyped-call]
         driver.find_element(By.ID, "filter").send_keys(node.id[:12])

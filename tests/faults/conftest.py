@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,14 @@ import pytest_asyncio
 
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.faults.harness import Eventwatch, World
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cleaned_up_when_cut() -> Iterator[None]:
+    """A run that is told to end (by `timeout`, or by CI) ends as with Ctrl-C, so that it leaves nothing behind."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

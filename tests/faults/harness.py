@@ -84,7 +84,8 @@ class Eventwatch:
         foreign = {name: os.environ[name] for name in os.environ if not name.startswith(OUR_VARIABLES)}
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*within, sys.executable, "-m", "eventwatch", "run"],
+                # It must not outlive a test run that was killed: the kernel ends it, even frozen, with its parent.
+                ["setpriv", "--pdeathsig", "KILL", *within, sys.executable, "-m", "eventwatch", "run"],
                 cwd=self._folder,
                 env={**foreign, **ours, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
                 stdin=subprocess.DEVNULL,
@@ -101,6 +102,10 @@ class Eventwatch:
 
     def thaw(self) -> None:
         self.send(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     async def kill(self) -> None:
         self.send(signal.SIGKILL)

@@ -1,7 +1,8 @@
 """What stands between eventwatch and a real engine in order to lie, to fail and to fall silent.
 
 `EngineProxy` speaks HTTP: it forwards, unless told to answer by itself, and can speak up on the event stream.
-`DeadWire` moves bytes: it can stop doing so without closing a connection, as a network does.
+`DeadWire` moves bytes: it can stop doing so without closing a connection, as a network does. `HeldWire` stands
+before a database: it can hold back what is on its way there, as a writer does that was paused in mid-write.
 """
 
 from __future__ import annotations
@@ -203,3 +204,65 @@ class DeadWire:
             await sink.drain()
         if task not in self._dead:
             sink.close()
+
+
+class HeldWire:
+    """A TCP port that leads to another; while held, what comes from the client is kept, and sent on later."""
+
+    def __init__(self, port: int) -> None:
+        self._backend = port
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        #: What was held back, all connections together.
+        self.held = b""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def hold(self) -> None:
+        self._flowing.clear()
+
+    def release(self) -> None:
+        self._flowing.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        writers = [writer]
+        try:
+            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._backend)
+            writers.append(back_writer)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, back_writer, held=True), name="to-database")
+                pumps.create_task(self._pump(back_reader, writer, held=False), name="from-database")
+        except* (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            for end in writers:
+                end.close()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, held: bool) -> None:
+        while data := await source.read(65536):
+            if held and not self._flowing.is_set():
+                self.held += data
+                await self._flowing.wait()
+            sink.write(data)
+            await sink.drain()
+        sink.close()

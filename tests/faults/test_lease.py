@@ -2,28 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.harness import Eventwatch, Oracle, World
+from tests.engines import PrivateMongo
+from tests.faults.harness import CALL, Eventwatch, Oracle, Row, World, times
+from tests.faults.proxies import HeldWire
 
 LEADS = "Nodes status checker started."
+STANDS_BY = "Standing by"
+STOPPED = "Nodes status checker stopped."
+LEASE = 2.0
 
 
 @pytest.fixture
 async def pair(world: World, tmp_path: Path) -> AsyncIterator[tuple[Eventwatch, Eventwatch]]:
     """A holder and a standby, with a lease of 2 s."""
-    both = tuple(Eventwatch(tmp_path, world.settings(lease_duration="2s"), name=name) for name in ("one", "two"))
+    both = tuple(
+        Eventwatch(tmp_path, world.settings(lease_duration=f"{LEASE:.0f}s"), name=name) for name in ("one", "two")
+    )
     one, two = both
-    one.start()
-    await one.logged(LEADS)
-    two.start()
-    await two.logged("Standing by")
-    yield one, two
-    for process in both:
-        process.close()
+    try:
+        one.start()
+        await one.logged(LEADS)
+        two.start()
+        await two.logged(STANDS_BY)
+        yield one, two
+    finally:
+        for process in both:
+            process.close()
+
+
+class Epochs:
+    """The epoch of every document as it changes, from a change stream, which shows each write by itself."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[int]] = {}
+        self.writes = 0
+
+    def take(self, change: Mapping[str, Any]) -> None:
+        self.writes += 1
+        fields = change.get("fullDocument") or {}
+        if change["operationType"] == "update":
+            fields = change["updateDescription"]["updatedFields"]
+        if "epoch" in fields:
+            self.seen.setdefault(change["documentKey"]["_id"], []).append(fields["epoch"])
+
+    @property
+    def went_back(self) -> list[str]:
+        """Documents that a write with an older epoch than their own has reached."""
+        return [f"{node_id[:12]}: {epochs}" for node_id, epochs in self.seen.items() if epochs != sorted(epochs)]
+
+    @property
+    def all(self) -> set[int]:
+        return {epoch for epochs in self.seen.values() for epoch in epochs}
+
+
+@asynccontextmanager
+async def followed(world: World) -> AsyncIterator[Epochs]:
+    epochs = Epochs()
+
+    async def follow() -> None:
+        async for change in changes:
+            epochs.take(change)
+
+    async with await world.documents.watch(max_await_time_ms=100) as changes:
+        following = asyncio.create_task(follow(), name="epochs")
+        try:
+            yield epochs
+        finally:
+            await asyncio.sleep(0.3)  # for what the database has accepted and not told yet
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+
+async def holder_pid(world: World) -> int | None:
+    checker = await world.checkers.find_one()
+    return checker and checker["pid"]
+
+
+async def test_of_two_watchers_on_one_engine_only_the_holder_of_the_lease_writes(
+    world: World, pair: tuple[Eventwatch, Eventwatch]
+) -> None:
+    one, two = pair
+    async with followed(world) as epochs, world.busy(workers=4):
+        await asyncio.sleep(3 * LEASE)
+    await Oracle(world).recovered(within=10)
+    assert epochs.all == {1}
+    assert await world.checkers.count_documents({}) == 1
+    assert await holder_pid(world) == one.pid
+    assert LEADS not in two.text()
+    assert " updated: " not in two.text()
+
+
+async def test_a_holder_that_is_frozen_beyond_its_lease_is_replaced_and_its_late_writes_are_refused(
+    world: World, pair: tuple[Eventwatch, Eventwatch]
+) -> None:
+    oracle, row = Oracle(world), Row("eventwatch SIGSTOP beyond its lease, another takes over")
+    await oracle.recovered()
+    holder, standby = pair
+    for number in range(times()):
+        async with followed(world) as epochs, world.busy(workers=4, replaces=False):
+            # In the middle of a burst, so that it wakes up with work in its hands.
+            burst = asyncio.gather(
+                *(node.restart(grace_s=0) for node in list(world.nodes.values())), return_exceptions=True
+            )
+            await asyncio.sleep(0.2)
+            holder.freeze()
+            await standby.logged(LEADS, times=number // 2 + 1, within=3 * LEASE)
+            await burst
+            await asyncio.sleep(1)
+            holder.thaw()
+            await holder.logged(STANDS_BY, times=(number + 1) // 2 + 1, within=CALL)
+            ended = time.monotonic()
+        took = await oracle.recovered(since=ended)
+        row.times += 1
+        row.documents += len(world.inserted)
+        row.longest_recovery = max(row.longest_recovery, took)
+        lost = await oracle.lost_requests()
+        row.lost_requests += len(lost)
+        assert not lost, "\n".join(lost)
+        assert not epochs.went_back, "\n".join(epochs.went_back)
+        assert await holder_pid(world) == standby.pid
+        assert holder.running
+        holder, standby = standby, holder
+    row.save()
+
+
+async def test_a_write_that_arrives_only_after_another_took_over_matches_nothing(
+    world: World, mongo: PrivateMongo, tmp_path: Path
+) -> None:
+    """The write is under way, past every check of the holder's, when its lease runs out."""
+    lease = f"{LEASE:.0f}s"
+    async with HeldWire(mongo.ports[0]) as wire:
+        through_wire = f"mongodb://127.0.0.1:{wire.port}/?directConnection=true"
+        one = Eventwatch(tmp_path, world.settings(lease_duration=lease, mongo_url=through_wire), name="one")
+        two = Eventwatch(tmp_path, world.settings(lease_duration=lease), name="two")
+        try:
+            one.start()
+            await one.logged(LEADS)
+            await Oracle(world).recovered()
+            two.start()
+            await two.logged(STANDS_BY)
+            node = next(iter(world.nodes.values()))
+            async with followed(world) as epochs:
+                wire.hold()
+                await node.kill()
+                async with asyncio.timeout(CALL):
+                    while b"exited" not in wire.held:
+                        await asyncio.sleep(0.01)
+                one.freeze()
+                await two.logged(LEADS, within=3 * LEASE)
+                await node.start()
+                await Oracle(world).recovered(within=10)
+                assert node.id.encode() in wire.held
+                written = epochs.writes
+                wire.release()
+                await asyncio.sleep(0.5)
+                assert epochs.writes == written, "the late write has landed"
+                one.thaw()
+                await one.logged(STANDS_BY, within=2 * CALL)
+            assert not epochs.went_back, "\n".join(epochs.went_back)
+            await Oracle(world).recovered(within=10)
+            assert await holder_pid(world) == two.pid
+        finally:
+            one.close()
+            two.close()
 
 
 async def test_a_holder_that_slept_through_a_takeover_and_its_release_watches_again(
@@ -39,3 +189,34 @@ async def test_a_holder_that_slept_through_a_takeover_and_its_release_watches_ag
     await next(iter(world.nodes.values())).kill()
     await Oracle(world).recovered()
     assert one.running
+
+
+async def test_a_holder_that_is_told_to_end_releases_its_lease_and_the_standby_takes_over_at_once(
+    world: World, pair: tuple[Eventwatch, Eventwatch]
+) -> None:
+    one, two = pair
+    await Oracle(world).recovered()
+    one_ended = asyncio.create_task(one.terminate())
+    await one.logged(STOPPED)
+    began = time.monotonic()
+    await two.logged(LEADS, within=1.5)
+    took = time.monotonic() - began
+    assert await one_ended == 0
+    await next(iter(world.nodes.values())).kill()
+    await Oracle(world).recovered(within=10)
+    assert took < LEASE / 2 + 0.5, f"{took:.2f} s"
+    assert await holder_pid(world) == two.pid
+
+
+async def test_deleting_the_checkers_document_stops_it_with_0_and_says_so(
+    world: World, eventwatch: Eventwatch
+) -> None:
+    await eventwatch.terminate()
+    eventwatch.start(lease_duration=f"{LEASE:.0f}s")
+    await eventwatch.logged(LEADS, times=2)
+    stopped = eventwatch.text().count(STOPPED)
+    await Oracle(world).recovered()
+    assert (await world.checkers.delete_one({})).deleted_count == 1
+    assert await eventwatch.ended(within=2 * LEASE) == 0
+    assert eventwatch.text().count(STOPPED) == stopped + 1
+    assert await world.checkers.count_documents({}) == 0

@@ -177,8 +177,9 @@ class Order:
         if version < before:
             self.older.append(f"{node_id}: an inspection of version {version} over one of {before}")
         if version > before:
-            for name in ("status", "health"):
-                self.positions[node_id, name] = max(version, self.positions.get((node_id, name), 0))
+            self._reach(node_id, "status", version)
+            if states[version].health == document.health:  # else a hint had the last word on it
+                self._reach(node_id, "health", version)
         self._advance(node_id, "status", [kind(state.status) for state in states], kind(document.status))
         if document.status != "running":
             return
@@ -188,6 +189,9 @@ class Order:
             life = int(document.ip.split(".")[2])
             if life < states[self.positions.get((node_id, "status"), 0)].life:
                 self.older.append(f"{node_id}: running with the address of an earlier life")
+
+    def _reach(self, node_id: str, name: str, position: int) -> None:
+        self.positions[node_id, name] = max(position, self.positions.get((node_id, name), 0))
 
     def _advance(self, node_id: str, name: str, past: list[str], says: str | None) -> None:
         before = position = self.positions.get((node_id, name), 0)
