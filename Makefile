@@ -4,15 +4,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 
+# make soak SECONDS=3600 SEED=7; without a seed, one of its own each time, which it tells.
+SECONDS := 300
+SEED ?=
+
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run check test bench clean
+.PHONY: help setup engine run check test test-engines soak bench clean
 # setup and engine may both need apt, which allows one user at a time.
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## create .venv with eventwatch and its tools (again only when pyproject.toml changed)
 
@@ -36,6 +40,12 @@ test: setup engine check ## everything: check, then all tests against a real eng
 	@.ci/browser
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest
+
+test-engines: setup engine ## the end-to-end tests on Docker 26.1 and 28.5 (root on Debian; fetches them at first)
+	@$(BIN)/python -m tests.run_on_engines
+
+soak: setup engine ## random life and random faults for 5 minutes (SECONDS=3600 SEED=7), root on Debian
+	@$(BIN)/python -m tests.faults.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: setup engine $(BENCH_READY) ## measure every figure beside its floor, about 6 minutes (BENCH="--rounds 5")
 	@$(BIN)/python -m tests.bench $(BENCH)

@@ -339,12 +339,16 @@ class Reconciler:
 
     # -- which containers are nodes ------------------------------------------------------------------
 
-    def learn(self, documents: Mapping[str, Recorded], *, known_before: Collection[str]) -> None:
-        """Take over a complete read of the documents; `known_before` is what was known when it began."""
-        for node_id in set(known_before) - documents.keys():
+    def learn(self, documents: Mapping[str, Recorded], *, known_before: Mapping[str, Recorded]) -> None:
+        """Take over a complete read of the documents; `known_before` is a copy of `known` from when it began.
+
+        What was written or deleted since is newer than the read.
+        """
+        for node_id in known_before.keys() - documents.keys():
             self._forget(node_id)
         for node_id, recorded in documents.items():
-            self.known[node_id] = recorded
+            if self.known.get(node_id) is known_before.get(node_id):
+                self.known[node_id] = recorded
             self._orphans.pop(node_id, None)
             self._strangers.pop(node_id, None)
 

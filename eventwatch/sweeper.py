@@ -153,7 +153,7 @@ class Sweeper:
         Raises StoreError when the database, EngineError when the engine cannot be reached at all.
         """
         began = self._clock.monotonic()
-        known_before = set(self._reconciler.known)
+        known_before = dict(self._reconciler.known)
         engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
         others = await self._store.other_live_engines(engine_id)
         documents = await self._store.read()

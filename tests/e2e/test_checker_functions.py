@@ -27,7 +27,7 @@ from eventwatch import (
 )
 from eventwatch.engine import DockerEngine
 from eventwatch.model import Observation
-from tests.e2e.watching import Document, World, ago, eventually, logged, manager_document, texts
+from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, texts
 from tests.nodes import Node
 
 NO_SUCH_NODE = "0" * 64
@@ -347,12 +347,11 @@ async def test_inside_watch_the_loop_goes_through_the_watcher(
         await world.becomes_true()
         checker = NodeChecker(interval=0.05)
         await checker.insert()
-        task = asyncio.create_task(check_nodes_status_loop(checker), name="loop")
-        await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited"}})
-        await eventually(lambda: watched.of(node))
-        await checker.delete()
-        await eventually(task.done)
-        await task
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+            tasks.create_task(check_nodes_status_loop(checker), name="loop")
+            await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited"}})
+            await eventually(lambda: watched.of(node), PATIENCE / 2)
+            await checker.delete()
         await world.becomes_true(within=0.2)
     assert await world.checkers.count_documents({}) == 0
 

@@ -54,7 +54,7 @@ async def eventually(probe: Callable[[], Any], within: float = PATIENCE) -> Any:
                     return found
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        source = inspect.getsource(probe).strip()
+        source = inspect.getsource(getattr(probe, "func", probe)).strip()
         raise AssertionError(f"not within {within} s: {source}") from None
 
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 from aiodocker import Docker, DockerError
@@ -54,6 +54,15 @@ Documents = AsyncCollection[Document]
 def times() -> int:
     """How often each fault is injected: once in CI, `EVENTWATCH_FAULT_TIMES` for the table."""
     return int(os.environ.get("EVENTWATCH_FAULT_TIMES", "1"))
+
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def long(test: Test) -> Test:
+    """Mark a test that takes more than 30 s: it is run with `EVENTWATCH_FAULTS=all` only (see conftest.py)."""
+    test.long_fault = True  # type: ignore[attr-defined]
+    return test
 
 
 # -- eventwatch ---------------------------------------------------------------------------------------------
@@ -368,8 +377,14 @@ class StillWrongError(AssertionError):
 class Oracle:
     """Says which documents are wrong, and how long it took until none was."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, only_ours: bool = False) -> None:
         self._world = world
+        #: Other worlds have documents in the same collection, which are not looked at.
+        self._only_ours = only_ours
+
+    @property
+    def _query(self) -> Document:
+        return {"_id": {"$in": list(self._world.inserted)}} if self._only_ours else {}
 
     async def inspect(self, node_id: str) -> Document | None:
         try:
@@ -383,7 +398,7 @@ class Oracle:
     async def wrong(self) -> list[str]:
         """Every document that does not say what its container is, in words."""
         world = self._world
-        documents = {row["_id"]: row async for row in world.documents.find()}
+        documents = {row["_id"]: row async for row in world.documents.find(self._query)}
         found: list[str] = []
         for node_id in documents.keys() | world.inserted:
             container, document = await self.inspect(node_id), documents.get(node_id)
@@ -417,15 +432,15 @@ class Oracle:
     async def lost_requests(self) -> list[str]:
         """Nodes whose document has lost a `last_req_time` that the manager was told is stored."""
         lost = []
-        async for row in self._world.documents.find():
+        async for row in self._world.documents.find(self._query):
             requests = self._world.requests.get(row["_id"])
             if requests and row["last_req_time"] not in {requests.acknowledged, *requests.unsure}:
                 lost.append(f"{row['_id'][:12]}: {row['last_req_time']}, not {requests.acknowledged}")
         return lost
 
 
-def differences(document: Document, container: Document, network: str) -> Iterator[str]:
-    """Where a document departs from the contract, given the inspection of its container."""
+def truth_of(container: Document, network: str) -> Document:
+    """What the contract wants a document to say, given the inspection of its container."""
     state = container["State"]
     status = state["Status"]
     health = (state.get("Health") or {}).get("Status") or "none"
@@ -433,7 +448,12 @@ def differences(document: Document, container: Document, network: str) -> Iterat
         health = "unhealthy"
     networks = container["NetworkSettings"]["Networks"] or {}
     ip = (networks.get(network) or {}).get("IPAddress", "") if status in {"running", "paused"} else ""
-    for name, value in {"status": status, "health": health, "ip": ip, "port": NODE_PORT}.items():
+    return {"status": status, "health": health, "ip": ip, "port": NODE_PORT}
+
+
+def differences(document: Document, container: Document, network: str) -> Iterator[str]:
+    """Where a document departs from the contract, in words."""
+    for name, value in truth_of(container, network).items():
         if document.get(name) != value:
             yield f"{name} is {document.get(name)!r}, should be {value!r}"
 
@@ -480,7 +500,8 @@ async def endure(
         async with world.busy():
             await asyncio.sleep(1)
             await inject()
-            ended = time.monotonic()
+        # Counted from the end of all life: what happens to a node meanwhile makes its document wrong for a moment.
+        ended = time.monotonic()
         row.times += 1
         row.documents += len(world.inserted)
         try:

@@ -32,14 +32,24 @@ class EngineProxy:
         self.socket = folder / "proxy.sock"
         self.backend = backend
         self.rules: list[Rule] = []
-        #: Paths asked for, without the API version.
+        #: Paths asked for, without the API version, and the API versions and `since` of the event streams.
         self.asked: list[str] = []
+        self.versions: list[str] = []
+        self.since: list[str | None] = []
+        #: Whether what the engine says on the event stream is swallowed.
+        self.mute = False
+        #: Whether the engine is not told what to resume from, as if its memory did not reach that far.
+        self.forgetful = False
         self._streams: set[web.StreamResponse] = set()
         self._stack = contextlib.AsyncExitStack()
 
     @property
     def url(self) -> str:
         return f"unix://{self.socket}"
+
+    @property
+    def _path(self) -> str:
+        return self.backend.removeprefix("unix://")
 
     async def __aenter__(self) -> Self:
         application = web.Application(client_max_size=0)
@@ -69,6 +79,24 @@ class EngineProxy:
         self.rules.append(rule)
         return lambda: self.rules.remove(rule)
 
+    def hold(self, part: str) -> asyncio.Event:
+        """Get the engine's answer to requests whose path contains `part`, but give it only once this is set."""
+        gate = asyncio.Event()
+
+        async def rule(request: web.Request) -> web.Response | None:
+            if part not in request.path or gate.is_set():
+                return None
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(self._path)) as session,
+                session.get(f"http://engine{request.path_qs}") as source,
+            ):
+                body, status = await source.read(), source.status
+            await gate.wait()
+            return web.Response(status=status, body=body, content_type="application/json")
+
+        self.rules.append(rule)
+        return gate
+
     async def emit(self, *lines: bytes | dict[str, Any]) -> None:
         """Send lines on every open event stream, as if the engine had."""
         for line in lines:
@@ -96,7 +124,11 @@ class EngineProxy:
     # -- forwarding ------------------------------------------------------------------------------------
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request.path.partition("/v1.")[2].partition("/")[2] or request.path.lstrip("/"))
+        _, _, versioned = request.path.partition("/v1.")
+        self.asked.append(versioned.partition("/")[2] or request.path.lstrip("/"))
+        if request.path.endswith("/events"):
+            self.versions.append(f"1.{versioned.partition('/')[0]}")
+            self.since.append(request.query.get("since"))
         for rule in list(self.rules):
             answer = await rule(request)
             if answer is not None:
@@ -104,14 +136,14 @@ class EngineProxy:
         return await self._forward(request)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        path = self.backend.removeprefix("unix://")
+        url = request.rel_url.without_query_params("since") if self.forgetful else request.rel_url
         try:
             async with (
                 aiohttp.ClientSession(
-                    connector=aiohttp.UnixConnector(path), timeout=aiohttp.ClientTimeout(total=None)
+                    connector=aiohttp.UnixConnector(self._path), timeout=aiohttp.ClientTimeout(total=None)
                 ) as session,
                 session.request(
-                    request.method, f"http://engine{request.path_qs}", data=await request.read(),
+                    request.method, f"http://engine{url}", data=await request.read(),
                     headers=kept(request.headers),
                 ) as source,
             ):  # fmt: skip
@@ -122,7 +154,8 @@ class EngineProxy:
                     self._streams.add(answer)
                 try:
                     async for chunk in source.content.iter_any():
-                        await answer.write(chunk)
+                        if not (events and self.mute):
+                            await answer.write(chunk)
                 finally:
                     self._streams.discard(answer)
                 return answer
@@ -207,17 +240,18 @@ class DeadWire:
 
 
 class HeldWire:
-    """A TCP port that leads to another; while held, what comes from the client is kept, and sent on later."""
+    """A TCP port that leads to another; what the client sends can be held back by its text, and sent on later."""
 
     def __init__(self, port: int) -> None:
         self._backend = port
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._text: bytes | None = None
+        self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
-        #: What was held back, all connections together.
+        #: What was held back first, all connections together.
         self.held = b""
+        self._arrived = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -234,11 +268,18 @@ class HeldWire:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
-    def hold(self) -> None:
-        self._flowing.clear()
+    def hold(self, text: bytes) -> None:
+        """Hold back from now on what contains `text`, and whatever follows it on the same connection."""
+        self._text = text
 
     def release(self) -> None:
-        self._flowing.set()
+        self._text = None
+        self._released.set()
+
+    async def has_held(self, within: float = 5.0) -> None:
+        """Wait until something is held back."""
+        async with asyncio.timeout(within):
+            await self._arrived.wait()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -260,9 +301,10 @@ class HeldWire:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, held: bool) -> None:
         while data := await source.read(65536):
-            if held and not self._flowing.is_set():
+            if held and self._text is not None and self._text in data:
                 self.held += data
-                await self._flowing.wait()
+                self._arrived.set()
+                await self._released.wait()
             sink.write(data)
             await sink.drain()
         sink.close()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, endure
+from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, endure, long
 
 
 async def test_all_is_right_after_mongod_was_killed_and_started_again(
@@ -50,6 +50,7 @@ async def beside(
             process.close()
 
 
+@long
 async def test_all_is_right_after_the_primary_stepped_down(engine: PrivateEngine, tmp_path: Path) -> None:
     replica_set = PrivateMongo(members=3)
 
@@ -62,6 +63,7 @@ async def test_all_is_right_after_the_primary_stepped_down(engine: PrivateEngine
         await endure("mongod steps down in a replica set of three", world, process, inject)
 
 
+@long
 async def test_all_is_right_after_a_failover(engine: PrivateEngine, tmp_path: Path) -> None:
     replica_set = PrivateMongo(members=3)
 
@@ -75,6 +77,7 @@ async def test_all_is_right_after_a_failover(engine: PrivateEngine, tmp_path: Pa
         await endure("primary SIGKILL and failover in a replica set of three", world, process, inject)
 
 
+@long
 async def test_all_is_right_after_the_databases_disk_was_full(engine: PrivateEngine, tmp_path: Path) -> None:
     small = PrivateMongo(disk_mb=400)
 

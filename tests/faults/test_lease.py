@@ -84,7 +84,7 @@ async def followed(world: World) -> AsyncIterator[Epochs]:
 
 async def holder_pid(world: World) -> int | None:
     checker = await world.checkers.find_one()
-    return checker and checker["pid"]
+    return int(checker["pid"]) if checker else None
 
 
 async def test_of_two_watchers_on_one_engine_only_the_holder_of_the_lease_writes(
@@ -152,11 +152,9 @@ async def test_a_write_that_arrives_only_after_another_took_over_matches_nothing
             await two.logged(STANDS_BY)
             node = next(iter(world.nodes.values()))
             async with followed(world) as epochs:
-                wire.hold()
+                wire.hold(b"exited")
                 await node.kill()
-                async with asyncio.timeout(CALL):
-                    while b"exited" not in wire.held:
-                        await asyncio.sleep(0.01)
+                await wire.has_held()
                 one.freeze()
                 await two.logged(LEADS, within=3 * LEASE)
                 await node.start()
@@ -208,15 +206,15 @@ async def test_a_holder_that_is_told_to_end_releases_its_lease_and_the_standby_t
     assert await holder_pid(world) == two.pid
 
 
-async def test_deleting_the_checkers_document_stops_it_with_0_and_says_so(
-    world: World, eventwatch: Eventwatch
-) -> None:
-    await eventwatch.terminate()
-    eventwatch.start(lease_duration=f"{LEASE:.0f}s")
-    await eventwatch.logged(LEADS, times=2)
-    stopped = eventwatch.text().count(STOPPED)
-    await Oracle(world).recovered()
-    assert (await world.checkers.delete_one({})).deleted_count == 1
-    assert await eventwatch.ended(within=2 * LEASE) == 0
-    assert eventwatch.text().count(STOPPED) == stopped + 1
-    assert await world.checkers.count_documents({}) == 0
+async def test_deleting_the_checkers_document_stops_it_with_0_and_says_so(world: World, tmp_path: Path) -> None:
+    watcher = Eventwatch(tmp_path, world.settings(lease_duration=f"{LEASE:.0f}s"))
+    try:
+        watcher.start()
+        await watcher.logged(LEADS)
+        await Oracle(world).recovered()
+        assert (await world.checkers.delete_one({})).deleted_count == 1
+        assert await watcher.ended(within=2 * LEASE) == 0
+        assert watcher.text().count(STOPPED) == 1
+        assert await world.checkers.count_documents({}) == 0
+    finally:
+        watcher.close()

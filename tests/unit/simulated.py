@@ -267,6 +267,8 @@ class SimulatedEngine:
         self._stream = stream
         self._chance = chance
         self._clock = clock
+        #: Of each state that an inspection showed, how new (ns) it was at least, as far as the inspection tells.
+        self.proven: dict[tuple[str, int], int] = {}
         self._deliveries = sorted(self._deliver(), key=lambda delivery: delivery[0])
 
     def _deliver(self) -> Iterator[tuple[int, Event]]:
@@ -340,7 +342,10 @@ class SimulatedEngine:
         self._check()
         if state is None or not state.status:
             return Observation(node_id=node_id, found=False, time_nano=as_of)
-        return parse_container(state.inspection(node_id), network=NETWORK, as_of=as_of)
+        seen = parse_container(state.inspection(node_id), network=NETWORK, as_of=as_of)
+        key = (node_id, state.version)
+        self.proven[key] = min(seen.time_nano, self.proven.get(key, seen.time_nano))
+        return seen
 
     async def list_running(self, label: str) -> list[str]:
         raise NotImplementedError
@@ -497,7 +502,7 @@ class World:
 
     def wrong(self) -> dict[str, tuple[object, object]]:
         """Documents that do not say the truth, each with what it says and what is true."""
-        found = {}
+        found: dict[str, tuple[object, object]] = {}
         for container in self.containers:
             document = self.store.documents.get(container.id)
             truth = None

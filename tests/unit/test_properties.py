@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from eventwatch.model import Recorded
-from tests.unit.simulated import FIRST_PORT, GAPS, MS, OPERATIONS, START, Container, Stream, World
+from tests.unit.simulated import FIRST_PORT, GAPS, MS, OPERATIONS, START, Container, State, Stream, World
 
 #: Operations that change something without an event of their own: only a sweep is sure to see them.
 SILENT = {"give_up"}
@@ -157,55 +157,56 @@ def kind(status: str | None) -> str:
 class Order:
     """Watches the documents of one world: what each says must be true at no earlier time than what it said before.
 
-    A status or a health fits several times of a container's past; it is taken for the earliest that is allowed.
-    A new port says of which state exactly a document was made.
+    A hint's status or health fits several times of a container's past; it is taken for the earliest allowed. An
+    inspection shows in a new port, and says from when on, at least, the hints after it must be: from the start or
+    end that it shows, or the newest event that was known when it was asked for. Between that and the inspection
+    itself, a pause or a change of health may be told late and be believed; no clock that we have could tell.
     """
 
-    containers: dict[str, Container]
-    now: Callable[[], int]
+    world: World
     positions: dict[tuple[str, str], int] = field(default_factory=dict)
     older: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
     def watch(self, document: Recorded) -> None:
-        when = (self.now() - START) / MS
+        when = (self.world.clock.time_ns() - START) / MS
         self.said.append(f"{when:.3f} {document.status} {document.health} {document.ip} {document.port}")
-        node_id, states = document.node_id, self.containers[document.node_id].states
+        node_id, states = document.node_id, self._states(document.node_id)
         version = (document.port or FIRST_PORT) - FIRST_PORT
         before = self.positions.get((node_id, "version"), 0)
         self.positions[node_id, "version"] = version
         if version < before:
             self.older.append(f"{node_id}: an inspection of version {version} over one of {before}")
         if version > before:
-            self._reach(node_id, "status", version)
-            if states[version].health == document.health:  # else a hint had the last word on it
-                self._reach(node_id, "health", version)
-        self._advance(node_id, "status", [kind(state.status) for state in states], kind(document.status))
-        if document.status != "running":
-            return
-        # Elsewhere the health may be what the documents' rule makes of it, whatever was true.
-        self._advance(node_id, "health", [state.health for state in states], document.health)
-        if document.ip:
+            proven = self.world.engine.proven[node_id, version]
+            position = sum(1 for state in states if state.at <= proven) - 1
+            for name in ("status", "health"):
+                self.positions[node_id, name] = max(position, self.positions.get((node_id, name), 0))
+        else:
+            self._advance(node_id, "status", [kind(state.status) for state in states], kind(document.status))
+            if document.status == "running":  # else the documents' rule may have made something else of it
+                self._advance(node_id, "health", [state.health for state in states], document.health)
+        if document.status == "running" and document.ip:
             life = int(document.ip.split(".")[2])
             if life < states[self.positions.get((node_id, "status"), 0)].life:
                 self.older.append(f"{node_id}: running with the address of an earlier life")
 
-    def _reach(self, node_id: str, name: str, position: int) -> None:
-        self.positions[node_id, name] = max(position, self.positions.get((node_id, name), 0))
+    def _states(self, node_id: str) -> list[State]:
+        return next(container.states for container in self.world.containers if container.id == node_id)
 
     def _advance(self, node_id: str, name: str, past: list[str], says: str | None) -> None:
         before = position = self.positions.get((node_id, name), 0)
-        states = self.containers[node_id].states
+        states = self._states(node_id)
         while position < len(past) and past[position] != says:
             position += 1
-        if position == len(past) or states[position].at > self.now():
+        if position == len(past) or states[position].at > self.world.clock.time_ns():
             self.older.append(f"{node_id}: {name} {says} was not true at version {before} or later")
         else:
             self.positions[node_id, name] = position
 
 
 def ordered(world: World) -> Order:
-    order = Order({container.id: container for container in world.containers}, world.clock.time_ns)
+    order = Order(world)
     world.store.watchers.append(order.watch)
     return order
 

@@ -1,0 +1,164 @@
+"""A running sidecar container, and the compose project around one."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from tests.container.standin import MONGO, PROXY, ROOT, SIDECAR, compose_and_buildx, output, sh
+from tests.e2e.watching import eventually
+from tests.nodes import IMAGE
+
+#: Above what a loaded machine needs to start a container and the Python in it.
+START: Final = 40.0
+
+
+async def fetch(url: str) -> tuple[int, str]:
+    """Status and body; (0, cause) when nobody answers."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+            return answer.status, await answer.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return 0, str(error)
+
+
+@dataclass
+class Container:
+    """A container by its name or id, seen through the docker command."""
+
+    name: str
+    #: Where its HTTP is, from outside.
+    http: str = ""
+
+    def inspect(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(output("docker", "inspect", self.name))[0]
+        return found
+
+    def logs(self) -> str:
+        return output("docker", "logs", self.name)
+
+    def run(self, *command: str, check: bool = True) -> tuple[int, str]:
+        return sh("docker", "exec", self.name, *command, check=check)
+
+    async def doubts(self) -> list[str]:
+        """What /readyz says."""
+        status, body = await fetch(f"{self.http}/readyz")
+        return list(json.loads(body)) if status else ["no answer"]
+
+    async def wait_ready(self) -> None:
+        async def ready() -> bool:
+            return await self.doubts() == []
+
+        try:
+            await eventually(ready, START)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def stop(self) -> tuple[int, float]:
+        """`docker stop`; its exit code, and the seconds that it took."""
+        began = time.monotonic()
+        output("docker", "stop", "-t", "20", self.name)
+        return self.inspect()["State"]["ExitCode"], time.monotonic() - began
+
+
+def socket_of(docker_url: str) -> Path:
+    return Path(docker_url.removeprefix("unix://")).resolve()
+
+
+def hardened(docker_url: str) -> tuple[str, ...]:
+    """The options of `docker run` that README and compose.yaml recommend, on the engine's own socket."""
+    socket = socket_of(docker_url)
+    return (
+        *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true"),
+        *("--group-add", str(socket.stat().st_gid), "-v", f"{socket.parent}:/engine:ro"),
+        *("-e", f"DOCKER_HOST=unix:///engine/{socket.name}"),
+    )
+
+
+@contextmanager
+def running(*options: str, env: Mapping[str, str], port: int) -> Iterator[Container]:
+    """A sidecar in the host's network, where the tests' database is; removed at exit."""
+    container = Container(f"ew-sidecar-{secrets.token_hex(4)}", f"http://127.0.0.1:{port}")
+    settings = [part for name, value in env.items() for part in ("-e", f"{name}={value}")]
+    listen = ("-e", f"EVENTWATCH_HTTP_LISTEN=127.0.0.1:{port}")
+    try:
+        output(
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            container.name,
+            "--network",
+            "host",
+            *options,
+            *listen,
+            *settings,
+            SIDECAR,
+        )
+        yield container
+    finally:
+        sh("docker", "rm", "-f", "-v", container.name, check=False)
+
+
+@dataclass
+class Project:
+    """The project's compose.yaml in a folder of its own, with stand-in images."""
+
+    folder: Path
+    name: str
+    env: dict[str, str]
+
+    def compose(self, *command: str, check: bool = True) -> str:
+        compose, _ = compose_and_buildx()
+        return sh(compose, "-p", self.name, *command, cwd=self.folder, within=120, check=check)[1]
+
+    def up(self, *profiles: str, services: tuple[str, ...] = ()) -> None:
+        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.env.items()))
+        chosen = [part for profile in profiles for part in ("--profile", profile)]
+        self.compose(*chosen, "up", "-d", "--no-build", *services)
+
+    def down(self) -> None:
+        self.compose("--profile", "*", "down", "-v", "--timeout", "15")
+
+    def container(self, service: str) -> Container:
+        name = output("docker", "ps", "-aq", *self.filter(), "-f", f"label=com.docker.compose.service={service}")
+        return Container(name, f"http://127.0.0.1:{self.env['HTTP_PORT']}")
+
+    def address(self, service: str) -> str:
+        networks = self.container(service).inspect()["NetworkSettings"]["Networks"]
+        return str(next(iter(networks.values()))["IPAddress"])
+
+    def filter(self) -> tuple[str, str]:
+        return ("-f", f"label=com.docker.compose.project={self.name}")
+
+    def remains(self) -> str:
+        """What is left of it on the engine."""
+        kinds = (("ps", "-aq"), ("network", "ls", "-q"), ("volume", "ls", "-q"))
+        return " ".join(output("docker", *kind, *self.filter()) for kind in kinds).strip()
+
+
+@asynccontextmanager
+async def project(folder: Path, port: int, docker_url: str, **env: str) -> AsyncIterator[Project]:
+    shutil.copy(ROOT / "compose.yaml", folder)
+    images = {"SIDECAR_IMAGE": SIDECAR, "PROXY_IMAGE": PROXY, "MONGO_IMAGE": MONGO, "NODE_IMAGE": IMAGE}
+    socket = socket_of(docker_url)
+    place = {
+        "HTTP_PORT": str(port),
+        "DOCKER_SOCKET_FOLDER": str(socket.parent),
+        "DOCKER_GID": str(socket.stat().st_gid),
+    }
+    made = Project(folder, f"ew-compose-{secrets.token_hex(4)}", {**images, **place, **env})
+    try:
+        yield made
+    finally:
+        made.down()

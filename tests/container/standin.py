@@ -1,0 +1,188 @@
+"""Images to stand in for those that no registry gives here, and tools that Debian 12 has too old or not at all.
+
+The base is Debian 12 by debootstrap, kept as a tar in `.cache/standin`; what else is needed is added to it: pip
+for the build, haproxy for the proxy, the wheel's mongod for the database. Tools are unpacked into `.cache`, over
+the package sources that the machine already uses, never installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from tests.conftest import find_mongod
+from tests.engines import SYSTEM_PATH, BrokenMachineError, sources_of_suite
+
+ROOT: Final = Path(__file__).parents[2]
+CACHE: Final = ROOT / ".cache" / "standin"
+RELEASE: Final = "bookworm"
+#: Debian's suite that has Compose v2 and buildx.
+LATER: Final = "forky"
+PYTHON: Final = "eventwatch-standin/python:1"
+TOOLS: Final = "eventwatch-standin/tools:1"
+PROXY: Final = "eventwatch-standin/proxy:1"
+MONGO: Final = "eventwatch-standin/mongo:1"
+SIDECAR: Final = "eventwatch-standin/sidecar:1"
+#: Left out of the base, as the real images leave it out.
+DROPPED: Final = (
+    *("var/cache/apt", "var/lib/apt/lists", "var/log", "proc", "sys", "dev"),
+    *("usr/share/doc", "usr/share/man", "usr/share/locale"),
+)
+CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
+TOOLS_FILE: Final = f"""\
+FROM {PYTHON}
+RUN apt-get update \\
+    && apt-get install -y --no-install-recommends python3-venv haproxy libcurl4 \\
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+"""
+PROXY_FILE: Final = f"""\
+FROM {TOOLS}
+STOPSIGNAL SIGUSR1
+CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]
+"""
+MONGO_FILE: Final = f"""\
+FROM {TOOLS}
+RUN mkdir -p /data/db
+COPY mongod /usr/local/bin/mongod
+CMD ["mongod", "--bind_ip_all", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--quiet"]
+"""
+
+
+def sh(
+    *command: str | Path,
+    cwd: Path = ROOT,
+    within: float = 60.0,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Run a command to its end; its code and all it said. With `check`, a code other than 0 raises."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "PATH": f"{os.environ['PATH']}:{SYSTEM_PATH}", "LC_ALL": "C", **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=within,
+        check=False,
+    )
+    if check and done.returncode:
+        tail = "\n".join(done.stdout.strip().splitlines()[-15:])
+        raise BrokenMachineError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{tail}")
+    return done.returncode, done.stdout
+
+
+def output(*command: str | Path, within: float = 60.0, **env: str) -> str:
+    return sh(*command, within=within, env=env)[1].strip()
+
+
+def has_image(tag: str) -> bool:
+    return sh("docker", "image", "inspect", tag, check=False)[0] == 0
+
+
+# -- images -------------------------------------------------------------------------------------------------
+
+
+def ensure_base() -> None:
+    if not has_image(PYTHON):
+        output("docker", "import", base_tar(), PYTHON, within=120)
+    if not has_image(TOOLS):
+        build_from(TOOLS, TOOLS_FILE)
+
+
+def ensure_services() -> None:
+    if not has_image(PROXY):
+        build_from(PROXY, PROXY_FILE)
+    if not has_image(MONGO):
+        build_from(MONGO, MONGO_FILE, find_mongod())
+
+
+def build_from(tag: str, text: str, *files: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="ew-image-") as name:
+        (Path(name) / "Dockerfile").write_text(text)
+        for file in files:
+            shutil.copy(file, name)
+        output("docker", "build", "--network", "host", "-t", tag, name, within=180, DOCKER_BUILDKIT="0")
+
+
+def build_sidecar() -> str:
+    """Build the project's image with the engine's own builder."""
+    output("docker", "build", *build_arguments(), "-t", SIDECAR, ROOT, within=300, DOCKER_BUILDKIT="0")
+    return SIDECAR
+
+
+def build_arguments() -> tuple[str, ...]:
+    bases = ("--build-arg", f"BUILD_IMAGE={TOOLS}", "--build-arg", f"RUNTIME_IMAGE={PYTHON}")
+    return ("--network", "host", *bases)
+
+
+def base_tar() -> Path:
+    tar = CACHE / "python.tar"
+    if tar.exists():
+        return tar
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if shutil.which("debootstrap", path=SYSTEM_PATH) is None:
+        output("apt-get", "-qq", "update")
+        output("apt-get", "-qq", "install", "-y", "--no-install-recommends", "debootstrap", within=120)
+    with tempfile.TemporaryDirectory(prefix="ew-base-") as name:
+        root, made = Path(name) / "root", Path(name) / "python.tar"
+        packages = "--include=python3,ca-certificates"
+        output("debootstrap", "--variant=minbase", packages, RELEASE, root, mirror(), within=300)
+        # The machine's own, which knows whoever stands between it and the package index.
+        shutil.copy(Path("/") / CERTIFICATES, root / CERTIFICATES)
+        excluded = [f"--exclude=./{path}/*" for path in DROPPED]
+        output("tar", "--numeric-owner", "-C", root, *excluded, "-cf", made, ".", within=120)
+        shutil.move(made, tar)
+    return tar
+
+
+def mirror() -> str:
+    lines = sources_of_suite(RELEASE).splitlines()
+    return next(line.split()[1] for line in lines if line.lower().startswith("uris:"))
+
+
+# -- tools --------------------------------------------------------------------------------------------------
+
+
+def fetched(name: str, suite: str, *packages: str) -> Path:
+    """The folder into which these packages of a suite are unpacked."""
+    folder = CACHE / name
+    if folder.exists():
+        return folder
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=CACHE) as temporary:
+        work = Path(temporary)
+        (work / "debian.sources").write_text(sources_of_suite(suite))
+        for part in ("lists/partial", "archives/partial"):
+            (work / part).mkdir(parents=True)
+        options = {
+            "Dir::Etc::sourcelist": work / "debian.sources",
+            "Dir::Etc::sourceparts": "-",
+            "Dir::State::Lists": work / "lists",
+            "Dir::Cache": work,
+            "APT::Sandbox::User": "root",
+            "Acquire::Retries": "3",
+        }
+        apt = ["apt-get", "-qq", *(part for key, value in options.items() for part in ("-o", f"{key}={value}"))]
+        output(*apt, "update", within=120)
+        sh(*apt, "download", *packages, cwd=work, within=120)
+        for package in work.glob("*.deb"):
+            output("dpkg", "-x", package, work / "root")
+        (work / "root").rename(folder)
+    return folder
+
+
+def compose_and_buildx() -> tuple[Path, Path]:
+    plugins = fetched("compose", LATER, "docker-compose", "docker-buildx") / "usr/libexec/docker/cli-plugins"
+    return plugins / "docker-compose", plugins / "docker-buildx"
+
+
+def prometheus_and_promtool() -> tuple[Path, Path]:
+    programs = fetched("prometheus", RELEASE, "prometheus") / "usr/bin"
+    return programs / "prometheus", programs / "promtool"

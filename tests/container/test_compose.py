@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiodocker import Docker
+from pymongo import AsyncMongoClient
+from yarl import URL
+
+from tests.conftest import free_port
+from tests.container.sidecars import START, Container, Project, project
+from tests.container.standin import output
+from tests.e2e.watching import Document, World, ago, eventually
+from tests.nodes import NODE_NETWORK, Nodes
+
+pytestmark = pytest.mark.usefixtures("services")
+
+DATABASE = "ToolServers"
+#: What a stolen sidecar would try first, and how it would try to get around the patterns.
+FORBIDDEN = (
+    ("POST", "/containers/create"),
+    ("POST", "/v1.41/containers/create?name=x"),
+    ("POST", "/containers/{id}/exec"),
+    ("POST", "/containers/{id}/start"),
+    ("POST", "/containers/{id}/kill"),
+    ("POST", "/containers/{id}/stop/../kill"),
+    ("POST", "/containers/{id}%2Fkill?/stop"),
+    ("POST", "//containers/{id}/stop"),
+    ("PUT", "/containers/{id}/archive?path=/"),
+    ("DELETE", "/containers/{id}"),
+    ("GET", "/containers/{id}/logs?stdout=1"),
+    ("GET", "/containers/{id}/archive?path=/etc"),
+    ("GET", "/images/json"),
+    ("POST", "/images/create?fromImage=x"),
+    ("POST", "/build"),
+    ("GET", "/networks"),
+    ("GET", "/secrets"),
+    ("POST", "/swarm/init"),
+    ("HEAD", "/containers/json"),
+)
+ALLOWED = ("/version", "/v1.41/info", "/_ping", "/containers/json?all=1", "/containers/{id}/json")
+
+
+@asynccontextmanager
+async def composed(folder: Path, docker_url: str, **env: str) -> AsyncIterator[Project]:
+    base = {"DB_COLLECTION": DATABASE, "EVENTWATCH_SWEEP_INTERVAL": "1s", "EVENTWATCH_STOP_TIMEOUT": "1s"}
+    async with project(folder, free_port(), docker_url, **base, **env) as made:
+        yield made
+
+
+@asynccontextmanager
+async def world_of(made: Project, docker: Docker, nodes: Nodes) -> AsyncIterator[World]:
+    """The database of a project, as a manager that has joined its network sees it."""
+    url = f"mongodb://{made.address('mongo')}:27017/"
+    async with AsyncMongoClient[Document](url) as client:
+        yield World(docker, nodes, client, url, DATABASE)
+
+
+async def test_nodes_start_documents_follow_and_down_leaves_nothing(
+    docker: Docker, nodes: Nodes, docker_url: str, tmp_path: Path
+) -> None:
+    label = "tool-server.node=sample"
+    env = {"EVENTWATCH_REGISTER_LABEL": label, "EVENTWATCH_NODE_NETWORK": NODE_NETWORK}
+    async with composed(tmp_path, docker_url, **env) as made:
+        made.up("demo")
+        await made.container("eventwatch").wait_ready()
+        sample = made.container("node").inspect()
+        async with world_of(made, docker, nodes) as world:
+
+            async def says(status: str, ip: str) -> bool:
+                found = await world.collection.find_one({"_id": sample["Id"]})
+                return found is not None and (found["status"], found["ip"]) == (status, ip)
+
+            await eventually(
+                lambda: says("running", sample["NetworkSettings"]["Networks"][NODE_NETWORK]["IPAddress"])
+            )
+            output("docker", "kill", sample["Id"])
+            await eventually(lambda: says("exited", ""))
+        made.down()
+        assert made.remains() == ""
+
+
+async def test_the_proxy_refuses_everything_else_while_eventwatch_does_its_whole_job(
+    docker: Docker, nodes: Nodes, docker_url: str, tmp_path: Path
+) -> None:
+    env = {"EVENTWATCH_NODE_NETWORK": nodes.network, "EVENTWATCH_IDLE_TIMEOUT": "2s"}
+    async with composed(tmp_path, docker_url, **env) as made:
+        made.up()
+        sidecar = made.container("eventwatch")
+        await sidecar.wait_ready()
+        async with world_of(made, docker, nodes) as world:
+            node = await world.start("proxied", healthcheck="ok")
+            await eventually(lambda: world.says(node, health="healthy"))
+            await refused(made, node.id)
+            assert await world.status(node) == "running"
+            await world.collection.update_one({"_id": node.id}, {"$set": {"last_req_time": ago(3600)}})
+            await eventually(lambda: world.says(node, status="exited"))
+            await node.remove()
+            await eventually(lambda: gone(world, node.id))
+        code, said = sidecar.run("eventwatch", "doctor")
+        assert (code, "FAIL" in said) == (0, False)
+        # No file and no environment variable of the sidecar leads to the engine but the proxy's address.
+        assert all("docker.sock" not in json.dumps(mount) for mount in sidecar.inspect()["Mounts"])
+
+
+async def gone(world: World, node_id: str) -> bool:
+    return await world.collection.find_one({"_id": node_id}) is None
+
+
+async def refused(made: Project, node_id: str) -> None:
+    proxy = f"http://{made.address('engine-proxy')}:2375"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        for method, path in FORBIDDEN:
+            # A string that is already encoded, so that what is sent is what is written above.
+            from_ours = URL(proxy + path.replace("{id}", node_id), encoded=True)
+            async with session.request(method, from_ours) as answer:
+                assert answer.status == 403, f"{method} {path}"
+        for path in ALLOWED:
+            async with session.get(proxy + path.replace("{id}", node_id)) as answer:
+                assert answer.status == 200, path
+
+
+async def test_with_stop_denied_only_idle_stops_are_lost_and_readiness_says_so(
+    docker: Docker, nodes: Nodes, docker_url: str, tmp_path: Path
+) -> None:
+    env = {"EVENTWATCH_NODE_NETWORK": nodes.network, "EVENTWATCH_IDLE_TIMEOUT": "1s", "ALLOW_STOP": "false"}
+    async with composed(tmp_path, docker_url, **env) as made:
+        made.up()
+        sidecar = made.container("eventwatch")
+        await sidecar.wait_ready()
+        async with world_of(made, docker, nodes) as world:
+            idle, busy = await world.start("idle"), await world.start("busy")
+            await world.collection.update_one({"_id": idle.id}, {"$set": {"last_req_time": ago(3600)}})
+            await eventually(lambda: denied(sidecar), START)
+            assert await world.status(idle) == "running"
+            await eventually(lambda: world.says(idle, status="running"))
+            await busy.pause()
+            await eventually(lambda: world.says(busy, status="paused"))
+        code, said = sidecar.run("eventwatch", "doctor", check=False)
+        assert code == 1
+        assert "FAIL POST /containers/{id}/stop" in said
+
+
+async def denied(sidecar: Container) -> bool:
+    return "stop: the engine denies it, idle nodes keep running" in await sidecar.doubts()
+
+
+async def test_without_the_proxy_a_sidecar_works_on_the_mounted_socket(
+    docker: Docker, nodes: Nodes, docker_url: str, tmp_path: Path
+) -> None:
+    async with composed(tmp_path, docker_url, EVENTWATCH_NODE_NETWORK=nodes.network) as made:
+        made.up("direct", services=("eventwatch-direct",))
+        sidecar = made.container("eventwatch-direct")
+        await sidecar.wait_ready()
+        async with world_of(made, docker, nodes) as world:
+            node = await world.start("direct")
+            await world.becomes_true()
+            await node.remove()
+            await eventually(lambda: gone(world, node.id))
+        code, said = sidecar.run("eventwatch", "doctor")
+        assert (code, "is not mounted as a file" in said) == (0, True)
+
+
+async def test_every_profile_of_the_compose_file_is_sound(docker_url: str, tmp_path: Path) -> None:
+    async with composed(tmp_path, docker_url) as made:
+        made.compose("--profile", "*", "config", "--quiet")

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from aiohttp import web
+
+import eventwatch.engine
+from tests.e2e.watching import World, ago, eventually, run_program
+from tests.faults.proxies import EngineProxy
+from tests.nodes import NODE_LABEL
+
+DOCUMENTED = re.compile(r"`((?:GET|POST|HEAD|PUT|DELETE) /[^`]*)`")
+
+
+def call(request: web.Request) -> str:
+    path = re.sub(r"^/v[\d.]+", "", request.path)
+    return f"{request.method} " + re.sub(r"^/containers/[^/]+/", "/containers/{id}/", path)
+
+
+async def test_eventwatch_makes_no_other_engine_calls_than_its_engine_module_lists(
+    world: World, docker_url: str, tmp_path: Path
+) -> None:
+    calls: set[str] = set()
+
+    async def record(request: web.Request) -> None:
+        calls.add(call(request))
+
+    with tempfile.TemporaryDirectory(prefix="ew") as folder:
+        async with EngineProxy(Path(folder), docker_url) as proxy:
+            proxy.rules.append(record)
+            label = f"{NODE_LABEL}=labelled"
+            settings = {"docker_host": proxy.url, "register_label": label, "sweep_interval": 0.5}
+            async with world.watching(**settings, idle_timeout=3600):
+                node = await world.start("lifecycle", healthcheck="flag")
+                await node.set_healthy(True)
+                await eventually(lambda: world.says(node, health="healthy"))
+                await node.pause()
+                await eventually(lambda: world.says(node, status="paused"))
+                await node.unpause()
+                await node.restart(grace_s=0)
+                await node.kill()
+                await eventually(lambda: world.says(node, status="exited"))
+                registered = await world.nodes.start("labelled")
+                await eventually(lambda: world.document(registered))
+            idle = await world.start("idle")
+            async with world.watching(**settings, idle_timeout=1, stop_timeout=1, stop_nodes_on_exit=True):
+                await world.collection.update_one({"_id": idle.id}, {"$set": {"last_req_time": ago(3600)}})
+                await eventually(lambda: world.says(idle, status="exited"))
+                await node.remove()
+            env = {
+                "EVENTWATCH_MONGO_URL": world.mongo_url,
+                "EVENTWATCH_MONGO_DATABASE": world.database_name,
+                "EVENTWATCH_DOCKER_HOST": proxy.url,
+                "EVENTWATCH_REGISTER_LABEL": label,
+            }
+            for command in (
+                ["doctor"],
+                ["sweep"],
+                ["status"],
+                ["explain", idle.id],
+                ["record", "r", "--duration", "1"],
+            ):
+                code, said = await run_program("-m", "eventwatch", *command, env=env, cwd=tmp_path)
+                assert code == 0, said
+    assert calls == set(DOCUMENTED.findall(eventwatch.engine.__doc__ or ""))
