@@ -19,7 +19,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum, auto
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, TypeVar
 
 from loguru import logger
@@ -42,13 +41,15 @@ from eventwatch.errors import (
 from eventwatch.history import History
 from eventwatch.metrics import Metrics
 from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
+from eventwatch.readiness import standing_by
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import Brake, Sweeper, set_watching
+from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
-from eventwatch.web import ChangeFeed, Pages, serve, standing_by
+from eventwatch.web import ChangeFeed, Pages, serve
 
 T = TypeVar("T")
 
@@ -67,14 +68,6 @@ class _Outcome(Enum):
 
     STOPPED = auto()
     AGAIN = auto()
-
-
-def eventwatch_version() -> str:
-    """The installed version."""
-    try:
-        return version("eventwatch")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Application:

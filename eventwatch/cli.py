@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
+import pkgutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 from loguru import logger
-from rich.console import Console
-from rich.live import Live
 
-from eventwatch.app import Application, eventwatch_version
-from eventwatch.doctor import examine
-from eventwatch.embedded import EmbeddedMongo, running_url
-from eventwatch.engine import DockerEngine
 from eventwatch.errors import ConfigError, EventwatchError
-from eventwatch.playback import add_record_options, add_replay_options, record_file, replay_file
-from eventwatch.report import explain_node, node_table, report_nodes
-from eventwatch.settings import EMBEDDED, Settings, load_settings
-from eventwatch.store import Store, open_store
-from eventwatch.sweeper import one_off_sweeper
-from eventwatch.web import ask_readiness, is_standby
+from eventwatch.output import say
+from eventwatch.readiness import ask_readiness, is_standby
+from eventwatch.settings import Settings, load_settings, parse_duration
+from eventwatch.version import eventwatch_version
 
 _CONSOLE = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <7}</level> {message}"
-Command = Callable[[argparse.Namespace, Settings], Awaitable[None]]
+#: The fastest replay that still follows the clock.
+FASTEST: Final = 1_000_000.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = load_settings(arguments.env_file)
         configure_logging(settings)
-        asyncio.run(arguments.command(arguments, settings))
+        command = pkgutil.resolve_name(arguments.command)
+        asyncio.run(command(arguments, settings))
     except EventwatchError as error:
         print(f"eventwatch: {error}", file=sys.stderr)  # noqa: T201 - the command's one line
         sys.exit(error.exit_code)
@@ -60,28 +54,72 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str, home: str = "eventwatch.commands") -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=f"{home}:{name}")  # imported when it is called
         return sub
 
-    add("run", run, "watch the engine and keep the documents true until stopped")
-    sweep_parser = add("sweep", sweep, "check every node once and print what was changed")
+    add("run", "watch the engine and keep the documents true until stopped")
+    sweep_parser = add("sweep", "check every node once and print what was changed")
     sweep_parser.add_argument("--dry-run", action="store_true", help="say what would be changed, change nothing")
     sweep_parser.add_argument(
         "--force", action="store_true", help="delete documents whatever engine is on record as their owner"
     )
-    status_parser = add("status", status, "show the nodes: status, health, address, idle time left")
+    status_parser = add("status", "show the nodes: status, health, address, idle time left")
     status_parser.add_argument("--json", action="store_true", help="print a JSON list")
     status_parser.add_argument("--watch", action="store_true", help="keep showing, until Ctrl-C")
-    explain_parser = add("explain", explain, "tell all that is known of one node, and why it is as it is")
+    explain_parser = add("explain", "tell all that is known of one node, and why it is as it is")
     explain_parser.add_argument("id", metavar="ID", help="id, beginning of an id, or container name")
-    add_record_options(add("record", record_file, "record what the engine says, for replays"))
-    add_replay_options(add("replay", replay, "replay a recording into the database and compare with the truth"))
-    add("doctor", doctor, "check all that is needed: engine, permissions, database, clocks")
-    add("healthcheck", healthcheck, "exit 0 if the running eventwatch is ready or standing by (for HEALTHCHECK)")
-    add("config", config, "print the effective settings, secrets masked")
+    _add_record_options(add("record", "record what the engine says, for replays"))
+    _add_replay_options(add("replay", "replay a recording into the database and compare with the truth"))
+    add("doctor", "check all that is needed: engine, permissions, database, clocks")
+    add("healthcheck", "exit 0 if the running eventwatch is ready or standing by (for HEALTHCHECK)", __name__)
+    add("config", "print the effective settings, secrets masked", __name__)
     return parser
+
+
+def _add_record_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `record` what it takes."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="where the recording goes (NAME.jsonl)")
+    parser.add_argument(
+        "--duration", type=_duration, metavar="TIME", help="stop after this long, e.g. 90s (default: at Ctrl-C)"
+    )
+
+
+def _add_replay_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `replay` what it takes."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="the recording (NAME.jsonl)")
+    parser.add_argument(
+        "--speed", type=_speed, default=1.0, metavar="N", help="times real time; 0: as fast as it can (default: 1)"
+    )
+    parser.add_argument(
+        "--expect", type=Path, metavar="FILE", help="the truth at the end (default: NAME.expected.json beside it)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--force", action="store_true", help="replay although the database holds other nodes; they are left alone"
+    )
+    parser.add_argument(
+        "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",
+        help="1: hints only, 2: settling too, 3: sweeps too (default: 3)",
+    )  # fmt: skip
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:  # argparse shows the text of its own error only
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _speed(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1.0
+    if not 0 <= factor <= FASTEST:  # also refuses nan
+        raise argparse.ArgumentTypeError(f"must be 0 (as fast as it can) or up to {FASTEST:.0f} times real time")
+    return factor
 
 
 def configure_logging(settings: Settings) -> None:
@@ -99,104 +137,13 @@ def configure_logging(settings: Settings) -> None:
     )
 
 
-async def run(_: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch run`."""
-    app = Application(settings)
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        logger.info("{}: finishing what is pending; once more to exit at once", number.name)
-        app.stop()
-        for again in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(again, os._exit, 128 + again)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, app.sweep_now)
-    await app.run()
-
-
-@asynccontextmanager
-async def database_url(settings: Settings) -> AsyncIterator[str]:
-    """Where the database is; an embedded one is that of a running eventwatch, or started for the block."""
-    url = settings.mongo_url.get_secret_value()
-    if url != EMBEDDED:
-        yield url
-    elif (beside := running_url()) is not None:
-        yield beside
-    else:
-        async with EmbeddedMongo() as mongo:
-            yield mongo.url
-
-
-async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch sweep`."""
-    if arguments.dry_run:
-        settings = settings.model_copy(update={"dry_run": True})
-    async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
-        await engine.identify()
-        async with open_store(url, settings.mongo_database), one_off_sweeper(engine, settings) as sweeper:
-            report = await sweeper.sweep(force=arguments.force)
-    say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
-    if report.failed:
-        raise EventwatchError(f"{report.failed} of {report.checked} nodes could not be inspected")
-
-
-@asynccontextmanager
-async def _both(settings: Settings) -> AsyncIterator[tuple[Store, DockerEngine]]:
-    async with (
-        database_url(settings) as url,
-        closing(DockerEngine(settings)) as engine,
-        open_store(url, settings.mongo_database) as store,
-    ):
-        yield store, engine
-
-
-async def status(arguments: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch status`."""
-    async with _both(settings) as (store, engine):
-        if arguments.json:
-            reports = await report_nodes(store, engine, settings)
-            say(json.dumps([report.as_json() for report in reports]))
-        elif not arguments.watch:
-            Console().print(node_table(await report_nodes(store, engine, settings)))
-        else:
-            with Live(node_table([]), auto_refresh=False) as live:
-                while True:
-                    live.update(node_table(await report_nodes(store, engine, settings)), refresh=True)
-                    await asyncio.sleep(1.0)
-
-
-async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch explain`."""
-    async with _both(settings) as (store, engine):
-        for line in await explain_node(arguments.id, store, engine, settings):
-            say(line)
-
-
-async def replay(arguments: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch replay`."""
-    await replay_file(arguments, settings, database_url)
-
-
-async def doctor(_: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch doctor`."""
-    failed = 0
-    async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
-        async for finding in examine(settings, engine, url):
-            say(str(finding))
-            failed += finding.failed
-    if failed:
-        raise EventwatchError(f"{failed} of the above must be mended")
-
-
 async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch healthcheck`."""
     if settings.http_address is None:
         raise ConfigError(
             "EVENTWATCH_HTTP_LISTEN: is off, so health cannot be asked for; set it, e.g. 127.0.0.1:9471"
         )
-    reasons = await ask_readiness(*settings.http_address)
+    reasons = ask_readiness(*settings.http_address)
     if reasons and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
     say(reasons[0] if reasons else "ready")
@@ -206,17 +153,3 @@ async def config(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch config`."""
     for name, value in settings.effective().items():
         say(f"{name}={value}")
-
-
-def say(line: str) -> None:
-    """Print one line of a command's output; what is logged goes to standard error."""
-    print(line, flush=True)  # noqa: T201
-
-
-@asynccontextmanager
-async def closing(engine: DockerEngine) -> AsyncIterator[DockerEngine]:
-    """Close the engine's connections at the end of the block."""
-    try:
-        yield engine
-    finally:
-        await engine.close()

@@ -20,24 +20,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eventwatch.errors import EventwatchError
+from eventwatch.output import say
 from eventwatch.recorder import Recorder
 from eventwatch.recording import expected_path, read_expected, read_recording
 from eventwatch.replay import Divergence, Replay, Report, Tier, open_replay
-from eventwatch.settings import Settings, parse_duration
+from eventwatch.settings import Settings
 
 PERCENTILES: Final = (50, 90, 99)
-FASTEST: Final = 1_000_000.0
 
 
 # -- record -------------------------------------------------------------------------------------------------
-
-
-def add_record_options(parser: argparse.ArgumentParser) -> None:
-    """Tell the parser of `record` what it takes."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="where the recording goes (NAME.jsonl)")
-    parser.add_argument(
-        "--duration", type=_duration, metavar="TIME", help="stop after this long, e.g. 90s (default: at Ctrl-C)"
-    )
 
 
 async def record_file(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -69,25 +61,6 @@ def _stop(recorder: Recorder, number: signal.Signals) -> None:
 # -- replay -------------------------------------------------------------------------------------------------
 
 
-def add_replay_options(parser: argparse.ArgumentParser) -> None:
-    """Tell the parser of `replay` what it takes."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="the recording (NAME.jsonl)")
-    parser.add_argument(
-        "--speed", type=_speed, default=1.0, metavar="N", help="times real time; 0: as fast as it can (default: 1)"
-    )
-    parser.add_argument(
-        "--expect", type=Path, metavar="FILE", help="the truth at the end (default: NAME.expected.json beside it)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--force", action="store_true", help="replay although the database holds other nodes; they are left alone"
-    )
-    parser.add_argument(
-        "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",
-        help="1: hints only, 2: settling too, 3: sweeps too (default: 3)",
-    )  # fmt: skip
-
-
 async def replay_file(
     arguments: argparse.Namespace,
     settings: Settings,
@@ -114,10 +87,10 @@ async def replay_file(
             "speed": arguments.speed,
             "tiers": int(tiers),
         }
-        _print(json.dumps(origin | as_json(report)))
+        say(json.dumps(origin | as_json(report)))
     else:
         for line in as_lines(report):
-            _print(line)
+            say(line)
     if wrong := report.wrong:
         raise EventwatchError(f"{wrong} of {report.containers} documents diverge from {expected}")
 
@@ -193,25 +166,4 @@ def as_lines(report: Report) -> Iterator[str]:
         yield f"Divergence: {report.wrong} of {report.containers} documents"
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - the command's output
-
-
 # -- arguments ----------------------------------------------------------------------------------------------
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:  # argparse shows the text of its own error only
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _speed(text: str) -> float:
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = -1.0
-    if not 0 <= factor <= FASTEST:  # also refuses nan
-        raise argparse.ArgumentTypeError(f"must be 0 (as fast as it can) or up to {FASTEST:.0f} times real time")
-    return factor

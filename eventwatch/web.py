@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from aiohttp import web
 from loguru import logger
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from yarl import URL
 
-from eventwatch.errors import ConfigError, EventwatchError
+from eventwatch.errors import ConfigError
 from eventwatch.metrics import Metrics
 from eventwatch.reconciler import Written
 
@@ -35,9 +34,6 @@ POLICY: Final = (
 #: Changes kept for those who connect later, and those that may wait for a slow reader before it is cut off.
 KEPT_CHANGES: Final = 200
 SLOW_READER: Final = 1000
-#: Seconds for an answer about readiness.
-READY_DEADLINE: Final = 4.0
-STANDBY: Final = "lease: standing by,"
 
 
 class ChangeFeed:
@@ -170,31 +166,6 @@ async def _harden(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
-
-
-async def ask_readiness(host: str, port: int) -> list[str]:
-    """Ask a running eventwatch for its doubts. Raises EventwatchError when none answers."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - everywhere includes here
-    try:
-        async with (
-            ClientSession(timeout=ClientTimeout(total=READY_DEADLINE)) as session,
-            session.get(URL.build(scheme="http", host=host, port=port, path="/readyz")) as response,
-        ):
-            return [str(reason) for reason in await response.json()]
-    except (ClientError, TimeoutError, ValueError) as error:
-        raise EventwatchError(
-            f"no eventwatch answers at {host} port {port}: {error or type(error).__name__}"
-        ) from None
-
-
-def standing_by(manager_id: str) -> str:
-    """The doubt of a standby."""
-    return f"{STANDBY} checker {manager_id} watches this engine"
-
-
-def is_standby(reasons: list[str]) -> bool:
-    """Whether the only doubt is that another checker leads, which is as it should be."""
-    return len(reasons) == 1 and reasons[0].startswith(STANDBY)
 
 
 def _dumps(value: Any) -> str:

@@ -1,0 +1,135 @@
+"""What the commands do; `cli.py` parses them and turns their errors into exit codes.
+
+A module of its own because it pulls in everything: the probe that runs every half minute must not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from loguru import logger
+from rich.console import Console
+from rich.live import Live
+
+from eventwatch.app import Application
+from eventwatch.doctor import examine
+from eventwatch.embedded import EmbeddedMongo, running_url
+from eventwatch.engine import DockerEngine
+from eventwatch.errors import EventwatchError
+from eventwatch.output import say
+from eventwatch.playback import record_file, replay_file
+from eventwatch.report import explain_node, node_table, report_nodes
+from eventwatch.settings import EMBEDDED, Settings
+from eventwatch.store import Store, open_store
+from eventwatch.sweeper import one_off_sweeper
+
+
+async def run(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch run`."""
+    app = Application(settings)
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        logger.info("{}: finishing what is pending; once more to exit at once", number.name)
+        app.stop()
+        for again in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(again, os._exit, 128 + again)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, app.sweep_now)
+    await app.run()
+
+
+@asynccontextmanager
+async def database_url(settings: Settings) -> AsyncIterator[str]:
+    """Where the database is; an embedded one is that of a running eventwatch, or started for the block."""
+    url = settings.mongo_url.get_secret_value()
+    if url != EMBEDDED:
+        yield url
+    elif (beside := running_url()) is not None:
+        yield beside
+    else:
+        async with EmbeddedMongo() as mongo:
+            yield mongo.url
+
+
+async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch sweep`."""
+    if arguments.dry_run:
+        settings = settings.model_copy(update={"dry_run": True})
+    async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
+        await engine.identify()
+        async with open_store(url, settings.mongo_database), one_off_sweeper(engine, settings) as sweeper:
+            report = await sweeper.sweep(force=arguments.force)
+    say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
+    if report.failed:
+        raise EventwatchError(f"{report.failed} of {report.checked} nodes could not be inspected")
+
+
+@asynccontextmanager
+async def _both(settings: Settings) -> AsyncIterator[tuple[Store, DockerEngine]]:
+    async with (
+        database_url(settings) as url,
+        closing(DockerEngine(settings)) as engine,
+        open_store(url, settings.mongo_database) as store,
+    ):
+        yield store, engine
+
+
+async def status(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch status`."""
+    async with _both(settings) as (store, engine):
+        if arguments.json:
+            reports = await report_nodes(store, engine, settings)
+            say(json.dumps([report.as_json() for report in reports]))
+        elif not arguments.watch:
+            Console().print(node_table(await report_nodes(store, engine, settings)))
+        else:
+            with Live(node_table([]), auto_refresh=False) as live:
+                while True:
+                    live.update(node_table(await report_nodes(store, engine, settings)), refresh=True)
+                    await asyncio.sleep(1.0)
+
+
+async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch explain`."""
+    async with _both(settings) as (store, engine):
+        for line in await explain_node(arguments.id, store, engine, settings):
+            say(line)
+
+
+async def replay(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch replay`."""
+    await replay_file(arguments, settings, database_url)
+
+
+async def doctor(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch doctor`."""
+    failed = 0
+    async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
+        async for finding in examine(settings, engine, url):
+            say(str(finding))
+            failed += finding.failed
+    if failed:
+        raise EventwatchError(f"{failed} of the above must be mended")
+
+
+async def record(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch record`."""
+    await record_file(arguments, settings)
+
+
+@asynccontextmanager
+async def closing(engine: DockerEngine) -> AsyncIterator[DockerEngine]:
+    """Close the engine's connections at the end of the block."""
+    try:
+        yield engine
+    finally:
+        await engine.close()
