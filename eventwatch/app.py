@@ -325,6 +325,7 @@ class Application:
                 await stopper.drain()
                 await reconciler.drain()
         except TimeoutError:
+            stopper.abandon()
             logger.warning("Not everything was finished within drain_timeout; the next start makes it right")
         except (StoreError, LeaseLostError) as error:
             logger.warning("Not everything could be written: {}; the next start makes it right", error)

@@ -35,6 +35,8 @@ class EngineError(EventwatchError):
         self.status = status
         self.unreachable = unreachable
         self.permanent = permanent
+        if permanent:
+            self.exit_code = ConfigError.exit_code
 
 
 class StoreError(EventwatchError):
@@ -46,6 +48,8 @@ class StoreError(EventwatchError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+        if permanent:
+            self.exit_code = ConfigError.exit_code
 
 
 class LeaseLostError(EventwatchError):

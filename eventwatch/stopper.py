@@ -75,9 +75,18 @@ class Stopper:
         if self._under_way:
             await asyncio.wait(set(self._under_way.values()))
 
+    def abandon(self) -> None:
+        """Wait no longer for the stops under way: the engine ends them, the next start's sweep records it."""
+        for task in self._under_way.values():
+            task.cancel()
+
     async def stop_all(self) -> None:
         """Stop every running node of ours and record its end (`stop_nodes_on_exit`)."""
         running = [node for node in self._reconciler.known.values() if node.status in {"running", "paused"}]
+        if self._settings.dry_run:
+            for node in running:
+                logger.info("Dry run: would stop node {} at exit", node.node_id)
+            return
         logger.info("Stopping all {} running nodes", len(running))
         async with asyncio.TaskGroup() as tasks:
             for node in running:
@@ -98,12 +107,16 @@ class Stopper:
         self._reconciler.metrics.stops.labels("exit", result).inc()
 
     async def _stop(self, recorded: Recorded) -> None:
+        waited = self._slots.locked()
         async with self._slots:
             if self.denied and not await self._is_allowed():
                 return
             idle_before = self._guard.now() - timedelta(seconds=self._settings.idle_timeout)
             try:
-                result = await self._stop_claimed(recorded, idle_before)
+                if waited and not await self._is_still_idle(recorded.node_id):
+                    result = "withdrawn"
+                else:
+                    result = await self._stop_claimed(recorded, idle_before)
             except EventwatchError as error:
                 self.denied = isinstance(error, EngineError) and error.status == DENIED
                 logger.warning("Stopping node {} failed: {}", recorded.node_id, error)
@@ -122,6 +135,12 @@ class Stopper:
             return False
         self.denied = False
         return True
+
+    async def _is_still_idle(self, node_id: str) -> bool:
+        """Judge anew: the wait for a slot may have been long, and a start since then counts like a request."""
+        seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+        recorded = (await self._store.read([node_id])).get(node_id)
+        return recorded is not None and seen.found and self.judge(recorded, seen).idle
 
     async def _stop_claimed(self, recorded: Recorded, idle_before: datetime) -> str:
         node_id = recorded.node_id

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -191,6 +191,13 @@ class Sweeper:
             self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
         return report
 
+    async def unanswered(self, error: EngineError) -> SweepReport:
+        """What a pass comes to when the engine does not even say who it is: a warning for every node."""
+        documents = await self._store.read()
+        for node_id in documents:
+            _warn(node_id, error)
+        return SweepReport(checked=len(documents), failed=len(documents))
+
     async def check(self, node: ToolServerNode) -> None:
         """The pass for one node; the object passed in is brought up to date too."""
         node_id = node.id
@@ -338,7 +345,10 @@ async def check_nodes_status(
 ) -> SweepReport:
     """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write."""
     async with _sweeper(engine, settings) as sweeper:
-        return await sweeper.sweep()
+        try:
+            return await sweeper.sweep()
+        except EngineError as error:
+            return await sweeper.unanswered(error)
 
 
 async def check_nodes_status_loop(
@@ -354,18 +364,17 @@ async def check_nodes_status_loop(
     logger.info("Nodes status checker started.")
     logger.info("Checker id: {}", checker.manager_id)
     store = Store()
-    async with one_off_sweeper(engine, settings) as sweeper:
-        sweeper.brake = Brake()
-        token = _looping.set(sweeper)
-        try:
-            while True:
-                try:
-                    if not await store.checker_exists(checker.manager_id):
-                        break
-                    await check_nodes_status()
-                except Exception:  # noqa: BLE001 - whatever it was, the next pass may do better
-                    logger.exception("Nodes status check failed, the next one is in {} s", checker.interval)
-                await asyncio.sleep(checker.interval)
-        finally:
-            _looping.reset(token)
+    async with AsyncExitStack() as stack:
+        if _watching is None or engine is not None or settings is not None:
+            sweeper = await stack.enter_async_context(one_off_sweeper(engine, settings))
+            sweeper.brake = Brake()
+            stack.callback(_looping.reset, _looping.set(sweeper))
+        while True:
+            try:
+                if not await store.checker_exists(checker.manager_id):
+                    break
+                await check_nodes_status()
+            except Exception:  # noqa: BLE001 - whatever it was, the next pass may do better
+                logger.exception("Nodes status check failed, the next one is in {} s", checker.interval)
+            await asyncio.sleep(checker.interval)
     logger.info("Nodes status checker stopped.")
