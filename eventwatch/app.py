@@ -213,7 +213,7 @@ class Application:
         elector = self._elector = Elector(
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
-        backoff = Pace(base=0.1, cap=5.0, stable=60.0).start()
+        backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
         while True:
             info = await self._patiently(engine.identify)
             lease = await self._patiently(partial(elector.acquire, info.id))

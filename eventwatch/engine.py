@@ -237,11 +237,14 @@ class DockerEngine:
         """An inspection in the engine's own words; None when there is no such container (404)."""
         try:
             async with self._deadline(f"inspecting {node_id}", INSPECT_DEADLINE):
-                return await self._docker().containers.container(node_id).show()
+                container = await self._docker().containers.container(node_id).show()
         except EngineError as error:
             if error.status == 404:  # noqa: PLR2004 - HTTP
                 return None
             raise
+        if not isinstance(container, dict):  # `null` is JSON too, and must not pass for a 404
+            raise EngineError(f"Engine's answer about {node_id} is no inspection: {container!r}")
+        return container
 
     async def list_all(self) -> list[str]:
         """Ids of all containers, running or not."""
@@ -262,9 +265,13 @@ class DockerEngine:
                 raise
 
     async def close(self) -> None:
+        await self._renew_client()
+
+    async def _renew_client(self) -> None:
+        """Close what is open; the next call opens anew. Behind a half-open connection, each would time out."""
         if self._client is not None and self._owns_client:
-            client, self._client = self._client, None
-            await client.close()
+            silent, self._client = self._client, None
+            await silent.close()
 
     @asynccontextmanager
     async def _deadline(self, doing: str, seconds: float) -> AsyncIterator[None]:

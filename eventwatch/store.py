@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from bson import ObjectId
 from bson.codec_options import DatetimeConversion
 from loguru import logger
 from pymongo import AsyncMongoClient, DeleteOne, ReturnDocument, UpdateOne
+from pymongo.asynchronous import pool, topology
 from pymongo.errors import (
     BulkWriteError,
     CollectionInvalid,
@@ -304,6 +306,14 @@ class Store:
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
 
+    async def knows_no_other_engine(self, engine_id: str) -> bool:
+        """Whether no other engine has a live checker, nor has ever stamped a node that is still here."""
+        if await self.other_live_engines(engine_id):
+            return False
+        query = {"engine_id": {"$nin": [None, engine_id]}}
+        async with _deadline("looking for other engines"):
+            return await self._nodes.count_documents(query, limit=1) == 0
+
     # -- history --------------------------------------------------------------------------------------
 
     async def append_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -458,6 +468,23 @@ def _fence(lease: Lease | None) -> dict[str, Any]:
 
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0].partition(", full error:")[0] if text.strip() else "no reason given"
+
+
+async def _wait_for_condition(condition: asyncio.Condition, timeout: float | None) -> bool:  # noqa: ASYNC109
+    """What the driver waits with, without a task of its own: as `asyncio.wait_for` does it from Python 3.12 on.
+
+    On 3.11 a call that is cancelled at the wrong moment of a server selection would leave the driver's lock
+    locked for ever, and with it every later call of this client.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await condition.wait()
+    except TimeoutError:
+        return False
+
+
+if sys.version_info < (3, 12):
+    topology._async_cond_wait = pool._async_cond_wait = _wait_for_condition  # type: ignore[attr-defined,assignment]  # noqa: SLF001
 
 
 @asynccontextmanager

@@ -161,6 +161,8 @@ class Sweeper:
             documents = {i: node for i, node in documents.items() if node.engine_id not in others}
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
+        # A watcher of another engine may just be restarting: what it has stamped tells that there is one.
+        sole = not others and all(node.engine_id in {None, engine_id} for node in documents.values())
         answers = await self._inspect_all(documents, report)
         if not force and not all(seen.found for seen, _ in answers.values()):
             # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
@@ -168,8 +170,7 @@ class Sweeper:
         doomed = {
             node_id
             for node_id, (seen, _) in answers.items()
-            if not seen.found
-            and (force or may_delete(documents[node_id], engine_id=engine_id, sole_checker=not others))
+            if not seen.found and (force or may_delete(documents[node_id], engine_id=engine_id, sole_checker=sole))
         }
         if self.brake and not force:
             doomed = self._braked(doomed, self.brake, len(documents), report)
@@ -225,9 +226,9 @@ class Sweeper:
         engine_id = (await self._engine.identify()).id
         if self._reconciler.engine_id not in {"", engine_id}:
             return False
-        others = await self._store.other_live_engines(engine_id)
+        sole = await self._store.knows_no_other_engine(engine_id)
         recorded = (await self._store.read([node_id])).get(node_id)
-        return recorded is not None and may_delete(recorded, engine_id=engine_id, sole_checker=not others)
+        return recorded is not None and may_delete(recorded, engine_id=engine_id, sole_checker=sole)
 
     async def _require_same_engine(self, engine_id: str) -> None:
         if (await self._engine.identify()).id != engine_id:

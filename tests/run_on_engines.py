@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,6 +57,8 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=VERSIONS, help=f"default: {', '.join(OTHERS)}")
     parser.add_argument("arguments", nargs="*", default=["tests/e2e"], help="for pytest, after --")
     options = parser.parse_args()
+    # Told to end, it ends as with Ctrl-C, so that it leaves nothing behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     codes = asyncio.run(run_on_all(options.engine or list(OTHERS), options.arguments))
     for version, code in codes.items():
         print(f"Docker engine {version}: {'passed' if code == 0 else f'failed ({code})'}")  # noqa: T201

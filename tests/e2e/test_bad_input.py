@@ -27,7 +27,7 @@ PASSWORD = "s3cret-of-the-test"
 #: Imports as whoever runs the tests, then becomes somebody with no rights at all.
 AS_NOBODY = """
 import concurrent.futures.thread, encodings.idna, os  # what would else be imported later, and then cannot be
-import eventwatch.cli
+import eventwatch.cli, eventwatch.commands
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)

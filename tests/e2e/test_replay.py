@@ -413,8 +413,9 @@ def test_a_terminal_shows_a_progress_bar(command: Command) -> None:
 # -- the plugin -----------------------------------------------------------------------------------------------
 
 
-def test_users_replay_recordings_in_their_own_tests(tmp_path: Path) -> None:
-    """In their own project, with the private mongod, and with no more than an installed eventwatch."""
+@pytest.mark.parametrize("mongod", ["private", "given"])
+def test_users_replay_recordings_in_their_own_tests(mongod: str, tmp_path: Path, mongo_url: str) -> None:
+    """In their own project, and with no more than an installed eventwatch."""
     installed = importlib.metadata.entry_points(group="pytest11", name="eventwatch.testing")
     done = subprocess.run(
         [
@@ -426,6 +427,7 @@ def test_users_replay_recordings_in_their_own_tests(tmp_path: Path) -> None:
             **{name: value for name, value in os.environ.items() if not name.startswith("EVENTWATCH_")},
             "PYTHONPATH": str(TESTS.parent),
             "PYTHONDONTWRITEBYTECODE": "1",
+            **({"EVENTWATCH_TEST_MONGO_URL": mongo_url} if mongod == "given" else {}),
         },
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

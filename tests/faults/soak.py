@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -312,6 +313,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
+    # Told to end, it ends as with Ctrl-C, so that it leaves nothing behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="ew-soak-") as folder:
         soak = Soak(options.seed, Path(folder), lambda line: print(line, flush=True))  # noqa: T201
         try:

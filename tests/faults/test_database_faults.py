@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+from pymongo import AsyncMongoClient
+
+import eventwatch.store  # noqa: F401 - it mends the driver
+from tests.conftest import free_port
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, endure, long
+from tests.faults.harness import RECOVERY, Document, Eventwatch, Oracle, World, endure, long
 
 
 async def test_all_is_right_after_mongod_was_killed_and_started_again(
@@ -33,6 +40,26 @@ async def test_all_is_right_after_mongod_was_frozen_for_10_s(
             mongo.thaw()
 
     await endure("mongod SIGSTOP for 10 s", world, eventwatch, inject)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_calls_that_are_cancelled_while_the_database_is_away_leave_the_client_as_it_was() -> None:
+    """On Python 3.11 the driver's lock would stay locked for ever: every later call would hang."""
+    chance = random.Random(1)
+    for _ in range(25):
+        client: AsyncMongoClient[Document] = AsyncMongoClient(
+            f"mongodb://127.0.0.1:{free_port()}/", serverSelectionTimeoutMS=5000, connectTimeoutMS=500
+        )
+        calls = [asyncio.create_task(client.nowhere.nothing.find_one()) for _ in range(8)]
+        # The driver looks again every half second, and is vulnerable then.
+        await asyncio.sleep(0.5 + chance.uniform(-0.002, 0.004))
+        for call in calls:
+            call.cancel()
+        _, deaf = await asyncio.wait(calls, timeout=1)
+        assert not deaf, "a cancellation was swallowed"
+        async with asyncio.timeout(2):
+            await client.close()
+    gc.collect()  # the driver's half-made connections, while their warnings are ignored
 
 
 @asynccontextmanager

@@ -422,7 +422,8 @@ class World:
     containers: Sequence[Container]
     stream: Stream
     seed: int
-    #: Sweeps happen as in a watcher: at each connect, on the timer, when asked for. Without, they never do.
+    #: Sweeps happen as in a watcher: at each connect, on the timer, at the end. Without, only when a node's own
+    #: inspection finds it gone, which is the sweep's to decide.
     sweeps: bool = True
     settings: Settings = field(
         default_factory=lambda: Settings.model_construct(
@@ -479,12 +480,16 @@ class World:
         reconciler = self.reconciler = Reconciler(
             engine=self.engine, store=self.store, settings=self.settings, engine_id=ENGINE_ID, clock=self.clock
         )
+        settings = self.settings
+        if not self.sweeps:
+            settings = settings.model_copy(update={"sweep_interval": 1e6})
         stopper = Stopper(
-            engine=self.engine, store=self.store, reconciler=reconciler, settings=self.settings, tasks=tasks
+            engine=self.engine, store=self.store, reconciler=reconciler, settings=settings, tasks=tasks
         )
         sweeper = Sweeper(
-            engine=self.engine, store=self.store, reconciler=reconciler, stopper=stopper, settings=self.settings
+            engine=self.engine, store=self.store, reconciler=reconciler, stopper=stopper, settings=settings
         )
+        reconciler.request_sweep = sweeper.request
 
         async def on_connect() -> None:
             if self.sweeps:
@@ -494,10 +499,8 @@ class World:
             engine=self.engine, notice=reconciler.notice, on_connect=on_connect, clock=self.clock,
             metrics=Metrics(), tasks=tasks, chance=random.Random(self.seed),
         )  # fmt: skip
-        jobs = [watcher.run(), reconciler.run_orphanage(), reconciler.run_writer()]
+        jobs = [watcher.run(), sweeper.run(), reconciler.run_orphanage(), reconciler.run_writer()]
         jobs += [reconciler.run_inspector() for _ in range(INSPECTORS)]
-        if self.sweeps:
-            jobs.append(sweeper.run())
         return sweeper, [tasks.create_task(job) for job in jobs]
 
     def wrong(self) -> dict[str, tuple[object, object]]:

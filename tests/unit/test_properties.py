@@ -84,7 +84,7 @@ def run(world: World, **options: Any) -> World:
 def test_events_alone_end_at_the_truth(
     containers: list[Container], seed: int, repeated: float, refuses: tuple[int, int] | None
 ) -> None:
-    """However late and in whatever order they come, if all come and each change has one. No sweep helps."""
+    """However late and in whatever order they come, if all come and each change has one."""
     world = run(World(containers, Stream(repeated=repeated, refuses=refuses), seed, sweeps=False), after=8.0)
     assert world.wrong() == {}
 

@@ -1,0 +1,127 @@
+"""Which of two facts about a node wins: what the property tests found, each with its exact order of events."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from eventwatch.model import Cause, Event, Observation, Recorded
+from eventwatch.reconciler import Reconciler
+from eventwatch.timeline import Busy, Simulation
+from tests.unit.simulated import ENGINE_ID, MS, START, MemoryStore, SimulatedEngine, Stream, World
+
+NODE = "a" * 64
+RUNNING = Observation(NODE, status="running", health="starting", ip="10.0.0.1", time_nano=START)
+
+
+class ScriptedEngine(SimulatedEngine):
+    """Answers each inspection when, and as, the test says."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[Observation]] = []
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
+        assert node_id == NODE
+        self.asked.append(asyncio.get_running_loop().create_future())
+        seen = await self.asked[-1]
+        return replace(seen, time_nano=max(seen.time_nano, as_of))
+
+
+class Scene:
+    def __init__(self, tasks: asyncio.TaskGroup, *, status: str) -> None:
+        self.time = Simulation(START, Busy())
+        self.engine = ScriptedEngine()
+        self.store = MemoryStore(random.Random(0), self.time.clock)
+        settings = World([], Stream(), 0).settings
+        self.reconciler = Reconciler(
+            engine=self.engine, store=self.store, settings=settings, engine_id=ENGINE_ID, clock=self.time.clock
+        )
+        self.store.put(Recorded(NODE, NODE[:12], status, "none", "", 1))
+        self.reconciler.learn(dict(self.store.documents), known_before={})
+        self.running = [tasks.create_task(self.reconciler.run_writer())]
+        self.running += [tasks.create_task(self.reconciler.run_inspector()) for _ in range(2)]
+
+    @property
+    def document(self) -> Recorded:
+        return self.store.documents[NODE]
+
+    def notice(self, action: str, at_ms: int, health: str | None = None) -> None:
+        self.reconciler.notice(Event(action, NODE, START + at_ms * MS, health))
+
+    async def pass_ms(self, ms: int) -> None:
+        await self.time.run_until(self.time.clock.time_ns() + ms * MS)
+
+
+@asynccontextmanager
+async def opened(*, status: str = "running") -> AsyncIterator[Scene]:
+    async with asyncio.TaskGroup() as tasks:
+        scene = Scene(tasks, status=status)
+        yield scene
+        for task in scene.running:
+            task.cancel()
+
+
+async def test_of_two_answers_that_crossed_neither_is_believed() -> None:
+    """A settle asked first may answer last; a third inspection tells."""
+    async with opened() as scene:
+        scene.notice("rename", 0)
+        await scene.pass_ms(300)
+        (settling,) = scene.engine.asked
+        seen = scene.reconciler.events_seen(NODE)
+        assert scene.reconciler.accept_sweep(replace(RUNNING, ip="10.0.0.2"), events_seen=seen)
+        await scene.pass_ms(100)
+        settling.set_result(RUNNING)
+        await scene.pass_ms(100)
+        assert scene.document.ip == "10.0.0.2"
+        scene.engine.asked[1].set_result(replace(RUNNING, ip="10.0.0.3"))
+        await scene.pass_ms(100)
+        assert scene.document.ip == "10.0.0.3"
+
+
+async def test_a_sweeps_answer_is_dropped_when_another_was_taken_since_it_was_asked_for() -> None:
+    async with opened() as scene:
+        seen = scene.reconciler.events_seen(NODE)
+        assert scene.reconciler.accept_sweep(replace(RUNNING, ip="10.0.0.2"), events_seen=seen)
+        assert not scene.reconciler.accept_sweep(RUNNING, events_seen=seen)
+        await scene.pass_ms(100)
+        assert scene.document.ip == "10.0.0.2"
+
+
+async def test_a_health_hint_before_the_answer_to_the_start_is_not_lost() -> None:
+    """A document that does not say `running` yet cannot say `healthy`; the answer must not leave it so."""
+    async with opened(status="created") as scene:
+        scene.notice("start", 1)
+        await scene.pass_ms(1)
+        scene.notice("health_status", 2, "healthy")
+        await scene.pass_ms(100)
+        assert (scene.document.status, scene.document.health) == ("created", "unhealthy")
+        scene.engine.asked[0].set_result(RUNNING)
+        await scene.pass_ms(100)
+        assert (scene.document.status, scene.document.health) == ("running", "healthy")
+
+
+async def test_what_was_written_while_a_sweep_read_the_documents_stays_known() -> None:
+    async with opened(status="created") as scene:
+        known_before = dict(scene.reconciler.known)
+        read = dict(scene.store.documents)
+        seen = scene.reconciler.events_seen(NODE)
+        assert scene.reconciler.accept_sweep(RUNNING, events_seen=seen, cause=Cause.SWEEP)
+        await scene.pass_ms(100)
+        scene.reconciler.learn(read, known_before=known_before)
+        assert scene.reconciler.known[NODE].status == "running"
+        scene.notice("health_status", 2, "healthy")
+        await scene.pass_ms(100)
+        assert scene.document.health == "healthy"
+
+
+async def test_a_document_that_was_deleted_while_a_sweep_read_it_stays_forgotten() -> None:
+    async with opened() as scene:
+        known_before = dict(scene.reconciler.known)
+        read = dict(scene.store.documents)
+        scene.notice("destroy", 1)
+        await scene.pass_ms(100)
+        scene.reconciler.learn(read, known_before=known_before)
+        assert scene.reconciler.known == {}
