@@ -57,7 +57,7 @@ async def opened_page(world: World) -> AsyncIterator[Chrome]:
 def row_of(driver: Chrome, short_id: str) -> str:
     """The texts of a node's row, or nothing. Read in one script, as the page may redraw between two calls."""
     script = "return [...document.querySelectorAll('#rows tr')].filter(r => !r.hidden).map(r => r.innerText)"
-    rows: list[str] = driver.execute_script(script)  # type: ignore[no-untyped-call]
+    rows: list[str] = driver.execute_script(script)
     return next((row for row in rows if row.startswith(short_id)), "")
 
 
@@ -98,7 +98,7 @@ async def test_nodes_are_found_by_keyboard_and_the_page_works_at_a_thousand_of_t
                 nodes.set('x' + i, {node_id: 'x' + i, short_id: 'x' + i, status: 'exited', health: 'none', ip: '',
                                     port: 1, idle_left: null});
             showNodes(); return document.querySelectorAll('#rows tr').length"""
-        assert driver.execute_script(fill) == 1001  # type: ignore[no-untyped-call]
+        assert driver.execute_script(fill) == 1001
         driver.find_element(By.ID, "filter").send_keys(node.id[:12])
         assert text_of(driver, "shown") == "1 of 1001 nodes shown."
         await shows(driver, node.id[:12], "running")
