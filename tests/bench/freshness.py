@@ -1,8 +1,8 @@
 """How stale documents are on the real engine: one event at a time, and a hundred at once.
 
 Staleness is the time from the engine's `timeNano` of an event to the moment when another client sees the
-document say what the event says (MongoDB change stream, read by a process of its own). The same clock serves
-both, as engine, database and observer share the machine.
+document say what the event says, or something newer (MongoDB change stream, read by a process of its own). The
+same clock serves both, as engine, database and observer share the machine.
 
 eventwatch, the floor and the poller take turns on the same containers with nothing else watching them. Per event
 the first change is taken that says the right thing about the right document, whoever of the tiers wrote it.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from tests.bench.effort import Effort
-from tests.bench.lab import EngineEvent, Lab, Seen, in_turn
+from tests.bench.lab import EngineEvent, Lab, Seen, in_turn, match
 from tests.bench.programs import BenchError
 from tests.bench.report import Budget, Figure, Report, Series, percentile, pooled
 from tests.nodes import Node
@@ -31,12 +31,6 @@ GIVE_UP = 5.0
 HEALTH_PERIOD = 2.0
 #: Every other node begins with the second, so that all kinds come at any time.
 CYCLES = (("pause", "unpause", "kill", "start"), ("kill", "start", "pause", "unpause"))
-SAYS = {
-    "start": {"status": "running"},
-    "unpause": {"status": "running"},
-    "die": {"status": "exited"},
-    "pause": {"status": "paused"},
-}
 
 
 @dataclass
@@ -52,9 +46,7 @@ class Samples:
     async def add(self, name: str, events: Sequence[EngineEvent], seen: Seen) -> None:
         """Match a round's events with the changes seen; waits for those that are still on their way."""
         found: list[float] = []
-        for event in list(events):
-            wanted = {"health": event.health} if event.health else SAYS[event.action]
-            at = await seen.first(event.node_id, event.time_nano, wanted, within=GIVE_UP)
+        for event, at in (await match(events, seen, within=GIVE_UP)).items():
             if at is None:
                 self.missed[name] += 1
                 continue

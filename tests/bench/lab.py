@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 from rich.console import Console
 
+from tests.bench.fake_engine import STATUS_AFTER
 from tests.bench.programs import ROOT, BenchError, FakeControl, Launcher, Place, Program, fake_engine
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.nodes import Node, NodeOptions, Nodes
@@ -76,30 +78,30 @@ class Seen:
                 return done()
         return True
 
-    async def first(self, node_id: str, since: int, wanted: Mapping[str, str], *, within: float) -> int | None:
-        """When the document first said all of `wanted` at or after `since`; None when it did not within (s)."""
-        looked = 0
-
-        def found() -> bool:
-            nonlocal looked
-            while looked < len(self.changes):
-                change = self.changes[looked]
-                if change.node_id == node_id and change.at >= since and wanted.items() <= change.fields.items():
-                    return True
-                looked += 1
-            return False
-
-        return self.changes[looked].at if await self.until(found, within=within) else None
+    def first(self, event: EngineEvent) -> int | None:
+        """When the document first said what the event said, at or after it (ns)."""
+        for change in self.changes:
+            if change.node_id == event.node_id and change.at >= event.time_nano and event.is_told_by(change):
+                return change.at
+        return None
 
 
 @dataclass(frozen=True)
 class EngineEvent:
-    """What the engine said: the action, without what stands behind its colon in `health`."""
+    """What the engine said: the action, with what stands behind its colon in `health`."""
 
     node_id: str
     action: str
     time_nano: int
     health: str = ""
+
+    @property
+    def field(self) -> str:
+        """The field of the document that it changes."""
+        return "health" if self.health else "status"
+
+    def is_told_by(self, change: Change) -> bool:
+        return change.fields.get(self.field) == (self.health or STATUS_AFTER[self.action])
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,27 @@ class RealEngine:
     url: str
     docker: Docker
     nodes: Nodes
+
+
+async def match(events: Iterable[EngineEvent], seen: Seen, *, within: float) -> dict[EngineEvent, int | None]:
+    """When each event was first seen in the documents (ns), or a later one about the same field of its node.
+
+    A program may leave out a state that lasted for less time than it takes to write it; from the moment when the
+    document says something newer it is not stale any more. None: not seen within that many seconds.
+    """
+    groups: dict[tuple[str, str], list[EngineEvent]] = defaultdict(list)
+    for event in sorted(events, key=lambda event: event.time_nano):
+        groups[event.node_id, event.field].append(event)
+    newest = [group[-1] for group in groups.values()]
+    await seen.until(lambda: all(seen.first(event) for event in newest), within=within)
+    found: dict[EngineEvent, int | None] = {}
+    for group in groups.values():
+        at: int | None = None
+        for event in reversed(group):
+            own = seen.first(event)
+            at = min((moment for moment in (own, at) if moment is not None), default=None)
+            found[event] = at
+    return found
 
 
 class Lab:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.programs import BenchError
-from tests.bench.report import percentile
+from tests.bench.report import number, percentile
 
 COLORS: Final = {"floor": "#7f7f7f", "eventwatch": "#1f77b4", "poller": "#d62728"}
 
@@ -25,7 +25,7 @@ def draw_staleness(samples: Mapping[str, Sequence[float]], path: Path) -> None:
         ordered = sorted(values)
         shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
         median, slow = percentile(values, 0.5), percentile(values, 0.99)
-        label = f"{name}: p50 {median:.3g} ms, p99 {slow:.3g} ms ({len(values)} changes)"
+        label = f"{name}: p50 {number(median)} ms, p99 {number(slow)} ms ({len(values)} changes)"
         axes.step(ordered, shares, where="post", label=label, color=COLORS.get(name), linewidth=1.8)
         axes.plot(median, 0.5, "o", color=COLORS.get(name), markersize=5)
     axes.set_xscale("log")
@@ -36,6 +36,6 @@ def draw_staleness(samples: Mapping[str, Sequence[float]], path: Path) -> None:
     axes.set_ylabel("share of changes")
     axes.set_title("How long documents are wrong after start, die, pause, unpause and health changes")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(loc="upper left", frameon=True)
+    axes.legend(loc="lower right", frameon=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -143,7 +143,7 @@ class Report:
     def print(self, console: Console) -> None:
         table = Table(title="eventwatch beside its floor (median, lowest to highest round)")
         for heading in ("figure", "eventwatch", "compared with", "ratio", "budget", "reached"):
-            table.add_column(heading, justify="left" if heading == "figure" else "right")
+            table.add_column(heading, justify="left" if heading == "figure" else "right", overflow="fold")
         for figure in self.figures:
             other = f"{show(figure.other, figure.unit)} {figure.compared_with}" if figure.other else ""
             reached = {True: "[green]yes", False: "[red]no", None: ""}[figure.reached]

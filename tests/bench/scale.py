@@ -22,8 +22,8 @@ from rich.console import Console
 
 from tests.bench.effort import Effort
 from tests.bench.fake_engine import FLOOD_CYCLE, NETWORK, STATUS_AFTER, FakeNode, fake_id
-from tests.bench.freshness import SAYS
-from tests.bench.lab import NEVER, PATIENCE, Lab, Seen, in_turn
+from tests.bench.freshness import GIVE_UP
+from tests.bench.lab import NEVER, PATIENCE, EngineEvent, Lab, Seen, in_turn, match
 from tests.bench.programs import BenchError, FakeControl, Place, Program
 from tests.bench.report import Budget, Figure, Report, Series, percentile, pooled
 
@@ -191,7 +191,7 @@ def _report_sweeps(
 
 async def stir(fake: FakeControl, seen: Seen, effort: Effort) -> list[float]:
     """One event every `scale_pace` seconds; the staleness of each in ms."""
-    sent: list[tuple[str, int, str]] = []
+    sent: list[EngineEvent] = []
     size = len(await fake.truth())
     chosen = sorted({size * number // STIRRED for number in range(STIRRED)})
     for node in chosen:  # a sweep's round may have left them exited
@@ -201,13 +201,11 @@ async def stir(fake: FakeControl, seen: Seen, effort: Effort) -> list[float]:
     for number in range(effort.scale_events):
         step, position = divmod(number, len(chosen))
         action = EVENTFUL[step % len(EVENTFUL)]
-        sent.append((*await fake.emit(chosen[position], action), action))
+        node_id, time_nano = await fake.emit(chosen[position], action)
+        sent.append(EngineEvent(node_id, action, time_nano))
         await asyncio.sleep(effort.scale_pace)
-    found = []
-    for node_id, time_nano, action in sent:
-        at = await seen.first(node_id, time_nano, SAYS[action], within=5.0)
-        if at is not None:
-            found.append((at - time_nano) / 1e6)
+    matched = await match(sent, seen, within=GIVE_UP)
+    found = [(at - event.time_nano) / 1e6 for event, at in matched.items() if at is not None]
     if len(found) < len(sent):
         raise BenchError(f"only {len(found)} of {len(sent)} events were seen in the documents")
     return found

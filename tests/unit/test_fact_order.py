@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import pytest
+
 from eventwatch.model import Cause, Event, Observation, Recorded
+from eventwatch.policy import SETTLING
 from eventwatch.reconciler import Reconciler
 from eventwatch.timeline import Busy, Simulation
 from tests.unit.simulated import ENGINE_ID, MS, START, MemoryStore, SimulatedEngine, Stream, World
@@ -125,3 +128,44 @@ async def test_a_document_that_was_deleted_while_a_sweep_read_it_stays_forgotten
         await scene.pass_ms(100)
         scene.reconciler.learn(read, known_before=known_before)
         assert scene.reconciler.known == {}
+
+
+async def test_a_hint_older_than_what_an_inspection_proves_is_dropped() -> None:
+    """A `die` that comes late, of a life before the one that was seen."""
+    async with opened(status="exited") as scene:
+        seen = scene.reconciler.events_seen(NODE)
+        assert scene.reconciler.accept_sweep(replace(RUNNING, time_nano=START + 50 * MS), events_seen=seen)
+        scene.notice("die", 40)
+        await scene.pass_ms(100)
+        assert (scene.document.status, scene.document.ip) == ("running", "10.0.0.1")
+        scene.notice("die", 60)
+        await scene.pass_ms(100)
+        assert (scene.document.status, scene.document.ip) == ("exited", "")
+
+
+async def test_of_two_hints_the_one_of_the_later_event_stays() -> None:
+    async with opened() as scene:
+        scene.notice("die", 30)
+        scene.notice("pause", 10)
+        await scene.pass_ms(100)
+        assert scene.document.status == "exited"
+
+
+async def test_a_settle_that_was_asked_before_a_health_hint_does_not_take_it_back() -> None:
+    async with opened() as scene:
+        scene.notice("rename", 0)
+        await scene.pass_ms(300)
+        scene.notice("health_status", 290, "healthy")
+        scene.engine.asked[0].set_result(RUNNING)
+        await scene.pass_ms(100)
+        assert scene.document.health == "healthy"
+        await scene.pass_ms(300)
+        assert len(scene.engine.asked) == 2  # the hint has a settle of its own
+
+
+@pytest.mark.parametrize("action", sorted(SETTLING))
+async def test_every_event_without_a_hint_leads_to_an_inspection(action: str) -> None:
+    async with opened() as scene:
+        scene.notice(action, 0)
+        await scene.pass_ms(300)
+        assert len(scene.engine.asked) == 1

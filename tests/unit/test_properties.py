@@ -28,6 +28,7 @@ EXAMPLES = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+MORE_EXAMPLES = settings(EXAMPLES, max_examples=400)
 
 
 @st.composite
@@ -74,7 +75,7 @@ def run(world: World, **options: Any) -> World:
     return world
 
 
-@EXAMPLES
+@MORE_EXAMPLES
 @given(
     containers=pasts(silent=False),
     seed=st.integers(0, 2**32),
@@ -211,7 +212,7 @@ def ordered(world: World) -> Order:
     return order
 
 
-@EXAMPLES
+@MORE_EXAMPLES
 @given(containers=pasts(silent=True), stream=faults(), seed=st.integers(0, 2**32))
 def test_no_older_fact_overwrites_a_newer_one(containers: list[Container], stream: Stream, seed: int) -> None:
     """Hint against inspection, inspection against hint, sweep against both."""
