@@ -87,7 +87,9 @@ async def replays_to_the_truth(path: Path, mongo_url: str, database: str) -> Rec
     async with open_replay(recording, settings, url=mongo_url, truth=truth) as running:
         report = await running.finish()
     assert report.divergences == []
-    assert report.drift == []
+    # A container that stood still the whole time, whosever it is on this engine, only the sweep can tell of.
+    told_of = {entry.event.node_id for entry in recording.lines if isinstance(entry, EventLine) and entry.event}
+    assert set(report.drift) & told_of == set()
     return recording
 
 
