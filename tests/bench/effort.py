@@ -12,9 +12,9 @@ class Effort:
 
     rounds: int = 3
     #: Staleness: events per round and program, one every `pace`, on this many nodes and nodes with health checks.
-    events: int = 80
+    events: int = 64
     pace: float = 0.12
-    stirred: int = 20
+    stirred: int = 16
     stirred_health: int = 4
     #: Containers killed at once.
     burst: int = 100
@@ -23,9 +23,9 @@ class Effort:
     #: Events per round at the fewest and at the most documents, one every `scale_pace`.
     scale_events: int = 100
     scale_pace: float = 0.02
-    flood: int = 50_000
-    #: Events per round over which resident memory is looked at: a million in five rounds.
-    flood_memory: int = 200_000
+    flood: int = 30_000
+    #: Events per round over which resident memory is looked at: a million in ten rounds.
+    flood_memory: int = 100_000
     replayed: int = 2_000
     #: Nodes of a fake engine for floods, recovery and the engine's work.
     nodes: int = 200

@@ -21,8 +21,8 @@ from tests.bench.report import Budget, Figure, Report, Series
 from tests.bench.scale import wrong_documents
 
 #: Seconds away: long enough for retries to be at their slowest.
-ENGINE_AWAY: Final = 4.0
-DATABASE_AWAY: Final = 4.0
+ENGINE_AWAY: Final = 3.0
+DATABASE_AWAY: Final = 3.0
 GIVE_UP: Final = 30.0
 
 

@@ -68,11 +68,12 @@ async def scale(lab: Lab, report: Report, effort: Effort, console: Console) -> N
             ours[size] = await stack.enter_async_context(watched(lab, OURS, fakes[size], settings))
             async with watched(lab, "floor", fakes[size], settings) as floor:
                 subjects = {OURS: ours[size], "floor": floor}
-                for number in range(effort.rounds):
+                rounds = effort.rounds if size < effort.sizes[-1] else effort.long_rounds
+                for number in range(rounds):
                     changed = await fakes[size].ask("POST", "silent", count=max(1, size // 10))
                     for name in subjects if number % 2 == 0 else reversed(subjects):
                         sweeps[name, size].append(await one_sweep(subjects[name], changed))
-                console.print(f"  sweeps of {size:,} nodes: {effort.rounds} rounds", style="dim")
+                console.print(f"  sweeps of {size:,} nodes: {rounds} rounds", style="dim")
             round_trips[size] = await quiet_sweep(lab, fakes[size], ours[size])
         _report_sweeps(report, effort, sweeps, round_trips)
         few, many = effort.sizes[0], effort.sizes[-1]
