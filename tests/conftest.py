@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 MONGOD_START_TIMEOUT = 30.0
 REPLICA_SET = "eventwatch-tests"
+NETWORKS_DEADLINE = 20.0
+#: Left for `.ci/run` when the engine's network code has locked up, which each further test would wait for in vain.
+WEDGED = Path(__file__).parents[1] / ".cache" / "engine-wedged"
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,15 @@ def docker_url() -> str:
 @pytest.fixture
 async def docker(docker_url: str) -> AsyncIterator[Docker]:
     async with Docker(url=docker_url) as client:
+        try:
+            async with asyncio.timeout(NETWORKS_DEADLINE):
+                await client.networks.list()
+        except TimeoutError:
+            WEDGED.parent.mkdir(exist_ok=True)
+            WEDGED.touch()
+            pytest.exit(
+                "the engine's network code is locked up (Engine 20.10 may): restart it", returncode=9
+            )
         yield client
 
 

@@ -314,7 +314,8 @@ async def purge(docker: Docker, label: str = RUN_LABEL) -> None:
     filters = {"label": [label]}
     async with asyncio.timeout(2 * CALL_TIMEOUT):
         while containers := await docker.containers.list(all=True, filters=filters):
-            await asyncio.gather(*(remove_container(container) for container in containers))
+            for container in containers:  # one by one: Engine 20.10 can lock up when many go at once
+                await remove_container(container)
         for network in await docker.networks.list(filters=filters):
             await remove_network(docker, network["Id"])
 
