@@ -51,9 +51,7 @@ async def docker(docker_url: str) -> AsyncIterator[Docker]:
         except TimeoutError:
             WEDGED.parent.mkdir(exist_ok=True)
             WEDGED.touch()
-            pytest.exit(
-                "the engine's network code is locked up (Engine 20.10 may): restart it", returncode=9
-            )
+            pytest.exit("the engine's network code is locked up (Engine 20.10 may): restart it", returncode=9)
         yield client
 
 
