@@ -115,7 +115,6 @@ class Sweeper:
         self._metrics = reconciler.metrics
         self.brake = brake
         self._requested = asyncio.Event()
-        self._waiting_since: float | None = None
         self.last_success: float | None = None
 
     def request(self) -> None:
