@@ -292,6 +292,13 @@ class Store:
         async with _deadline("releasing the lease"):
             await self._checkers.delete_one(guard)
 
+    async def current_lease(self, engine_id: str) -> Lease | None:
+        """The live lease on an engine, whoever holds it."""
+        query = {"_id": checker_id(engine_id), "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
+        async with _deadline("reading the lease"):
+            row = await self._checkers.find_one(query)
+        return Lease(row["manager_id"], engine_id, int(row["epoch"]), row.get("cursor")) if row else None
+
     async def other_live_engines(self, engine_id: str) -> frozenset[str]:
         """The other engines that have a live checker of their own."""
         query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
