@@ -128,6 +128,7 @@ class DockerEngine:
         if self._tls and self._url.startswith("tcp://"):
             self._url = "https://" + self._url.removeprefix("tcp://")
         self._client = client
+        self._retired: aiodocker.Docker | None = None
         self._owns_client = client is None
 
     def _new_client(self) -> aiodocker.Docker:
@@ -274,21 +275,29 @@ class DockerEngine:
                 raise
 
     async def close(self) -> None:
-        await self._renew_client()
+        if self._owns_client:
+            await self._retire(self._client)
+            await self._retire(None)
 
-    async def _renew_client(self) -> None:
-        """Close what is open; the next call opens anew. Behind a half-open connection, each would time out."""
-        if self._client is not None and self._owns_client:
-            silent, self._client = self._client, None
-            await silent.close()
+    async def _retire(self, silent: aiodocker.Docker | None) -> None:
+        """Have the next call open anew: behind a half-open connection each kept one would time out in turn.
+
+        Calls on it that are still under way may end; it is closed when the next one is retired.
+        """
+        if self._owns_client and silent is self._client:
+            self._client, self._retired, closing = None, self._client, self._retired
+            if closing is not None:
+                await closing.close()
 
     @asynccontextmanager
     async def _deadline(self, doing: str, seconds: float) -> AsyncIterator[None]:
         """Bound one call and turn whatever it raises into one line with the cure."""
+        client = self._docker()
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
+            await self._retire(client)
             raise EngineError(
                 f"Engine at {self._url} did not answer within {seconds:.0f} s while {doing}"
             ) from None

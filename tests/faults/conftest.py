@@ -1,9 +1,9 @@
 """Fixtures of the fault suite: engines and databases that may be broken, and the world between them.
 
 What the suite does is chosen by the environment:
-- `EVENTWATCH_FAULTS=all` runs the tests too that take more than 30 s each, which CI leaves out (marked `long`);
-- `EVENTWATCH_FAULT_TIMES=20` injects each fault so often instead of once, for the fault table;
-- `EVENTWATCH_SOAK_SECONDS` and `EVENTWATCH_SOAK_SEED` make the soak another one (see test_soak.py).
+- `EVENTWATCH_TEST_FAULTS=all` runs the tests too that take more than 30 s each, which CI leaves out (marked `long`);
+- `EVENTWATCH_TEST_FAULT_TIMES=20` injects each fault so often instead of once, for the fault table;
+- `EVENTWATCH_TEST_SOAK_SECONDS` and `EVENTWATCH_TEST_SOAK_SEED` make the soak another one (see test_soak.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.faults.harness import Eventwatch, World
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is too long for CI."""
-    if os.environ.get("EVENTWATCH_FAULTS") == "all":
+    if os.environ.get("EVENTWATCH_TEST_FAULTS") == "all":
         return
     left_out = [item for item in items if hasattr(getattr(item, "function", None), "long_fault")]
     config.hook.pytest_deselected(items=left_out)

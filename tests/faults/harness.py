@@ -52,15 +52,15 @@ Documents = AsyncCollection[Document]
 
 
 def times() -> int:
-    """How often each fault is injected: once in CI, `EVENTWATCH_FAULT_TIMES` for the table."""
-    return int(os.environ.get("EVENTWATCH_FAULT_TIMES", "1"))
+    """How often each fault is injected: once in CI, `EVENTWATCH_TEST_FAULT_TIMES` for the table."""
+    return int(os.environ.get("EVENTWATCH_TEST_FAULT_TIMES", "1"))
 
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def long(test: Test) -> Test:
-    """Mark a test that takes more than 30 s: it is run with `EVENTWATCH_FAULTS=all` only (see conftest.py)."""
+    """Mark a test that takes more than 30 s: it is run with `EVENTWATCH_TEST_FAULTS=all` only (see conftest.py)."""
     test.long_fault = True  # type: ignore[attr-defined]
     return test
 

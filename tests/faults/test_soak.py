@@ -1,4 +1,4 @@
-"""A short soak with a fixed seed. `EVENTWATCH_SOAK_SECONDS` and `EVENTWATCH_SOAK_SEED` make it another one."""
+"""A short soak with a fixed seed. `EVENTWATCH_TEST_SOAK_SECONDS` and `EVENTWATCH_TEST_SOAK_SEED` make it another one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.faults.soak import Soak
 
-SECONDS = float(os.environ.get("EVENTWATCH_SOAK_SECONDS", "45"))
-SEED = int(os.environ.get("EVENTWATCH_SOAK_SEED", "4"))
+SECONDS = float(os.environ.get("EVENTWATCH_TEST_SOAK_SECONDS", "45"))
+SEED = int(os.environ.get("EVENTWATCH_TEST_SOAK_SEED", "4"))
 
 
 async def test_every_document_is_right_after_each_of_many_random_faults(tmp_path: Path) -> None:
