@@ -1,7 +1,7 @@
 """Fixtures of the fault suite: engines and databases that may be broken, and the world between them.
 
 What the suite does is chosen by the environment:
-- `EVENTWATCH_TEST_FAULTS=all` runs the tests too that take more than 30 s each, which CI leaves out (marked `long`);
+- `EVENTWATCH_TEST_FAULTS=all` runs the tests too that take more than 30 s each, left out of CI (marked `long`);
 - `EVENTWATCH_TEST_FAULT_TIMES=20` injects each fault so often instead of once, for the fault table;
 - `EVENTWATCH_TEST_SOAK_SECONDS` and `EVENTWATCH_TEST_SOAK_SEED` make the soak another one (see test_soak.py).
 """

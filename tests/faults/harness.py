@@ -60,7 +60,7 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def long(test: Test) -> Test:
-    """Mark a test that takes more than 30 s: it is run with `EVENTWATCH_TEST_FAULTS=all` only (see conftest.py)."""
+    """Mark a test that takes over 30 s: it is run with `EVENTWATCH_TEST_FAULTS=all` only (see conftest.py)."""
     test.long_fault = True  # type: ignore[attr-defined]
     return test
 

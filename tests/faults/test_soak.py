@@ -1,4 +1,4 @@
-"""A short soak with a fixed seed. `EVENTWATCH_TEST_SOAK_SECONDS` and `EVENTWATCH_TEST_SOAK_SEED` make it another one."""
+"""A short soak with a fixed seed; `EVENTWATCH_TEST_SOAK_SECONDS` and `EVENTWATCH_TEST_SOAK_SEED` change it."""
 
 from __future__ import annotations
 
