@@ -40,8 +40,8 @@ from eventwatch.errors import (
 )
 from eventwatch.history import History
 from eventwatch.metrics import Metrics
+from eventwatch.model import nanos
 from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
-from eventwatch.readiness import standing_by
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.stopper import Stopper
@@ -53,8 +53,6 @@ from eventwatch.web import ChangeFeed, Pages, serve
 
 T = TypeVar("T")
 
-#: Sweep intervals without a good sweep, after which the documents are not to be trusted.
-SWEEPS_LATE: Final = 3.0
 #: Seconds between attempts to reach the database or the engine at the start.
 PATIENCE: Final = Pace(base=0.2, cap=2.0)
 
@@ -119,25 +117,11 @@ class Application:
         """Why the documents cannot be trusted right now; empty when they can."""
         if not self.ready.is_set():
             return ["database: not reached yet"]
-        if self._elector is not None and self._elector.holder is not None:
-            return [standing_by(self._elector.holder.manager_id)]
-        if self.watcher is None or self.sweeper is None or self._elector is None:
-            return ["engine: not reached yet"]
-        reasons = []
-        if not self._elector.holds():
-            reasons.append("lease: not renewed in time, the database does not answer")
-        if self.watcher.connected_at is None:
-            reasons.append("stream: not connected to the engine")
-        late_after = SWEEPS_LATE * self.settings.sweep_interval
-        if self.sweeper.last_success is None:
-            reasons.append("sweep: none has ended well yet")
-        elif (age := self._clock.monotonic() - self.sweeper.last_success) > late_after:
-            reasons.append(f"sweep: the last one that ended well is {age:.0f} s old")
-        if self.sweeper.stopper.denied:
-            reasons.append("stop: the engine denies it, idle nodes keep running")
-        if self.sweeper.brake and self.sweeper.brake.engaged:
-            reasons.append("brake: a sweep would delete more than delete_limit")
-        return reasons
+        reasons = self._elector.doubts() if self._elector else []
+        if self.watcher is None or self.sweeper is None:
+            standing_by = self._elector is not None and self._elector.holder is not None
+            return reasons if standing_by else [*reasons, "engine: not watched yet"]
+        return [*reasons, *self.watcher.doubts(), *self.sweeper.doubts()]
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
@@ -279,10 +263,12 @@ class Application:
         if settings.history:
             reconciler.listeners.append(history.remember)
 
-        async def on_connect() -> None:
-            if (await engine.identify()).id != lease.engine_id:
+        async def on_connect() -> int | None:
+            info = await engine.identify()
+            if info.id != lease.engine_id:
                 raise EngineChangedError("another engine answers at the same address now")
             sweeper.request()
+            return nanos(info.system_time) or None
 
         async def keep_lease() -> None:
             try:
@@ -295,6 +281,7 @@ class Application:
             engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
             metrics=self.metrics, tasks=tasks, cursor=lease.cursor,
         )  # fmt: skip
+        sweeper.on_fact = watcher.confront
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
         self.metrics.leader.set(1)
         set_watching(sweeper)

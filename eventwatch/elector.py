@@ -19,6 +19,7 @@ from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
 from eventwatch.documents import NodeChecker
 from eventwatch.errors import CheckerDeletedError, LeaseLostError, StoreError
+from eventwatch.readiness import standing_by
 from eventwatch.store import Holder, Lease, Store
 
 #: Renewals per lease duration, and the part of it that a holder trusts by its own clock.
@@ -35,7 +36,16 @@ class Elector:
         self._duration = duration
         self._clock = clock
         self._trusted_until = float("-inf")
+        #: Whether the database did not answer the last time that it was asked.
+        self.unanswered = False
         self.holder: Holder | None = None
+
+    def doubts(self) -> list[str]:
+        """Why we may not write right now, or soon; empty when we may."""
+        if self.holder is not None:
+            return [standing_by(self.holder.manager_id)]
+        reasons = ["database: it does not answer, the lease cannot be renewed"] if self.unanswered else []
+        return reasons if self.holds() else [*reasons, "lease: not held, nothing is written"]
 
     def holds(self) -> bool:
         """Whether the lease is certainly ours right now."""
@@ -53,10 +63,12 @@ class Elector:
             except StoreError as error:
                 if error.permanent:
                     raise
+                self.unanswered = True
                 if not backoff.failures:
                     logger.warning("{}. Retrying until it is back", error)
                 await self._clock.sleep(backoff.next_delay())
                 continue
+            self.unanswered = False
             backoff.succeeded_for(0)
             if isinstance(answer, Lease):
                 self.holder = None
@@ -85,12 +97,14 @@ class Elector:
                 renewed = await self._store.renew_lease(lease, duration=self._duration, cursor=cursor())
                 gone = not renewed and await self._store.lease_is_gone(lease)
             except StoreError as error:
+                self.unanswered = True
                 if not backoff.failures:
                     logger.warning("The lease could not be renewed: {}", error)
                     backoff.next_delay()
                 if not self.holds():
                     raise LeaseLostError("The lease ran out while the database was away") from None
                 continue
+            self.unanswered = False
             # Slept beyond the lease: another may have taken it meanwhile, and released it again.
             if gone and held:
                 raise CheckerDeletedError("The checker's document was deleted")

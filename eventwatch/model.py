@@ -145,7 +145,7 @@ def parse_container(container: Mapping[str, Any], *, network: str, as_of: int = 
         name=str(container.get("Name") or "").lstrip("/"),
         labels=config.get("Labels") or {},
         networks=tuple(networks),
-        time_nano=max(as_of, _nanos(started_at), _nanos(finished_at)),
+        time_nano=max(as_of, nanos(started_at), nanos(finished_at)),
     )
 
 
@@ -170,8 +170,8 @@ def parse_time(text: str | None) -> datetime | None:
         return None
 
 
-def _nanos(moment: datetime | None) -> int:
-    # Integers throughout: a float loses the last hundred nanoseconds of today's dates.
+def nanos(moment: datetime | None) -> int:
+    """Nanoseconds since 1970, 0 for never. Integers throughout: a float loses the last hundred."""
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000 if moment else 0
 
 

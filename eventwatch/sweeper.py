@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,6 +37,8 @@ from eventwatch.store import Store
 
 #: Inspections in flight during a sweep.
 CONCURRENCY = 10
+#: Sweep intervals without a good sweep, after which the documents are not to be trusted.
+SWEEPS_LATE = 3.0
 #: Sweeps that must agree before more than `delete_limit` documents are deleted.
 AGREEING_SWEEPS = 3
 
@@ -115,6 +117,8 @@ class Sweeper:
         self._metrics = reconciler.metrics
         self.brake = brake
         self._requested = asyncio.Event()
+        #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
+        self.on_fact: Callable[[int], object] = lambda _: None
         self.last_success: float | None = None
 
     def request(self) -> None:
@@ -146,6 +150,19 @@ class Sweeper:
             backoff.succeeded_for(0)
             logger.debug("Sweep: {}", report)
 
+    def doubts(self) -> list[str]:
+        """Why what sweeps are for may be undone right now; empty when it is done."""
+        reasons = []
+        if self.last_success is None:
+            reasons.append("sweep: none has ended well yet")
+        elif (age := self._clock.monotonic() - self.last_success) > SWEEPS_LATE * self._settings.sweep_interval:
+            reasons.append(f"sweep: the last one that ended well is {age:.0f} s old")
+        if self.stopper.denied:
+            reasons.append("stop: the engine denies it, idle nodes keep running")
+        if self.brake and self.brake.engaged:
+            reasons.append("brake: a sweep would delete more than delete_limit")
+        return reasons
+
     async def sweep(self, *, force: bool = False) -> SweepReport:
         """One pass over all documents. `force` lifts the brake and the ownership of other engines.
 
@@ -163,6 +180,7 @@ class Sweeper:
         # A watcher of another engine may just be restarting: what it has stamped tells that there is one.
         sole = not others and all(node.engine_id in {None, engine_id} for node in documents.values())
         answers = await self._inspect_all(documents, report)
+        self.on_fact(max((seen.time_nano for seen, _ in answers.values()), default=0))
         if not force and not all(seen.found for seen, _ in answers.values()):
             # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
             await self._require_same_engine(engine_id)

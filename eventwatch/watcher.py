@@ -6,7 +6,8 @@ from the last event itself lost some), and duplicates are dropped. After every c
 the engine keeps 256 events in memory, so a resumed stream proves nothing.
 
 A stream that is silent is no proof of life either: a connection lives five to ten minutes, then a new one is
-opened before the old one is dropped.
+opened before the old one is dropped. At once, if a sweep saw a container that started or ended after all that
+the stream told: then it is deaf, and says so until it is heard of again.
 
 The reader does nothing but parse, drop duplicates and call `notice`; it never waits for the database.
 """
@@ -41,7 +42,7 @@ LIFETIME: Final = (300.0, 600.0)
 RENEWAL_RETRY: Final = 5.0
 #: Seconds between attempts; documents must be right within 2 s of the engine's return.
 RECONNECT: Final = Pace(base=0.05, cap=1.0, stable=10.0)
-#: Seconds until a newest event that was not replayed counts as lost.
+#: Seconds until a newest event that was not replayed counts as lost, and a fact that none told as unheard.
 REPLAY_GRACE: Final = 1.0
 
 
@@ -66,14 +67,17 @@ class RecentEvents:
 
 
 class Watcher:
-    """One engine's event stream. `cursor` is the engine time (ns) to resume from, `chance` spreads the load."""
+    """One engine's event stream. `cursor` is the engine time (ns) to resume from, `chance` spreads the load.
+
+    `on_connect` is awaited after each connect and returns the engine's time (ns) by then, None if it tells none.
+    """
 
     def __init__(
         self,
         *,
         engine: Engine,
         notice: Callable[[Event], None],
-        on_connect: Callable[[], Awaitable[None]],
+        on_connect: Callable[[], Awaitable[int | None]],
         clock: Clock,
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
@@ -91,8 +95,13 @@ class Watcher:
         self._since = cursor
         self._chance = chance or random.Random()  # noqa: S311 - spreads load
         self._awaited: Event | None = None
+        #: Engine time (ns) since when this connection ought to tell everything.
+        self._complete_since: int | None = None
         self._malformed = 0
+        self._renew = asyncio.Event()
         self.connected_at: float | None = None
+        #: Whether a sweep saw what the open stream ought to have told, and it has told nothing since.
+        self.deaf = False
 
     async def run(self) -> None:
         """Watch, reconnecting for ever. Ends only by cancellation or by what `on_connect` raises."""
@@ -114,6 +123,12 @@ class Watcher:
                 logger.warning("{}. Retrying until it is back", error)
             await self._clock.sleep(backoff.next_delay())
 
+    def doubts(self) -> list[str]:
+        """Why the stream cannot be trusted right now; empty when it can."""
+        if self.connected_at is None:
+            return ["stream: not connected to the engine"]
+        return ["stream: connected but deaf, a sweep saw what no event told"] if self.deaf else []
+
     async def _one_connection(self, backoff: Backoff) -> tuple[str, str]:
         """Read until the stream ends, renewing the connection now and then without a break.
 
@@ -126,7 +141,7 @@ class Watcher:
                 logger.info("The engine is back, event stream open")
             life = self._chance.uniform(*LIFETIME)
             while True:
-                wake = asyncio.Event()
+                wake = self._renew = asyncio.Event()
                 reader.add_done_callback(partial(_wake, wake))
                 timer = self._clock.call_later(life, wake.set)
                 await wake.wait()
@@ -134,6 +149,7 @@ class Watcher:
                 if reader.done():
                     error = reader.result()
                     return ("broken", error) if error else ("eof", "the engine ended the event stream")
+                why = "deaf" if self.deaf else "rotated"
                 fresh = AsyncExitStack()
                 try:
                     reader = await self._open(fresh)
@@ -145,7 +161,7 @@ class Watcher:
                 life = self._chance.uniform(*LIFETIME)
                 old, stack = stack, fresh
                 await old.aclose()
-                self._metrics.reconnects.labels("rotated").inc()
+                self._metrics.reconnects.labels(why).inc()
         finally:
             await stack.aclose()
 
@@ -157,7 +173,7 @@ class Watcher:
         self._clock.call_later(REPLAY_GRACE, lambda: self._check_gap(awaited))
         reader = self._tasks.create_task(self._read(stream), name="event-reader")
         stack.callback(reader.cancel)
-        await self._on_connect()
+        self._complete_since = await self._on_connect()
         self.connected_at = self._clock.monotonic()
         self._metrics.connected.set(1)
         return reader
@@ -171,7 +187,29 @@ class Watcher:
             return str(error)
         return ""
 
+    def confront(self, fact: int) -> None:
+        """Tell of a container that a sweep saw to have started or ended at `fact` (engine time, ns).
+
+        An event tells of each; one that is still on its way has a second to come.
+        """
+        if self._is_unheard_of(fact):
+            self._clock.call_later(REPLAY_GRACE, lambda: self._check_deafness(fact))
+
+    def _is_unheard_of(self, fact: int) -> bool:
+        if self.connected_at is None or self._complete_since is None:
+            return False
+        told = self._newest.time_nano if self._newest else 0
+        return fact > max(told, self._complete_since)
+
+    def _check_deafness(self, fact: int) -> None:
+        if self._is_unheard_of(fact):
+            if not self.deaf:
+                logger.warning("The event stream is open but deaf: a sweep saw what it did not tell. Renewing it")
+            self.deaf = True
+            self._renew.set()
+
     def _take(self, event: Event) -> None:
+        self.deaf = False
         if self._awaited is not None:
             if event.key == self._awaited.key:
                 self._awaited = None

@@ -259,29 +259,80 @@ async def test_pitfall_5_the_gap_between_list_and_watch(scene: Scene) -> None:
     assert scene.proxy.asked.index("events") < inspected
 
 
+class Readiness:
+    """What /readyz of a watcher on `listen` says."""
+
+    def __init__(self) -> None:
+        self.listen = f"127.0.0.1:{free_port()}"
+
+    async def reasons(self) -> list[str]:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.listen}/readyz") as answer:
+            reasons: list[str] = await answer.json()
+            assert answer.status == (503 if reasons else 200)
+            return reasons
+
+    async def is_ready(self) -> bool:
+        return await self.reasons() == []
+
+    async def doubts(self, reason: str) -> bool:
+        return any(told.startswith(reason) for told in await self.reasons())
+
+
 async def test_pitfall_6_healthy_but_deaf(scene: Scene) -> None:
-    """Ready means: the stream is open, the last sweep is recent, the lease is held; the reasons are told."""
-    listen = f"127.0.0.1:{free_port()}"
+    """Open, and not a word: a sweep finds what was not told, and it is not ready until the stream tells again."""
+    one, two, *_ = scene.nodes
+    ready = Readiness()
+    async with scene.watched(sweep_interval=0.3, http_listen=ready.listen) as watched:
+        await eventually(ready.is_ready)
+        scene.proxy.mute = True
+        await one.kill()
+        await eventually(partial(ready.doubts, "stream: connected but deaf"))
+        assert await scene.says(one, status="exited", ip="")
+        scene.proxy.mute = False
+        await two.kill()  # the next word, or the next proof that there was none
+        await eventually(ready.is_ready)
+        await eventually(lambda: watched.count("eventwatch_stream_reconnects_total", reason="deaf") >= 1)
 
-    async def readiness() -> tuple[int, str]:
-        async with aiohttp.ClientSession() as session, session.get(f"http://{listen}/readyz") as answer:
-            return answer.status, await answer.text()
 
-    async def is_ready() -> bool:
-        return (await readiness())[0] == 200
-
-    async def is_doubted(reason: str) -> bool:
-        status, text = await readiness()
-        return status == 503 and reason in text
-
-    async with scene.watched(sweep_interval=0.3, http_listen=listen):
-        await eventually(is_ready)
-        for part, reason in (("/events", "stream: "), ("/containers/", "sweep: ")):
+async def test_readiness_tells_of_a_stream_that_is_away_and_of_a_sweep_that_is_late(scene: Scene) -> None:
+    ready = Readiness()
+    async with scene.watched(sweep_interval=0.3, http_listen=ready.listen):
+        await eventually(ready.is_ready)
+        for part, reason in (("/events", "stream: not connected"), ("/containers/", "sweep: the last one")):
             undo = scene.proxy.fail(part, 500)
             scene.proxy.cut()
-            await eventually(partial(is_doubted, reason))
+            await eventually(partial(ready.doubts, reason))
             undo()
-            await eventually(is_ready)
+            await eventually(ready.is_ready)
+
+
+async def test_readiness_tells_of_a_database_that_is_gone_and_of_a_lease_that_is_lost(
+    scene: Scene, mongo: PrivateMongo
+) -> None:
+    ready = Readiness()
+    async with scene.watched(http_listen=ready.listen, lease_duration=2.0):
+        await eventually(ready.is_ready)
+        await mongo.kill()
+        try:
+            await eventually(partial(ready.doubts, "database: it does not answer"))
+            await eventually(partial(ready.doubts, "lease: not held"))
+        finally:
+            await mongo.start()
+        await eventually(ready.is_ready)
+
+
+async def test_readiness_tells_of_a_brake_that_is_engaged(scene: Scene) -> None:
+    ready = Readiness()
+    async with scene.watched(http_listen=ready.listen, delete_limit=2) as watched:
+        await eventually(ready.is_ready)
+        undo = scene.proxy.fail("/json", 404)
+        for _ in range(2):
+            watched.app.sweep_now()
+            await eventually(partial(ready.doubts, "brake: "))
+        assert await scene.count() == 4
+        undo()
+        watched.app.sweep_now()
+        await eventually(ready.is_ready)
 
 
 async def test_pitfall_7_giving_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,14 +75,17 @@ class Scene:
         self.metrics = Metrics()
         self.noticed: list[Event] = []
         self.sweeps = 0
-        watcher = Watcher(
+        #: What the engine's clock says when it is asked on a connect (ns).
+        self.engine_time: int | None = T0
+        self.watcher = watcher = Watcher(
             engine=self.engine, notice=self.noticed.append, on_connect=self.on_connect, clock=self.clock,
             metrics=self.metrics, tasks=tasks, cursor=cursor,
         )  # fmt: skip
         self.task = tasks.create_task(watcher.run())
 
-    async def on_connect(self) -> None:
+    async def on_connect(self) -> int | None:
         self.sweeps += 1
+        return self.engine_time
 
     async def settle(self) -> None:
         for _ in range(30):
@@ -197,3 +200,50 @@ async def test_a_renewal_that_fails_keeps_the_connection(scene: Scene) -> None:
     assert scene.engine.closed == 0
     await scene.say(event(3))
     assert scene.noticed == [event(3)]
+
+
+async def test_a_stream_that_did_not_tell_what_a_sweep_saw_is_deaf_and_renewed(
+    scene: Scene,
+) -> None:
+    await scene.say(event(10))
+    scene.watcher.confront(T0 + 500)
+    assert not scene.watcher.deaf  # the event may be on its way
+    scene.clock.advance(1.1)
+    await scene.settle()
+    assert scene.watcher.deaf
+    assert len(scene.engine.connections) == 2
+    assert scene.engine.closed == 1
+    assert scene.counted("eventwatch_stream_reconnects_total", reason="deaf") == 1
+    scene.engine_time = T0 + 600
+    scene.watcher.confront(T0 + 700)
+    scene.clock.advance(1.1)
+    await scene.settle()
+    assert len(scene.engine.connections) == 3
+    await scene.say(event(500), event(700))
+    assert not scene.watcher.deaf
+    assert scene.noticed == [event(10), event(500), event(700)]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [pytest.param(400, id="the stream told later"), pytest.param(-1, id="before the stream was opened")],
+)
+async def test_what_the_stream_need_not_tell_proves_nothing(scene: Scene, fact: int) -> None:
+    scene.watcher.confront(T0 + fact)
+    await scene.say(event(450))
+    scene.clock.advance(2)
+    await scene.settle()
+    assert not scene.watcher.deaf
+    assert len(scene.engine.connections) == 1
+
+
+async def test_an_engine_that_does_not_tell_its_time_is_not_taken_for_deaf() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        scene = Scene(tasks)
+        scene.engine_time = None
+        await scene.settle()
+        scene.watcher.confront(T0 + 1)
+        scene.clock.advance(2)
+        await scene.settle()
+        assert not scene.watcher.deaf
+        scene.task.cancel()
