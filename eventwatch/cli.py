@@ -45,10 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="eventwatch",
-        description="Keeps ToolServer node documents true to their containers.",
-        epilog="Settings come from EVENTWATCH_* variables and .env; `eventwatch config` shows them all.",
+        description="Keeps the node documents of a ToolServerManager in MongoDB true to their Docker containers.",
+        epilog="Settings are EVENTWATCH_* variables or lines of .env; `eventwatch config` prints them all. "
+        "Exit codes: 0 done, 1 failed, 2 wrong settings or usage.",
     )
-    parser.add_argument("--version", action="version", version=f"eventwatch {eventwatch_version()}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"eventwatch {eventwatch_version()}",
+        help="print the version and exit",
+    )
     parser.add_argument(
         "--env-file", default=".env", metavar="FILE", help="read settings from FILE (default: .env)"
     )
@@ -59,30 +65,36 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=f"{home}:{name}")  # imported when it is called
         return sub
 
-    add("run", "watch the engine and keep the documents true until stopped")
-    sweep_parser = add("sweep", "check every node once and print what was changed")
-    sweep_parser.add_argument("--dry-run", action="store_true", help="say what would be changed, change nothing")
+    add("run", "watch the engine and keep the documents true, until SIGTERM or Ctrl-C")
+    sweep_parser = add("sweep", "inspect every node once, put its document right, and print the counts")
     sweep_parser.add_argument(
-        "--force", action="store_true", help="delete documents whatever engine is on record as their owner"
+        "--dry-run", action="store_true", help="say what would be written, deleted and stopped; do none of it"
     )
-    status_parser = add("status", "show the nodes: status, health, address, idle time left")
-    status_parser.add_argument("--json", action="store_true", help="print a JSON list")
-    status_parser.add_argument("--watch", action="store_true", help="keep showing, until Ctrl-C")
-    explain_parser = add("explain", "tell all that is known of one node, and why it is as it is")
-    explain_parser.add_argument("id", metavar="ID", help="id, beginning of an id, or container name")
-    _add_record_options(add("record", "record what the engine says, for replays"))
-    _add_replay_options(add("replay", "replay a recording into the database and compare with the truth"))
-    add("doctor", "check all that is needed: engine, permissions, database, clocks")
-    add("healthcheck", "exit 0 if the running eventwatch is ready or standing by (for HEALTHCHECK)", __name__)
-    add("config", "print the effective settings, secrets masked", __name__)
+    sweep_parser.add_argument(
+        "--force",
+        action="store_true",
+        help="delete every document whose container is gone, even past the brake or owned by another engine",
+    )
+    status_parser = add("status", "list the nodes, their idle time left, and whether the engine agrees")
+    status_parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
+    status_parser.add_argument("--watch", action="store_true", help="renew the table every second, until Ctrl-C")
+    explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
+    explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
+    _add_record_options(add("record", "record events and inspections to a file for replays"))
+    _add_replay_options(add("replay", "replay a recording into the database and compare it with the truth"))
+    add("doctor", "check engine, permissions, database and clocks: one line each, with the cure")
+    add("healthcheck", "for HEALTHCHECK: end with 0 if eventwatch runs here and is ready or standing by", __name__)
+    add("config", "print every setting with its value, secrets masked", __name__)
     return parser
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
     """Tell the parser of `record` what it takes."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="where the recording goes (NAME.jsonl)")
     parser.add_argument(
-        "--duration", type=_duration, metavar="TIME", help="stop after this long, e.g. 90s (default: at Ctrl-C)"
+        "file", metavar="FILE", type=Path, help="the recording, NAME.jsonl; the truth goes to NAME.expected.json"
+    )
+    parser.add_argument(
+        "--duration", type=_duration, metavar="TIME", help="end after this time, e.g. 90s (default: at Ctrl-C)"
     )
 
 
@@ -90,18 +102,22 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
     """Tell the parser of `replay` what it takes."""
     parser.add_argument("file", metavar="FILE", type=Path, help="the recording (NAME.jsonl)")
     parser.add_argument(
-        "--speed", type=_speed, default=1.0, metavar="N", help="times real time; 0: as fast as it can (default: 1)"
+        "--speed",
+        type=_speed,
+        default=1.0,
+        metavar="N",
+        help="N times as fast as recorded; 0: as fast as possible (default: 1)",
     )
     parser.add_argument(
-        "--expect", type=Path, metavar="FILE", help="the truth at the end (default: NAME.expected.json beside it)"
+        "--expect", type=Path, metavar="FILE", help="the truth to compare with (default: NAME.expected.json)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "--force", action="store_true", help="replay although the database holds other nodes; they are left alone"
+        "--force", action="store_true", help="replay even if the database holds other nodes, which are left alone"
     )
     parser.add_argument(
         "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",
-        help="1: hints only, 2: settling too, 3: sweeps too (default: 3)",
+        help="1: hints only; 2: settling too; 3: sweeps too (default: 3)",
     )  # fmt: skip
 
 

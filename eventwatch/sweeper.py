@@ -37,6 +37,8 @@ from eventwatch.store import Store
 
 #: Inspections in flight during a sweep.
 CONCURRENCY = 10
+#: Seconds that a pass waits for one inspection: an engine may lock a container for ever, and others must not wait.
+PATIENCE = 3.0
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
 SWEEPS_LATE = 3.0
 #: Sweeps that must agree before more than `delete_limit` documents are deleted.
@@ -266,10 +268,11 @@ class Sweeper:
         for node_id in ids:
             events_seen = self._reconciler.events_seen(node_id)
             try:
-                seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
-            except EngineError as error:
-                _warn(node_id, error)
-                if error.unreachable:
+                async with asyncio.timeout(PATIENCE):
+                    seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            except (EngineError, TimeoutError) as error:
+                _warn(node_id, error if str(error) else f"No inspection within {PATIENCE:.0f} s, waiting beside")
+                if isinstance(error, EngineError) and error.unreachable:
                     deque(ids, maxlen=0)  # nobody need ask for the rest
                 self._reconciler.inspect_soon(node_id)
                 continue
@@ -296,9 +299,9 @@ class Sweeper:
                     await self._reconciler.register(seen)
 
 
-def _warn(node_id: str, error: EngineError) -> None:
+def _warn(node_id: str, why: object) -> None:
     logger.warning("Failed to get node info from docker: {}", node_id)
-    logger.warning("{}", error)
+    logger.warning("{}", why)
 
 
 # -- what managers call -------------------------------------------------------------------------------------

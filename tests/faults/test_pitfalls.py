@@ -24,6 +24,7 @@ from aiohttp import web
 
 from eventwatch import Settings
 from eventwatch import engine as engine_module
+from eventwatch import sweeper as sweeper_module
 from eventwatch import watcher as watcher_module
 from eventwatch.app import Application
 from eventwatch.backoff import Pace
@@ -172,6 +173,21 @@ async def test_pitfall_2_no_default_timeout(scene: Scene, monkeypatch: pytest.Mo
         hanging.set()
         await scene.is_right()
         assert watched.app.watcher is not None
+
+
+async def test_pitfall_2_a_container_that_the_engine_has_locked_holds_up_no_other(scene: Scene) -> None:
+    """An inspection that never ends is waited for beside the sweep, not within it."""
+    one, two, *_ = scene.nodes
+    async with scene.watched() as watched:
+        answered = scene.proxy.hold(f"/containers/{one.id}/json")
+        scene.proxy.mute = True
+        await one.pause()
+        await two.kill()
+        watched.app.sweep_now()
+        await eventually(lambda: scene.says(two, status="exited", ip=""), sweeper_module.PATIENCE + RECOVERY)
+        assert await scene.says(one, status="running")
+        answered.set()
+        await eventually(lambda: scene.says(one, status="paused"), RECOVERY)
 
 
 async def test_pitfall_3_the_engine_drops_events(scene: Scene) -> None:
