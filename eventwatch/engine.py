@@ -17,7 +17,7 @@ import asyncio
 import errno
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -302,6 +302,13 @@ class DockerEngine:
                 f"Engine at {self._url} did not answer within {seconds:.0f} s while {doing}"
             ) from None
         except (DockerError, aiohttp.ClientConnectionError) as error:
+            if distrust := _distrust(error):
+                raise EngineError(
+                    f"Engine at {self._url} and we do not trust each other: {distrust}: "
+                    "check ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH",
+                    unreachable=True,
+                    permanent=True,
+                ) from None
             if cure := _CURES.get(_errno(error)):
                 raise EngineError(
                     f"Engine at {self._url} unreachable: {cure}",
@@ -364,10 +371,25 @@ def _tls_context(cert_path: str | None) -> ssl.SSLContext:
     return context
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _errno(error: BaseException) -> int:
     """The operating system's word on a failed connection, 0 when there is none."""
-    told = (getattr(cause, "errno", None) for cause in (error, error.__cause__, error.__context__))
+    told = (getattr(cause, "errno", None) for cause in _causes(error))
     return next((number for number in told if number), 0)
+
+
+def _distrust(error: BaseException) -> str:
+    """What TLS has against one of the two, nothing when it is not that. A handshake that was cut is not."""
+    cut = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (*cut, aiohttp.ClientError)):
+            return getattr(cause, "verify_message", "") or cause.reason or _reason(cause)
+    return ""
 
 
 def _reason(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from typing import Any, Final, Literal, Self
 from pymongo import AsyncMongoClient
 from pymongo.errors import AutoReconnect, PyMongoError
 
+from tests.certificates import make_certificates
 from tests.conftest import find_mongod, free_port
 
 Version = Literal["20.10", "26.1", "28.5"]
@@ -221,11 +222,15 @@ class Daemon:
 
 
 class PrivateEngine:
-    """A dockerd of the test's own. Entered when it answers; `url` stays the same over restarts."""
+    """A dockerd of the test's own. Entered when it answers; `url` stays the same over restarts.
 
-    def __init__(self, version: Version = INSTALLED) -> None:
+    `remote`: it listens on `remote_url` too, over TLS for clients that have the certificates of `certificates`.
+    """
+
+    def __init__(self, version: Version = INSTALLED, *, remote: bool = False) -> None:
         self.version = version
         self.folder = Path()
+        self._remote = remote
         self._octet = 0
         self._daemon: Daemon | None = None
 
@@ -236,6 +241,18 @@ class PrivateEngine:
     @property
     def socket(self) -> Path:
         return self.folder / "run" / "docker.sock"
+
+    @property
+    def remote_address(self) -> str:
+        return f"10.{self._octet}.254.2"
+
+    @property
+    def remote_url(self) -> str:
+        return f"tcp://{self.remote_address}:2376"
+
+    @property
+    def certificates(self) -> Path:
+        return self.folder / "certificates"
 
     @property
     def pid(self) -> int:
@@ -264,6 +281,10 @@ class PrivateEngine:
             (self.folder / "run").mkdir()
             self._daemon = Daemon(f"dockerd {self.version}", self.folder / "dockerd.log")
             self._write_identity(uuid.uuid4())
+            if self._remote:
+                self._connect_network()
+                self.certificates.mkdir()
+                make_certificates(self.certificates, self.remote_address)
             await self.start()
         except BaseException:
             await self._clean_up()
@@ -286,6 +307,15 @@ class PrivateEngine:
                 return
         raise BrokenMachineError("cannot create a network namespace")
 
+    def _connect_network(self) -> None:
+        # The cable goes with the namespace when that is deleted.
+        ends = (f"{self._name}-h", f"{self._name}-n")
+        run("ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1], "netns", self._name)
+        run("ip", "address", "add", f"10.{self._octet}.254.1/24", "dev", ends[0])
+        run("ip", "link", "set", ends[0], "up")
+        run("ip", "-netns", self._name, "address", "add", f"{self.remote_address}/24", "dev", ends[1])
+        run("ip", "-netns", self._name, "link", "set", ends[1], "up")
+
     def _write_identity(self, identity: uuid.UUID) -> None:
         # By default an engine of 20.10 takes its id from a file that all engines of a machine share.
         config: dict[str, Any] = {}
@@ -302,6 +332,13 @@ class PrivateEngine:
 
     def _command(self) -> list[str]:
         folder, name = self.folder, self._name
+        remote = (
+            f"--host={self.remote_url}",
+            "--tlsverify",
+            f"--tlscacert={self.certificates}/ca.pem",
+            f"--tlscert={self.certificates}/server.crt",
+            f"--tlskey={self.certificates}/server.key",
+        )
         return [
             *("nsenter", f"--net=/run/netns/{name}", "dockerd"),
             f"--config-file={folder}/daemon.json",
@@ -320,6 +357,7 @@ class PrivateEngine:
             "--ip-masq=false",
             "--userland-proxy=false",
             "--shutdown-timeout=5",
+            *(remote if self._remote else ()),
         ]
 
     # -- what may be done to it ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from tests.certificates import make_certificates
 from tests.conftest import find_mongod, free_port
 from tests.container.sidecars import Container, fetch, hardened, running
 from tests.container.standin import output
@@ -24,23 +25,10 @@ WRONG = "wr0ng-but-secret-too"
 NODE_SECRET = "plant3d-in-a-node"
 
 
-def make_certificates(folder: Path) -> None:
-    """A CA, and a server's certificate for the loopback address that it has signed."""
-    ca, key, request, server = (folder / name for name in ("ca.pem", "ca.key", "server.csr", "server.crt"))
-    names = folder / "names"
-    names.write_text("subjectAltName=IP:127.0.0.1\n")
-    new_key = ("-newkey", "rsa:2048", "-nodes", "-subj")
-    output("openssl", "req", "-x509", "-days", "2", *new_key, "/CN=ca", "-keyout", key, "-out", ca)
-    output("openssl", "req", *new_key, "/CN=db", "-keyout", folder / "server.key", "-out", request)
-    signing = ("-CA", ca, "-CAkey", key, "-CAcreateserial", "-extfile", names)
-    output("openssl", "x509", "-req", "-days", "2", "-in", request, *signing, "-out", server)
-    (folder / "server.pem").write_text((folder / "server.key").read_text() + server.read_text())
-
-
 @contextlib.contextmanager
 def guarded_mongod(folder: Path) -> Iterator[int]:
     """A mongod that wants TLS and a login; the port."""
-    make_certificates(folder)
+    make_certificates(folder, "127.0.0.1")
     (folder / "data").mkdir()
     port = free_port()
     command: list[str | Path] = [

@@ -1,0 +1,32 @@
+"""Certificates for a test's own servers and clients, made by openssl, good for two days."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def make_certificates(folder: Path, address: str) -> None:
+    """A CA (`ca.pem`), and what it has signed: a server at an IP address and a client.
+
+    The server's are `server.crt`, `server.key` and both in `server.pem`; the client's have Docker's names,
+    `cert.pem` and `key.pem`.
+    """
+    ca, key = folder / "ca.pem", folder / "ca.key"
+    new_key = ("-newkey", "rsa:2048", "-nodes", "-subj")
+    openssl("req", "-x509", "-days", "2", *new_key, "/CN=ca", "-keyout", key, "-out", ca)
+    for name, signed, its_key, extension in (
+        ("server", "server.crt", "server.key", f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth"),
+        ("client", "cert.pem", "key.pem", "extendedKeyUsage=clientAuth"),
+    ):
+        request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
+        extensions.write_text(extension + "\n")
+        openssl("req", *new_key, f"/CN={name}", "-keyout", folder / its_key, "-out", request)
+        signing = ("-CA", ca, "-CAkey", key, "-CAcreateserial", "-extfile", extensions)
+        openssl("x509", "-req", "-days", "2", "-in", request, *signing, "-out", folder / signed)
+    (folder / "server.pem").write_text((folder / "server.key").read_text() + (folder / "server.crt").read_text())
+
+
+def openssl(*arguments: str | Path) -> None:
+    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
