@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
-from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, Engine
+from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.settings import Settings
 from eventwatch.store import open_store
@@ -76,12 +75,10 @@ async def _permission(call: str, attempt: Awaitable[object], allow: str) -> Find
 
 
 def _examine_socket(host: str) -> Finding | None:
-    """A socket that is mounted as a file stays the old, dead one when the engine is restarted."""
     path = host.removeprefix("unix://")
     if path == host:
         return None
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
-    if str(Path(path).resolve()) in mounts:
+    if is_mounted_by_itself(path):
         return Finding(
             "socket mount",
             f"{path} is mounted as a file, and stays the dead one when the engine is restarted",

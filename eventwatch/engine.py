@@ -17,6 +17,7 @@ import asyncio
 import errno
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ INSPECT_DEADLINE: Final = 30.0
 CALL_DEADLINE: Final = 10.0
 #: A line is its container's labels, mostly; beyond this it is skipped, not buffered.
 MAX_LINE: Final = 8 * 1024 * 1024
+
+#: Seconds of refusals after which a socket that is mounted by itself is taken for that of an engine before.
+DEAD_MOUNT: Final = 120.0
 
 #: aiodocker's status for "could not connect".
 _NO_ANSWER: Final = 900
@@ -130,6 +134,7 @@ class DockerEngine:
         self._client = client
         self._retired: aiodocker.Docker | None = None
         self._owns_client = client is None
+        self._refused_since: float | None = None
 
     def _new_client(self) -> aiodocker.Docker:
         try:
@@ -296,6 +301,7 @@ class DockerEngine:
         try:
             async with asyncio.timeout(seconds):
                 yield
+            self._refused_since = None
         except TimeoutError:
             await self._retire(client)
             raise EngineError(
@@ -309,7 +315,7 @@ class DockerEngine:
                     unreachable=True,
                     permanent=True,
                 ) from None
-            if cure := _CURES.get(_errno(error)):
+            if cure := self._cure(_errno(error)):
                 raise EngineError(
                     f"Engine at {self._url} unreachable: {cure}",
                     unreachable=True,
@@ -322,6 +328,28 @@ class DockerEngine:
             raise EngineError(f"Engine failed while {doing}: {error}", status=status) from None
         except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"Engine failed while {doing}: {_reason(error)}") from None
+
+    def _cure(self, number: int) -> str | None:
+        """What mends this error of the operating system. Raises ConfigError when only a restart of ours does."""
+        path = self._url.removeprefix("unix://")
+        if number != errno.ECONNREFUSED or path == self._url:
+            return _CURES.get(number)
+        if Path(path).is_dir():
+            return "it is a folder: Docker makes one where a mount's source is missing; mount the socket's folder"
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since > DEAD_MOUNT and is_mounted_by_itself(path):
+            raise ConfigError(
+                f"Engine at {self._url} has refused for {DEAD_MOUNT:.0f} s: the socket is mounted by itself, so it "
+                "stays that of an engine before. A restart mounts the new one; mount its folder, or use a socket proxy"
+            )
+        return _CURES[number]
+
+
+def is_mounted_by_itself(path: str) -> bool:
+    """Whether a socket is a mount point: it stays the old, dead one when the engine makes itself a new one."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
+    return str(Path(path).resolve()) in mounts
 
 
 def as_engine(engine: Engine | DockerClient, settings: Settings) -> Engine:

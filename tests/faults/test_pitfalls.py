@@ -29,6 +29,7 @@ from eventwatch import watcher as watcher_module
 from eventwatch.app import Application
 from eventwatch.backoff import Pace
 from eventwatch.clock import SystemClock
+from eventwatch.errors import ConfigError
 from eventwatch.model import Cause
 from tests.conftest import free_port
 from tests.e2e.watching import Watched, ago, eventually, filmed, logged, texts, watching
@@ -425,6 +426,34 @@ async def test_pitfall_9_the_sockets_inode(scene: Scene, engine: PrivateEngine, 
     finally:
         if mounted:
             run("umount", "--lazy", str(seen))
+
+
+async def test_pitfall_9_a_dead_socket_that_only_a_restart_replaces_ends_the_program(
+    scene: Scene, engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mounted by itself, the old socket stays: a restart of the container mounts the new one, so we end."""
+    monkeypatch.setattr(engine_module, "DEAD_MOUNT", 1.0)
+    one, *_ = scene.nodes
+    seen = scene.folder / "seen.sock"
+    seen.touch()
+    settings = scene.settings(docker_host=f"unix://{seen}")
+    async with EngineProxy(scene.folder, engine.url):
+        run("mount", "--bind", str(scene.folder / "proxy.sock"), str(seen))
+        app = Application(settings)
+        running = asyncio.create_task(app.run())
+        await scene.is_right()
+    (scene.folder / "proxy.sock").unlink(missing_ok=True)
+    try:
+        async with EngineProxy(scene.folder, engine.url):
+            await one.kill()
+            with pytest.raises(ConfigError, match="mounted by itself"):
+                await asyncio.wait_for(running, 20)
+            run("umount", str(seen))
+            run("mount", "--bind", str(scene.folder / "proxy.sock"), str(seen))
+            async with watching(settings):
+                await scene.is_right()
+    finally:
+        run("umount", "--lazy", str(seen))
 
 
 async def test_pitfall_10_a_socket_proxy_cuts_and_forbids(scene: Scene) -> None:
