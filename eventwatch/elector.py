@@ -92,7 +92,6 @@ class Elector:
         while True:
             await self._clock.sleep(self._duration / RENEWALS if not backoff.failures else backoff.next_delay())
             asked = self._clock.monotonic()
-            held = self.holds()
             try:
                 renewed = await self._store.renew_lease(lease, duration=self._duration, cursor=cursor())
                 gone = not renewed and await self._store.lease_is_gone(lease)
@@ -105,8 +104,8 @@ class Elector:
                     raise LeaseLostError("The lease ran out while the database was away") from None
                 continue
             self.unanswered = False
-            # Slept beyond the lease: another may have taken it meanwhile, and released it again.
-            if gone and held:
+            # Asked after the answers: if we slept beyond the lease in the middle of it, another may have taken it.
+            if gone and self.holds():
                 raise CheckerDeletedError("The checker's document was deleted")
             if not renewed:
                 raise LeaseLostError("Another checker took the lease")

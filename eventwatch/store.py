@@ -521,4 +521,6 @@ async def _deadline(doing: str) -> AsyncIterator[None]:
 
 
 def _reason(error: ServerSelectionTimeoutError) -> str:
+    if "No replica set members match selector" in str(error):
+        return "the replica set has no primary: start a majority of its members"
     return _first_line(str(error)).split(" (configured timeouts")[0].split(", Timeout:")[0]

@@ -469,7 +469,9 @@ class Row:
     times: int = 0
     documents: int = 0
     divergent: int = 0
+    #: Seconds from the end of node life, and at most from the return of what was broken.
     longest_recovery: float = 0.0
+    longest_since_return: float = 0.0
     lost_requests: int = 0
 
     def save(self) -> None:
@@ -479,7 +481,8 @@ class Row:
         TABLE.write_text(json.dumps(rows, indent=1, sort_keys=True))
         print(  # noqa: T201 - pytest shows it with -s, or when the test fails
             f"{self.fault}: {self.times} x, {self.documents} documents, {self.divergent} divergent, "
-            f"longest recovery {self.longest_recovery:.2f} s"
+            f"longest recovery {self.longest_recovery:.2f} s, at most {self.longest_since_return:.2f} s since "
+            "the return"
         )
 
 
@@ -500,6 +503,7 @@ async def endure(
         async with world.busy():
             await asyncio.sleep(1)
             await inject()
+            returned = time.monotonic()
         # Counted from the end of all life: what happens to a node meanwhile makes its document wrong for a moment.
         ended = time.monotonic()
         row.times += 1
@@ -512,6 +516,7 @@ async def endure(
             error.add_note(eventwatch.tail(80))
             raise
         row.longest_recovery = max(row.longest_recovery, took)
+        row.longest_since_return = max(row.longest_since_return, ended - returned + took)
         lost = await oracle.lost_requests()
         row.lost_requests += len(lost)
         assert not lost, "\n".join(lost)

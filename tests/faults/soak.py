@@ -70,6 +70,8 @@ class Figures:
     #: Seconds from the end of a fault and of all life to the last wrong document.
     longest_recovery: float = 0.0
     slowest_fault: str = ""
+    #: Seconds from the end of a fault to the last wrong document, or to the end of all life if that came later.
+    longest_since_return: float = 0.0
     #: Seconds that a document was wrong with no fault about.
     longest_wrong: float = 0.0
     longest_wrong_about: str = ""
@@ -91,7 +93,8 @@ class Figures:
             f"{self.operations} things happened to nodes; {self.documents} documents checked, "
             f"{len(self.divergent)} divergent, {len(self.lost_requests)} requests lost; {self.locked} x the "
             f"engine had locked a container for ever and was killed; longest recovery "
-            f"{self.longest_recovery:.2f} s ({self.slowest_fault}); longest wrong without a fault "
+            f"{self.longest_recovery:.2f} s ({self.slowest_fault}), at most {self.longest_since_return:.2f} s "
+            f"since the fault's end; longest wrong without a fault "
             f"{self.longest_wrong:.2f} s in {self.looks} looks ({self.longest_wrong_about}); "
             f"resident memory at most {self.resident_mb:.0f} MB"
         )
@@ -216,6 +219,7 @@ class Soak:
             figures.divergent.append(f"cycle {figures.cycles}, {name}: wrong for {took:.2f} s after all was quiet")
         if took > figures.longest_recovery:
             figures.longest_recovery, figures.slowest_fault = took, name
+        figures.longest_since_return = max(figures.longest_since_return, quiet_since - ended + took)
         figures.lost_requests += await oracle.lost_requests()
         await self._forget_the_gone()
         for watcher in self._watchers:

@@ -104,6 +104,24 @@ async def test_all_is_right_after_a_failover(engine: PrivateEngine, tmp_path: Pa
         await endure("primary SIGKILL and failover in a replica set of three", world, process, inject)
 
 
+async def test_a_replica_set_without_a_primary_is_waited_for(engine: PrivateEngine, tmp_path: Path) -> None:
+    async with PrivateMongo(members=3) as replica_set, World(engine.url, replica_set.url) as world:
+        await world.populate(2)
+        for number in (1, 2):
+            await replica_set.kill(number)
+        process = Eventwatch(tmp_path, world.settings())
+        try:
+            process.start()
+            await process.logged("no primary")
+            assert process.text().count("\n") == 1
+            for number in (1, 2):
+                await replica_set.start(number)
+            assert await Oracle(world).recovered() < 20
+            assert await process.terminate() == 0, process.tail()
+        finally:
+            process.close()
+
+
 @long
 async def test_all_is_right_after_the_databases_disk_was_full(engine: PrivateEngine, tmp_path: Path) -> None:
     small = PrivateMongo(disk_mb=400)
