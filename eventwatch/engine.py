@@ -35,6 +35,7 @@ from yarl import URL
 
 from eventwatch.errors import ConfigError, EngineError
 from eventwatch.model import (
+    ACTION_ALIASES,
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
     Event,
@@ -67,7 +68,9 @@ DEAD_MOUNT: Final = 120.0
 #: aiodocker's status for "could not connect".
 _NO_ANSWER: Final = 900
 
-_FILTERS: Final = json.dumps({"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]})
+_FILTERS: Final = json.dumps(
+    {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS]}
+)
 _CURES: Final = {
     errno.EACCES: "permission denied: add this user to the socket's group (docker), or `group_add` in compose",
     errno.ENOENT: "no such socket: start the engine, mount its socket, or set DOCKER_HOST",
@@ -340,8 +343,8 @@ class DockerEngine:
         self._refused_since = self._refused_since or now
         if now - self._refused_since > DEAD_MOUNT and is_mounted_by_itself(path):
             raise ConfigError(
-                f"Engine at {self._url} has refused for {DEAD_MOUNT:.0f} s: the socket is mounted by itself, so it "
-                "stays that of an engine before. A restart mounts the new one; mount its folder, or use a socket proxy"
+                f"Engine at {self._url} has refused for {DEAD_MOUNT:.0f} s: the socket is mounted by itself, so "
+                "it stays that of an engine before. A restart mounts the new one; better mount its folder"
             )
         return _CURES[number]
 

@@ -21,11 +21,11 @@ NOT_RUNNING_IP: Final = ""
 NO_HEALTH_CHECK: Final = "none"
 STOPPING: Final = "stopping"
 
-#: Podman's names for Docker's actions and states.
-_ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
+#: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
+ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
 _STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "stopped": "exited"}
 
-#: What is subscribed to. The engine matches `health_status` as a prefix; `died` and `remove` are Podman's.
+#: What is subscribed to, beside its aliases. The engine matches `health_status` as a prefix.
 CONTAINER_ACTIONS: Final = (
     "create", "start", "restart", "die", "stop", "kill", "oom", "pause", "unpause",
     "rename", "update", "destroy", "health_status",
@@ -90,7 +90,7 @@ def parse_event(raw: object) -> Event | None:
     if kind != "container":
         return None
     action, _, rest = action.partition(":")
-    action = _ACTION_ALIASES.get(action, action)
+    action = ACTION_ALIASES.get(action, action)
     if action == "health_status":
         # Podman names the result in an attribute, Docker in the action itself.
         return Event(action, subject, time_nano, health=(rest.strip() or attributes.get("health_status")))
