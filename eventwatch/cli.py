@@ -76,8 +76,10 @@ def _parser() -> argparse.ArgumentParser:
         help="delete every document whose container is gone, even past the brake or owned by another engine",
     )
     status_parser = add("status", "list the nodes, their idle time left, and whether the engine agrees")
-    status_parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
-    status_parser.add_argument("--watch", action="store_true", help="renew the table every second, until Ctrl-C")
+    status_parser.add_argument(
+        "--json", action="store_true", help="print a JSON list, on one line, instead of the table"
+    )
+    status_parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
     explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
     _add_record_options(add("record", "record events and inspections to a file for replays"))

@@ -86,16 +86,20 @@ async def _both(settings: Settings) -> AsyncIterator[tuple[Store, DockerEngine]]
 async def status(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch status`."""
     async with _both(settings) as (store, engine):
-        if arguments.json:
-            reports = await report_nodes(store, engine, settings)
-            say(json.dumps([report.as_json() for report in reports]))
-        elif not arguments.watch:
-            Console().print(node_table(await report_nodes(store, engine, settings)))
-        else:
+        if not arguments.json and arguments.watch:
             with Live(node_table([]), auto_refresh=False) as live:
                 while True:
                     live.update(node_table(await report_nodes(store, engine, settings)), refresh=True)
                     await asyncio.sleep(1.0)
+        while True:
+            reports = await report_nodes(store, engine, settings)
+            if arguments.json:
+                say(json.dumps([report.as_json() for report in reports]))
+            else:
+                Console().print(node_table(reports))
+            if not arguments.watch:
+                break
+            await asyncio.sleep(1.0)
 
 
 async def explain(arguments: argparse.Namespace, settings: Settings) -> None:

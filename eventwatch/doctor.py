@@ -52,11 +52,11 @@ async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
     yield Finding("engine", f"{info.name}, version {info.version}, API {info.api_version} (1.40 or later needed)")
     if info.system_time:
         yield _skew("engine's clock", info.system_time)
-    yield await _permission("GET /events", _open_stream(engine), "EVENTS=1")
-    yield await _permission("GET /containers/json", engine.list_running("eventwatch"), "CONTAINERS=1")
-    yield await _permission("GET /containers/{id}/json", engine.inspect(NOBODY), "CONTAINERS=1")
+    yield await _permission("GET /events", _open_stream(engine))
+    yield await _permission("GET /containers/json", engine.list_running("eventwatch"))
+    yield await _permission("GET /containers/{id}/json", engine.inspect(NOBODY))
     yield await _permission(
-        "POST /containers/{id}/stop", engine.stop(NOBODY, grace=0), "stopping, or set EVENTWATCH_IDLE_TIMEOUT=0"
+        "POST /containers/{id}/stop", engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0"
     )
 
 
@@ -65,11 +65,11 @@ async def _open_stream(engine: Engine) -> None:
         pass
 
 
-async def _permission(call: str, attempt: Awaitable[object], allow: str) -> Finding:
+async def _permission(call: str, attempt: Awaitable[object], instead: str = "") -> Finding:
     try:
         await attempt
     except EngineError as error:
-        cure = f"allow {allow} in the socket proxy" if error.status == DENIED else ""
+        cure = f"allow it in the socket proxy{instead}" if error.status == DENIED else ""
         return Finding(call, str(error), failed=True, cure=cure)
     return Finding(call, "allowed")
 

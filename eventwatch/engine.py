@@ -171,7 +171,7 @@ class DockerEngine:
                 if error.status == DENIED:
                     raise ConfigError(
                         f"Engine at {self._url} denies GET /info (403), which tells the engine's id: "
-                        "allow it in the socket proxy (INFO=1)"
+                        "allow it in the socket proxy"
                     ) from None
                 raise
         engine_id, name = str(info.get("ID") or ""), str(info.get("Name") or "")

@@ -446,6 +446,10 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
+    if TYPE_CHECKING:  # what a variable may be, a keyword may be too: `idle_timeout="30m"`
+
+        def __init__(self, **values: Any) -> None: ...
+
     mongo_url: Annotated[SecretStr, AfterValidator(_check_mongo_url)] = SecretStr(EMBEDDED)
     """Where the node documents live: mongodb://..., mongodb+srv://... or `embedded`, a private mongod that is
     started and stopped with eventwatch and keeps its data in the user's state folder. Embedded by default, so

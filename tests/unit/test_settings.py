@@ -375,7 +375,7 @@ class TestNames:
 
     def test_an_unknown_keyword_is_told_the_nearest(self) -> None:
         with pytest.raises(ValidationError, match="nearest right name is node_port"):
-            Settings(_env_file=None, node_prot=1)  # type: ignore[call-arg]
+            Settings(_env_file=None, node_prot=1)
 
     def test_bare_settings_refuse_an_unknown_name_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EVENTWATCH_NODE_PROT", "1")
