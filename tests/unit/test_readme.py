@@ -115,7 +115,7 @@ def test_every_message_among_the_symptoms_is_one_of_ours() -> None:
     ]  # fmt: skip
     assert len(quoted) >= 8
     for message in quoted:
-        for part in re.split(r" ?…|: ", message):
+        for part in re.split(r" ?… ?|: ", message):
             assert part in source, message
 
 
