@@ -16,10 +16,11 @@ from typing import Final
 
 from loguru import logger
 
+from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.output import say
 from eventwatch.readiness import ask_readiness, is_standby
-from eventwatch.settings import Settings, load_settings, parse_duration
+from eventwatch.settings import Settings, load_settings
 from eventwatch.version import eventwatch_version
 
 _CONSOLE = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <7}</level> {message}"

@@ -19,17 +19,10 @@ a file is noticed after the start.
 
 from __future__ import annotations
 
-import difflib
-import math
-import os
 import re
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from urllib.parse import quote
 
-from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -53,74 +46,17 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from eventwatch.durations import format_duration, parse_duration
 from eventwatch.errors import ConfigError
+from eventwatch.setting_sources import MAX_PORT, PREFIX, SECRETS, Problem, Text, WrittenSource, env_name, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable
 
-    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
-
-__all__ = [
-    "EMBEDDED",
-    "Duration",
-    "Settings",
-    "env_name",
-    "format_duration",
-    "load_settings",
-    "mask_url",
-    "parse_duration",
-]
 
 EMBEDDED = "embedded"
 """The value of `mongo_url` that asks for a private mongod."""
-
-_PREFIX = "EVENTWATCH_"
-_TEST_PREFIX = "EVENTWATCH_TEST_"
-_DOCKER_NAMES = {"docker_tls_verify": "DOCKER_TLS_VERIFY", "docker_cert_path": "DOCKER_CERT_PATH"}
-_MANAGER_NAMES = ("DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASSWORD", "DB_COLLECTION")
-_SECRETS = frozenset({"mongo_url"})
-_EMPTY_IS_OFF = frozenset({"EVENTWATCH_HTTP_LISTEN", "EVENTWATCH_REGISTER_LABEL"})
-_MAX_PORT = 65535
-_HOST = re.compile(r"[\w.-]+|\[?([0-9A-Fa-f.]*:){2,}[0-9A-Fa-f.]*\]?")
-
-
-# --- durations ---------------------------------------------------------------------------------------------
-
-_UNITS = {"d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)?\s*", re.ASCII)
-_DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 2h or 1d"
-_LONGEST = 3650 * 86400.0  # dates and timers overflow not far beyond
-
-
-def parse_duration(value: object) -> float:
-    """Seconds from a number of seconds or a text such as `90s`; ValueError says which forms are accepted."""
-    seconds = _seconds(value)
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(_DURATION_FORMS)
-    if seconds > _LONGEST:
-        raise ValueError(f"must be at most {format_duration(_LONGEST)}")
-    return seconds
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration in the largest unit that divides it; `parse_duration` gives back the same number."""
-    exact = Decimal(repr(float(seconds)))
-    if not exact:
-        return "0s"
-    for unit, size in _UNITS.items():
-        if exact % size == 0:
-            return f"{int(exact / size)}{unit}"
-    return f"{(exact / _UNITS['ms']).normalize():f}ms"
-
-
-def _seconds(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        return None
-    return float(Decimal(match[1]) * _UNITS[match[2] or "s"])
 
 
 # --- secrets in text ---------------------------------------------------------------------------------------
@@ -139,210 +75,6 @@ def mask_url(url: str) -> str:
         return url
     masked = _USERINFO.sub(r"\1:***@", scheme + mark + rest)
     return _SECRET_PROPERTY.sub(r"\1***", _SECRET_PARAMETER.sub(r"\1***", masked))
-
-
-# --- where values come from --------------------------------------------------------------------------------
-
-
-class _Text(str):
-    """A value as it was written, with its name and place, so that an error can cite both."""
-
-    __slots__ = ("name", "place")
-
-    name: str
-    place: str
-
-    def __new__(cls, text: str, name: str, place: str) -> Self:
-        self = super().__new__(cls, text)
-        self.name = name
-        self.place = place
-        return self
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Something wrong with a source rather than with a value. Passed on as if it were a field named so."""
-
-    message: str
-    place: str = ""
-
-
-_Found = dict[str, _Text]
-_Problems = dict[str, _Problem]
-
-
-def env_name(field: str) -> str:
-    """Name the environment variable that sets a field of `Settings`."""
-    return _DOCKER_NAMES.get(field, _PREFIX + field.upper())
-
-
-def _names(field: str) -> tuple[str, ...]:
-    return (env_name(field), "DOCKER_HOST") if field == "docker_host" else (env_name(field),)
-
-
-def _file_names() -> dict[str, str]:
-    return {env_name(field) + "_FILE": env_name(field) for field in _SECRETS}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    by_stem = {candidate.upper().removeprefix(_PREFIX): candidate for candidate in known}
-    stem = name.upper().removeprefix(_PREFIX)
-    return by_stem[difflib.get_close_matches(stem, by_stem, n=1, cutoff=0.0)[0]]
-
-
-def _unknown_names(layer: _Found, fields: Iterable[str]) -> Iterator[tuple[str, _Problem]]:
-    known = [*(env_name(field) for field in fields), *_file_names()]
-    for name, text in layer.items():
-        # EVENTWATCH_TEST_* are the pytest plugin's, whose tests may run beside the code that reads settings.
-        if name.upper().startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
-            yield (
-                name,
-                _Problem(f"unknown setting, the nearest right name is {_nearest(name, known)}", text.place),
-            )
-
-
-def _env_file_lines(path: Path, encoding: str | None) -> tuple[dict[str, int], list[int]]:
-    """Line number of each name in an env file, and of each unreadable statement that mentions us."""
-    lines: dict[str, int] = {}
-    broken: list[int] = []
-    with path.open(encoding=encoding) as stream:
-        for binding in parse_stream(stream):
-            text = binding.original.string
-            line = binding.original.line + len(text[: len(text) - len(text.lstrip())].splitlines())
-            if binding.key is not None:
-                lines[binding.key] = line
-            elif binding.error and _PREFIX in text:
-                broken.append(line)
-    return lines, broken
-
-
-def _from_environment() -> _Found:
-    return {name: _Text(value, name, "") for name, value in os.environ.items()}
-
-
-def _from_env_file(source: DotEnvSettingsSource) -> tuple[_Found, _Problems]:
-    files = source.env_file
-    paths = [files] if isinstance(files, (str, os.PathLike)) else files or []
-    places: dict[str, str] = {}
-    problems: _Problems = {}
-    for path in (Path(file).expanduser() for file in paths):
-        if path.is_file():  # a pipe can be read once only, and that was done
-            lines, broken = _env_file_lines(path, source.env_file_encoding)
-            places |= {name: f"{path}:{line}" for name, line in lines.items()}
-            problems |= {f"{path}:{line}": _Problem("cannot be parsed as NAME=value") for line in broken}
-    found = {
-        name: _Text(value, name, places.get(name, ""))
-        for name, value in source.env_vars.items()
-        if value is not None
-    }
-    return found, problems
-
-
-def _from_secret_files(source: SecretsSettingsSource, known: Iterable[str]) -> tuple[_Found, _Problems]:
-    folders = source.secrets_dir
-    paths = [folders] if isinstance(folders, (str, os.PathLike)) else folders or []
-    names = frozenset(known)
-    found: _Found = {}
-    problems: _Problems = {}
-    for folder in (Path(path).expanduser() for path in paths):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if (name := path.name.upper()) in names and path.is_file():
-                _read_secret(name, path, found, problems)
-    return found, problems
-
-
-def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> None:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        problems[name] = _Problem("cannot be read, it is not UTF-8 text", str(path))
-    except OSError as error:
-        problems[name] = _Problem(f"cannot be read, {error.strerror or error}", str(path))
-    else:
-        found[name] = _Text(text, name, str(path))
-
-
-def _follow_file_names(layer: _Found) -> tuple[_Found, _Problems]:
-    """Replace `NAME_FILE` by `NAME` with the content of that file."""
-    found = dict(layer)
-    problems: _Problems = {}
-    for file_name, name in _file_names().items():
-        pointer = found.pop(file_name, None)
-        if not pointer:
-            continue
-        if found.get(name):
-            problems[file_name] = _Problem(f"set either this or {name}, not both", pointer.place)
-            continue
-        _read_secret(name, Path(pointer).expanduser(), found, problems)
-        if found.get(name) == "":
-            problems[name] = _Problem("the file is empty", found[name].place)
-    return found, problems
-
-
-def _is_set(text: _Text) -> bool:
-    return bool(text) or text.name in _EMPTY_IS_OFF
-
-
-def _manager_database(given: Mapping[str, _Text]) -> tuple[_Found, _Problems]:
-    """Build the URL and the database name from the manager's own `DB_*` names."""
-    host, port = given["DB_HOST"], given.get("DB_PORT", _Text("27017", "DB_PORT", ""))
-    username, password = given.get("DB_USERNAME"), given.get("DB_PASSWORD")
-    problems: _Problems = {}
-    if _HOST.fullmatch(host) is None:
-        problems["DB_HOST"] = _Problem("must be one host name or address, without port", host.place)
-    if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= _MAX_PORT:
-        problems["DB_PORT"] = _Problem(f"must be between 1 and {_MAX_PORT}, got {str(port)!r}", port.place)
-    if username and not password:
-        problems["DB_PASSWORD"] = _Problem("must be set when DB_USERNAME is", username.place)
-    if password and not username:
-        problems["DB_USERNAME"] = _Problem("must be set when DB_PASSWORD is", password.place)
-    login = f"{quote(username, safe='')}:{quote(password, safe='')}@" if username and password else ""
-    address = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    found = {"mongo_url": _Text(f"mongodb://{login}{address}:{port}/", "DB_HOST", host.place)}
-    if "DB_COLLECTION" in given:
-        found["mongo_database"] = given["DB_COLLECTION"]
-    return ({} if problems else found), problems
-
-
-class _WrittenSource(PydanticBaseSettingsSource):
-    """Environment, `.env` and secret files as one source, so that `DB_*` ranks below all of ours."""
-
-    def __init__(
-        self,
-        settings_cls: type[BaseSettings],
-        env_file: DotEnvSettingsSource,
-        secret_files: SecretsSettingsSource,
-    ) -> None:
-        super().__init__(settings_cls)
-        self._env_file = env_file
-        self._secret_files = secret_files
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Part of the base class; unused, for values are looked up by all their names at once."""
-        raise NotImplementedError
-
-    def __call__(self) -> dict[str, Any]:
-        fields = self.settings_cls.model_fields
-        known = {*(name for field in fields for name in _names(field)), *_MANAGER_NAMES}
-        env_file, problems = _from_env_file(self._env_file)
-        secret_files, unreadable = _from_secret_files(self._secret_files, known)
-        problems |= unreadable
-        given: _Found = {}
-        for layer in (secret_files, env_file, _from_environment()):  # the last one wins
-            found, unfollowed = _follow_file_names(layer)
-            problems |= unfollowed | dict(_unknown_names(layer, fields))
-            given |= {name: text for name, text in found.items() if _is_set(text)}
-
-        values: _Found = {}
-        for field in fields:
-            text = next((given[name] for name in _names(field) if name in given), None)
-            if text is not None:
-                values[field] = text
-        if "DB_HOST" in given and "mongo_url" not in values and "mongo_url" not in self.current_state:
-            from_manager, unusable = _manager_database(given)
-            problems |= unusable
-            values = from_manager | values
-        return {**values, **problems}
 
 
 # --- the rules of single values ----------------------------------------------------------------------------
@@ -380,7 +112,7 @@ def _check_mongo_url(secret: SecretStr) -> SecretStr:
 
 def _parse_address(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", text, re.ASCII)
-    if match is None or int(match[3]) > _MAX_PORT:
+    if match is None or int(match[3]) > MAX_PORT:
         raise ValueError("must be HOST:PORT or [IPV6]:PORT such as 127.0.0.1:9471, or empty for off")
     return match[1] or match[2], int(match[3])
 
@@ -406,7 +138,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 """Seconds. Reads what `parse_duration` reads."""
 
 _Flag = Annotated[bool, _expects("true or false")]
-_Port = Annotated[int, Field(ge=1, le=_MAX_PORT), _expects(f"between 1 and {_MAX_PORT}")]
+_Port = Annotated[int, Field(ge=1, le=MAX_PORT), _expects(f"between 1 and {MAX_PORT}")]
 _Positive = Annotated[int, Field(ge=1), _expects("a whole number, at least 1")]
 _Limit = Annotated[int, Field(ge=0), _expects("a whole number, at least 0")]
 _Optional = BeforeValidator(_none_if_empty)
@@ -434,7 +166,7 @@ class Settings(BaseSettings):
     """All settings of eventwatch, checked. Cannot be changed once made; durations are seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
+        env_prefix=PREFIX,
         env_file=".env",
         env_file_encoding="utf-8-sig",
         secrets_dir="/run/secrets",
@@ -562,7 +294,7 @@ class Settings(BaseSettings):
             raise TypeError("pydantic-settings passed an unknown kind of env file source")
         if not isinstance(file_secret_settings, SecretsSettingsSource):
             raise TypeError("pydantic-settings passed an unknown kind of secret file source")
-        return init_settings, _WrittenSource(settings_cls, dotenv_settings, file_secret_settings)
+        return init_settings, WrittenSource(settings_cls, dotenv_settings, file_secret_settings)
 
     @field_validator("sweep_interval")
     @classmethod
@@ -637,12 +369,12 @@ def _explained(item: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
     name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
     cause = item.get("ctx", {}).get("error")
     message = str(cause) if cause is not None else item["msg"]
-    if isinstance(value, _Problem):
+    if isinstance(value, Problem):
         message = value.message
     elif item["type"] == "extra_forbidden":
-        message = f"unknown setting, the nearest right name is {_nearest(name, fields)}"
-    if name in _SECRETS:
-        value = _Text("", value.name, value.place) if isinstance(value, _Text) else ""
+        message = f"unknown setting, the nearest right name is {nearest(name, fields)}"
+    if name in SECRETS:
+        value = Text("", value.name, value.place) if isinstance(value, Text) else ""
     kind = PydanticCustomError("setting", "{message}", {"message": message})
     return InitErrorDetails(type=kind, loc=item["loc"], input=value)
 
@@ -650,9 +382,9 @@ def _explained(item: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
 def _line(item: ErrorDetails) -> str:
     """One problem as `NAME: what is wrong, got VALUE (PLACE)`."""
     value = item["input"]
-    if isinstance(value, _Problem):
+    if isinstance(value, Problem):
         return f"{item['loc'][0]}: {item['msg']}{_in(value.place)}"
-    if isinstance(value, _Text):
+    if isinstance(value, Text):
         got = f", got {mask_url(repr(str(value)))}" if value else ""
         return f"{value.name}: {item['msg']}{got}{_in(value.place)}"
     got = format_duration(value) if isinstance(value, float) else repr(value)

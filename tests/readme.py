@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from eventwatch.settings import Settings, env_name
+from eventwatch.setting_sources import env_name
+from eventwatch.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

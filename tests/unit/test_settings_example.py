@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eventwatch.settings import Settings, env_name, load_settings
+from eventwatch.setting_sources import env_name
+from eventwatch.settings import Settings, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / "settings.env.example"
 SETTING = re.compile(r"((?:^# .*\n)+)^#(\w+)=(.*)$", re.MULTILINE)

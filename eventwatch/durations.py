@@ -1,0 +1,45 @@
+"""Durations as people write them: `90s`, `250ms`, `30m`, `2h`, or a number of seconds.
+
+Contract: what `format_duration` writes, `parse_duration` reads as the same number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+
+_UNITS = {"d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)?\s*", re.ASCII)
+_DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 2h or 1d"
+_LONGEST = 3650 * 86400.0  # dates and timers overflow not far beyond
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from a number of seconds or a text such as `90s`; ValueError says which forms are accepted."""
+    seconds = _seconds(value)
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(_DURATION_FORMS)
+    if seconds > _LONGEST:
+        raise ValueError(f"must be at most {format_duration(_LONGEST)}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration in the largest unit that divides it; `parse_duration` gives back the same number."""
+    exact = Decimal(repr(float(seconds)))
+    if not exact:
+        return "0s"
+    for unit, size in _UNITS.items():
+        if exact % size == 0:
+            return f"{int(exact / size)}{unit}"
+    return f"{(exact / _UNITS['ms']).normalize():f}ms"
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    return float(Decimal(match[1]) * _UNITS[match[2] or "s"])
