@@ -46,7 +46,7 @@ from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
-from eventwatch.sweeper import Brake, Sweeper, set_watching
+from eventwatch.sweeper import Brake, Company, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
 from eventwatch.web import ChangeFeed, Pages, serve
@@ -255,6 +255,7 @@ class Application:
             stopper=stopper,
             settings=settings,
             brake=Brake(),
+            company=Company(),
         )
         reconciler.request_sweep = store.on_return = sweeper.request
         reconciler.listeners.append(self.feed.publish)

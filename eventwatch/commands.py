@@ -27,7 +27,7 @@ from eventwatch.playback import record_file, replay_file
 from eventwatch.report import explain_node, node_table, report_nodes
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, open_store
-from eventwatch.sweeper import one_off_sweeper
+from eventwatch.sweeper import Brake, one_off_sweeper
 
 
 async def run(_: argparse.Namespace, settings: Settings) -> None:
@@ -67,8 +67,14 @@ async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
     async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
         await engine.identify()
         async with open_store(url, settings.mongo_database), one_off_sweeper(engine, settings) as sweeper:
+            sweeper.brake = Brake()
             report = await sweeper.sweep(force=arguments.force)
     say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
+    if report.braked:
+        raise EventwatchError(
+            f"{report.braked} containers are gone, more than delete_limit: nothing was deleted. "
+            "Is this the right engine? Then eventwatch sweep --force"
+        )
     if report.failed:
         raise EventwatchError(f"{report.failed} of {report.checked} nodes could not be inspected")
 

@@ -306,13 +306,11 @@ class Store:
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
 
-    async def knows_no_other_engine(self, engine_id: str) -> bool:
-        """Whether no other engine has a live checker, nor has ever stamped a node that is still here."""
-        if await self.other_live_engines(engine_id):
-            return False
+    async def knows_nodes_of_others(self, engine_id: str) -> bool:
+        """Whether there are nodes that another engine's watcher has stamped."""
         query = {"engine_id": {"$nin": [None, engine_id]}}
         async with _deadline("looking for other engines"):
-            return await self._nodes.count_documents(query, limit=1) == 0
+            return await self._nodes.count_documents(query, limit=1) > 0
 
     # -- history --------------------------------------------------------------------------------------
 

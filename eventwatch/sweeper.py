@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -39,6 +39,8 @@ from eventwatch.store import Store
 CONCURRENCY = 10
 #: Seconds that a pass waits for one inspection: an engine may lock a container for ever, and others must not wait.
 PATIENCE = 3.0
+#: Seconds for which the watcher of another engine is expected back, once it or a node of its own was seen.
+RETURN = 60.0
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
 SWEEPS_LATE = 3.0
 #: Sweeps that must agree before more than `delete_limit` documents are deleted.
@@ -97,8 +99,24 @@ class Brake:
         return self.sweeps > 0
 
 
+@dataclass(slots=True)
+class Company:
+    """Whether another engine's watcher may own what no engine owns: one that is away may just be restarting."""
+
+    seen: float | None = None
+
+    def is_alone(self, others: bool, *, stamped: bool, now: float) -> bool:
+        """Whether only we can own it; `others`: live watchers, `stamped`: nodes of theirs, `now` in seconds."""
+        if others or (stamped and self.seen is None):
+            self.seen = now
+        return not others and (self.seen is None or now - self.seen >= RETURN)
+
+
 class Sweeper:
-    """Runs passes: on its timer, and whenever `request` is called."""
+    """Runs passes: on its timer, and whenever `request` is called.
+
+    With a `brake`, a pass may leave it to later ones to delete what is gone; with `company`, what nobody owns.
+    """
 
     def __init__(
         self,
@@ -109,6 +127,7 @@ class Sweeper:
         stopper: Stopper,
         settings: Settings,
         brake: Brake | None = None,
+        company: Company | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -118,6 +137,7 @@ class Sweeper:
         self._clock: Clock = reconciler.clock
         self._metrics = reconciler.metrics
         self.brake = brake
+        self.company = company
         self._requested = asyncio.Event()
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
@@ -179,8 +199,7 @@ class Sweeper:
             documents = {i: node for i, node in documents.items() if node.engine_id not in others}
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
-        # A watcher of another engine may just be restarting: what it has stamped tells that there is one.
-        sole = not others and all(node.engine_id in {None, engine_id} for node in documents.values())
+        sole = self._is_sole(others, stamped=any(n.engine_id not in {None, engine_id} for n in documents.values()))
         answers = await self._inspect_all(documents, report)
         self.on_fact(max((seen.time_nano for seen, _ in answers.values()), default=0))
         if not force and not all(seen.found for seen, _ in answers.values()):
@@ -245,9 +264,15 @@ class Sweeper:
         engine_id = (await self._engine.identify()).id
         if self._reconciler.engine_id not in {"", engine_id}:
             return False
-        sole = await self._store.knows_no_other_engine(engine_id)
+        others = await self._store.other_live_engines(engine_id)
+        sole = self._is_sole(others, stamped=await self._store.knows_nodes_of_others(engine_id))
         recorded = (await self._store.read([node_id])).get(node_id)
         return recorded is not None and may_delete(recorded, engine_id=engine_id, sole_checker=sole)
+
+    def _is_sole(self, others: Collection[str], *, stamped: bool) -> bool:
+        if self.company is None:
+            return not others
+        return self.company.is_alone(bool(others), stamped=stamped, now=self._clock.monotonic())
 
     async def _require_same_engine(self, engine_id: str) -> None:
         if (await self._engine.identify()).id != engine_id:
@@ -388,7 +413,7 @@ async def check_nodes_status_loop(
     async with AsyncExitStack() as stack:
         if _watching is None or engine is not None or settings is not None:
             sweeper = await stack.enter_async_context(one_off_sweeper(engine, settings))
-            sweeper.brake = Brake()
+            sweeper.brake, sweeper.company = Brake(), Company()
             stack.callback(_looping.reset, _looping.set(sweeper))
         while True:
             try:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from tests.e2e.test_page import free_address
-from tests.e2e.watching import World, eventually, run_program
+from tests.e2e.watching import World, eventually, manager_document, run_program
 
 
 async def ask(world: World, cwd: Path, *words: str, **more: str) -> tuple[int, str]:
@@ -90,3 +90,15 @@ async def test_healthcheck_tells_whether_a_watcher_is_ready(world: World, tmp_pa
     code, text = await ask(world, tmp_path, "healthcheck", EVENTWATCH_HTTP_LISTEN="")
     assert code == 2
     assert "EVENTWATCH_HTTP_LISTEN" in text
+
+
+async def test_a_sweep_by_hand_heeds_the_brake_until_it_is_forced(world: World, tmp_path: Path) -> None:
+    gone = [f"{number:064x}" for number in range(6)]
+    await world.collection.insert_many([manager_document(node_id) for node_id in gone])
+    code, text = await ask(world, tmp_path, "sweep")
+    assert code == 1
+    assert "6 containers are gone, more than delete_limit: nothing was deleted" in text
+    assert await world.collection.count_documents({}) == 6
+    code, text = await ask(world, tmp_path, "sweep", "--force")
+    assert code == 0, text
+    assert await world.collection.count_documents({}) == 0
