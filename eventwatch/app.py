@@ -46,7 +46,7 @@ from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
-from eventwatch.sweeper import Brake, Company, Sweeper, set_watching
+from eventwatch.sweeper import PATIENCE, Brake, Company, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
 from eventwatch.web import ChangeFeed, Pages, serve
@@ -54,7 +54,7 @@ from eventwatch.web import ChangeFeed, Pages, serve
 T = TypeVar("T")
 
 #: Seconds between attempts to reach the database or the engine at the start.
-PATIENCE: Final = Pace(base=0.2, cap=2.0)
+RETRY: Final = Pace(base=0.2, cap=2.0)
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: somebody asked us to stop while we waited
@@ -167,7 +167,7 @@ class Application:
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat until it works; a cause that waiting cannot mend is a ConfigError."""
-        backoff = PATIENCE.start()
+        backoff = RETRY.start()
         while True:
             try:
                 return await self._unless_stopped(attempt())
@@ -256,6 +256,7 @@ class Application:
             settings=settings,
             brake=Brake(),
             company=Company(),
+            patience=PATIENCE,
         )
         reconciler.request_sweep = store.on_return = sweeper.request
         reconciler.listeners.append(self.feed.publish)

@@ -37,8 +37,9 @@ from eventwatch.store import Store
 
 #: Inspections in flight during a sweep.
 CONCURRENCY = 10
-#: Seconds that a pass waits for one inspection: an engine may lock a container for ever, and others must not wait.
-PATIENCE = 3.0
+#: Seconds that a watcher's pass waits for one inspection. An engine locks a container while it starts or stops,
+#: and now and then for ever: that one is waited for beside the pass, so that the others need not wait.
+PATIENCE = 1.0
 #: Seconds for which the watcher of another engine is expected back, once it or a node of its own was seen.
 RETURN = 60.0
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
@@ -115,7 +116,8 @@ class Company:
 class Sweeper:
     """Runs passes: on its timer, and whenever `request` is called.
 
-    With a `brake`, a pass may leave it to later ones to delete what is gone; with `company`, what nobody owns.
+    With a `brake`, a pass may leave it to later ones to delete what is gone; with `company`, what nobody owns;
+    with `patience` (s), to the reconciler's inspectors to wait for what the engine is slow to tell of.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Sweeper:
         settings: Settings,
         brake: Brake | None = None,
         company: Company | None = None,
+        patience: float | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -138,6 +141,7 @@ class Sweeper:
         self._metrics = reconciler.metrics
         self.brake = brake
         self.company = company
+        self._patience = patience
         self._requested = asyncio.Event()
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
@@ -293,11 +297,14 @@ class Sweeper:
         for node_id in ids:
             events_seen = self._reconciler.events_seen(node_id)
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._patience):
                     seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
-            except (EngineError, TimeoutError) as error:
-                _warn(node_id, error if str(error) else f"No inspection within {PATIENCE:.0f} s, waiting beside")
-                if isinstance(error, EngineError) and error.unreachable:
+            except TimeoutError:
+                self._reconciler.inspect_soon(node_id)
+                continue
+            except EngineError as error:
+                _warn(node_id, error)
+                if error.unreachable:
                     deque(ids, maxlen=0)  # nobody need ask for the rest
                 self._reconciler.inspect_soon(node_id)
                 continue
@@ -324,9 +331,9 @@ class Sweeper:
                     await self._reconciler.register(seen)
 
 
-def _warn(node_id: str, why: object) -> None:
+def _warn(node_id: str, error: EngineError) -> None:
     logger.warning("Failed to get node info from docker: {}", node_id)
-    logger.warning("{}", why)
+    logger.warning("{}", error)
 
 
 # -- what managers call -------------------------------------------------------------------------------------

@@ -30,17 +30,17 @@ from typing import Final
 
 from pymongo.errors import PyMongoError
 
+from tests.e2e.watching import true_fields
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.faults.harness import (
     EXPECTED_ERRORS,
     RECOVERY,
     ROOT,
-    Document,
     Eventwatch,
     Oracle,
     StillWrongError,
     World,
-    truth_of,
+    freeze_for,
 )
 
 TABLE: Final = ROOT / ".cache" / "soak.json"
@@ -108,7 +108,8 @@ class Monitor:
         self._oracle = Oracle(world)
         self._figures = figures
         self._watching = False
-        self._wrong_since: dict[str, tuple[Document | None, float]] = {}
+        #: What was true each time that a document was found wrong, in which life of its container, and since when.
+        self._wrong_since: dict[str, tuple[object, float]] = {}
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -134,16 +135,17 @@ class Monitor:
         if not self._watching:
             return
         self._figures.looks += 1
-        truth = truth_of(container, self._world.network) if container else None
+        truth = true_fields(container, network=self._world.network) if container else None
         said = {name: document.get(name) for name in truth or ()} if document else None
         if said == truth:
             self._wrong_since.pop(node_id, None)
             return
         now = time.monotonic()
-        known_truth, since = self._wrong_since.get(node_id, (None, now))
-        if known_truth != truth or node_id not in self._wrong_since:
+        life = [container["State"][name] for name in ("StartedAt", "FinishedAt")] if container else None
+        known, since = self._wrong_since.get(node_id, (None, now))
+        if known != (truth, life):
             since = now
-        self._wrong_since[node_id] = (truth, since)
+        self._wrong_since[node_id] = ((truth, life), since)
         if now - since > self._figures.longest_wrong:
             self._figures.longest_wrong = now - since
             self._figures.longest_wrong_about = f"{node_id[:12]} said {said}, true was {truth}"
@@ -279,11 +281,7 @@ class Soak:
         await self._engine.start()
 
     async def _freeze_engine(self) -> None:
-        self._engine.freeze()
-        try:
-            await asyncio.sleep(self._chance.uniform(0.5, 5))
-        finally:
-            self._engine.thaw()
+        await freeze_for(self._chance.uniform(0.5, 5), self._engine)
 
     async def _kill_mongo(self) -> None:
         await self._mongo.kill()
@@ -291,11 +289,7 @@ class Soak:
         await self._mongo.start()
 
     async def _freeze_mongo(self) -> None:
-        self._mongo.freeze()
-        try:
-            await asyncio.sleep(self._chance.uniform(0.5, 5))
-        finally:
-            self._mongo.thaw()
+        await freeze_for(self._chance.uniform(0.5, 5), self._mongo)
 
     async def _kill_watcher(self) -> None:
         watcher = self._chance.choice(self._watchers)
@@ -312,11 +306,7 @@ class Soak:
 
     async def _freeze_watcher(self) -> None:
         watcher = self._chance.choice(self._watchers)
-        watcher.freeze()
-        try:
-            await asyncio.sleep(self._chance.uniform(LEASE, 2.5 * LEASE))
-        finally:
-            watcher.thaw()
+        await freeze_for(self._chance.uniform(LEASE, 2.5 * LEASE), watcher)
 
 
 def resident_mb(pid: int) -> float:
