@@ -75,7 +75,14 @@ async def replay_file(
     async with (
         database(settings) as url,
         open_replay(
-            recording, settings, url=url, truth=truth, speed=arguments.speed, tiers=tiers, force=arguments.force
+            recording,
+            settings,
+            url=url,
+            truth=truth,
+            speed=arguments.speed,
+            tiers=tiers,
+            force=arguments.force,
+            hurry=True,
         ) as running,
     ):
         with _quietly(settings), _progress(running):

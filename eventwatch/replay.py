@@ -5,7 +5,9 @@ runs watcher, reconciler, sweeper and store against a `ReplayEngine` and a real 
 too: it inserts the document of each container when the recording first speaks of it.
 
 At speed 0 time is virtual (see timeline.py): 90 recorded seconds take a fraction of one, with the same result
-each time. At speed N the clock is real, N times as fast; what the database takes then counts N times.
+each time. In a `hurry` it does not wait for the writer either, which then takes larger batches: the end is the
+same, what the documents say on the way there is not. At speed N the clock is real, N times as fast; what the
+database takes then counts N times.
 
 Contract: the recording is known to be sound before the database is looked at, and the database to hold
 nothing else before it is written to. Documents of other nodes are neither read nor written, even with `force`.
@@ -65,15 +67,21 @@ class Tier(IntEnum):
 class ReplayStore(Store):
     """The real store, confined to the nodes of one recording, that tells while a call is under way."""
 
-    def __init__(self, node_ids: Collection[str], busy: Busy) -> None:
+    def __init__(self, node_ids: Collection[str], busy: Busy, behind: Busy) -> None:
         super().__init__()
         self._ids = frozenset(node_ids)
         self._busy = busy
+        self._behind = behind
+        #: Whose calls time does not wait for.
+        self.writer: asyncio.Task[None] | None = None
 
     def __getattribute__(self, name: str) -> Any:
         # Every call, whichever the pipeline may come to make: virtual time must not pass beneath it.
         attribute = super().__getattribute__(name)
-        return _counted(attribute, self._busy) if inspect.iscoroutinefunction(attribute) else attribute
+        if not inspect.iscoroutinefunction(attribute):
+            return attribute
+        is_behind = self.writer is not None and asyncio.current_task() is self.writer
+        return _counted(attribute, self._behind if is_behind else self._busy)
 
     async def read(self, node_ids: Collection[str] | None = None) -> dict[str, Recorded]:
         """Read documents of this recording only."""
@@ -197,19 +205,27 @@ class Replay:
     """One replay under way; made by `open_replay`. Seconds are those of the recording, from its start."""
 
     def __init__(
-        self, recording: Recording, settings: Settings, *, truth: Truth | None, speed: float, tiers: Tier
+        self,
+        recording: Recording,
+        settings: Settings,
+        *,
+        truth: Truth | None,
+        speed: float,
+        tiers: Tier,
+        hurry: bool = False,
     ) -> None:
         self.recording = recording
         self.truth = truth
         self.settings = replay_settings(settings, recording, tiers)
         self.tiers = tiers
-        busy = Busy()
+        busy, behind = Busy(), Busy()
         start = recording.started_at
-        timeline: Timeline = RealTime(start, speed) if speed else Simulation(start, busy)
+        timeline: Timeline = RealTime(start, speed) if speed else Simulation(start, busy, behind)
         self._timeline = timeline
+        self._hurry = hurry
         self.clock: Clock = timeline.clock
         self.engine = ReplayEngine(recording, self.clock, network=self.settings.node_network)
-        self.store = ReplayStore(recording.first_seen, busy)
+        self.store = ReplayStore(recording.first_seen, busy, behind)
         self.report = Report(len(recording.first_seen), (recording.ended_at - start) / 1e9)
         self._delivered: dict[int, float] = {}
         self._in_last_sweep = False
@@ -346,10 +362,12 @@ class Replay:
             engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
             metrics=metrics, tasks=tasks, chance=random.Random(0),  # noqa: S311 - the same each time
         )  # fmt: skip
+        writer = tasks.create_task(reconciler.run_writer())
+        if self._hurry:
+            store.writer = writer
         jobs = [
             watcher.run(),
             reconciler.run_orphanage(),
-            reconciler.run_writer(),
             self._play_manager(),
             elector.keep(lease, lambda: reconciler.cursor),
             *(reconciler.run_inspector() for _ in range(INSPECTORS)),
@@ -357,7 +375,7 @@ class Replay:
         if self.tiers >= Tier.SWEEP:
             reconciler.request_sweep = sweeper.request
             jobs.append(sweeper.run())
-        return [tasks.create_task(job) for job in jobs]
+        return [writer, *(tasks.create_task(job) for job in jobs)]
 
     async def _play_manager(self) -> None:
         by_time = sorted(self.recording.first_seen.items(), key=lambda item: item[1])
@@ -376,13 +394,14 @@ async def open_replay(
     speed: float = 0.0,
     tiers: Tier = Tier.SWEEP,
     force: bool = False,
+    hurry: bool = False,
 ) -> AsyncIterator[Replay]:
     """Replay `recording` into `settings.mongo_database` at `url`; Beanie's documents can be used meanwhile.
 
     Raises ConfigError when the database serves something else, StoreError when it does not answer.
     """
     async with open_store(url, settings.mongo_database):
-        replay = Replay(recording, settings, truth=truth, speed=speed, tiers=tiers)
+        replay = Replay(recording, settings, truth=truth, speed=speed, tiers=tiers, hurry=hurry)
         await replay.store.make_ready(settings.mongo_database, force=force)
         try:
             await replay.start()

@@ -50,11 +50,13 @@ async def replayed(
     *,
     truth: Truth | None = None,
     tiers: Tier = Tier.SWEEP,
+    hurry: bool = False,
     listener: Callable[[Written], object] | None = None,
 ) -> Report:
     recording = read_recording(path)
     truth = truth if truth is not None else read_expected(expected_path(path), recording)
-    async with open_replay(recording, settings_for(database), url=mongo_url, truth=truth, tiers=tiers) as running:
+    settings = settings_for(database)
+    async with open_replay(recording, settings, url=mongo_url, truth=truth, tiers=tiers, hurry=hurry) as running:
         if listener and running.reconciler:
             running.reconciler.listeners.append(listener)
         return await running.finish()
@@ -85,9 +87,12 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("hurry", [False, True], ids=["step by step", "in a hurry"])
 @pytest.mark.parametrize("path", RECORDINGS, ids=NAMES)
-async def test_every_recording_ends_at_the_truth(path: Path, mongo_url: str, database: str) -> None:
-    reports = [await replayed(path, mongo_url, database, tiers=tiers) for tiers in Tier]
+async def test_every_recording_ends_at_the_truth(
+    path: Path, mongo_url: str, database: str, *, hurry: bool
+) -> None:
+    reports = [await replayed(path, mongo_url, database, tiers=tiers, hurry=hurry) for tiers in Tier]
     assert tuple(report.wrong for report in reports) == WRONG.get(path.stem, (0, 0, 0))
     assert reports[-1].divergences == []
     assert reports[-1].latencies
