@@ -49,7 +49,7 @@ from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import PATIENCE, Brake, Company, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
-from eventwatch.web import ChangeFeed, Pages, serve
+from eventwatch.web import KEPT_CHANGES, ChangeFeed, Pages, serve
 
 T = TypeVar("T")
 
@@ -264,6 +264,8 @@ class Application:
         history = History(store, clock)
         if settings.history:
             reconciler.listeners.append(history.remember)
+        if settings.history and not self.feed.recent:
+            tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
 
         async def on_connect() -> int | None:
             info = await engine.identify()

@@ -1,6 +1,7 @@
 """The last changes of each node, kept in the database, so that "why was it stopped at 3 a.m." has an answer.
 
-A capped collection beside the documents: bounded in size, oldest first to go, read by `explain`. Written in
+A capped collection beside the documents: bounded in size, oldest first to go, read by `explain` and, when a
+watcher starts, for the status page. Written in
 the background once a second, so never in the way of a change; while the database is away the newest changes
 wait, up to a bound. Not promised: completeness. A process that is killed takes up to a second of history along,
 and nothing depends on it.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -47,6 +49,13 @@ class History:
             await self._clock.sleep(INTERVAL)
             await self.flush()
 
+    async def recall(self, tell: Callable[[list[dict[str, Any]]], object], *, limit: int) -> None:
+        """Tell of the last changes, newest first, in the words of `Written`; no matter if it cannot be read."""
+        try:
+            tell([as_change(row) for row in await self._store.read_history(limit=limit)])
+        except StoreError as error:
+            logger.warning("History is not read: {}", error)
+
     async def flush(self) -> None:
         """Write now what is remembered. A database that refuses is logged once, and tried again."""
         rows = list(self._waiting)
@@ -77,3 +86,9 @@ def as_row(written: Written) -> dict[str, Any]:
         "new": dict(written.new),
         "latency": written.latency,
     }
+
+
+def as_change(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The change that `as_row` was made of; its time is in milliseconds, as the database keeps it."""
+    kept = {name: value for name, value in row.items() if name != "at"}
+    return {**kept, "at_ns": round(row["at"].timestamp() * 1e3) * 1_000_000}

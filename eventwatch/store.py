@@ -327,15 +327,11 @@ class Store:
         await self._history.create_index([("node_id", 1)])
         self._history_ready = True
 
-    async def read_history(self, node_id: str, *, limit: int) -> list[dict[str, Any]]:
-        """The newest changes of a node, newest first."""
+    async def read_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
+        """The newest changes of a node, or of all nodes, newest first."""
+        query = {} if node_id is None else {"node_id": node_id}
         async with _deadline("reading the history"):
-            rows = (
-                await self._history.find({"node_id": node_id}, {"_id": 0})
-                .sort("$natural", -1)
-                .limit(limit)
-                .to_list()
-            )
+            rows = await self._history.find(query, {"_id": 0}).sort("$natural", -1).limit(limit).to_list()
         return [{**row, "at": as_utc(row["at"])} for row in rows]
 
     async def find(self, name: str) -> Recorded | None:

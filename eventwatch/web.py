@@ -54,6 +54,12 @@ class ChangeFeed:
             else:
                 reader.put_nowait(change)
 
+    def recall(self, changes: list[dict[str, Any]]) -> None:
+        """Put changes, newest first, before those that are known; readers are ended, to come back for them."""
+        if changes:
+            self.recent.extendleft(changes[: KEPT_CHANGES - len(self.recent)])
+            self.close()
+
     def close(self) -> None:
         """End every reader's stream."""
         for reader in self._readers:
@@ -128,7 +134,7 @@ class Pages:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
-        await response.write(b": changes of node documents\n\n")
+        await response.write(b"retry: 500\n: changes of node documents\n\n")
         try:
             async for change in self.feed.follow():
                 await response.write(f"data: {_dumps(change)}\n\n".encode())

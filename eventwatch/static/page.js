@@ -22,6 +22,11 @@ function duration(seconds) {
   return left >= 60 ? `${Math.floor(left / 60)} min ${left % 60} s` : `${left} s`;
 }
 
+function moment(when) {
+  const today = when.toDateString() === new Date().toDateString();
+  return today ? when.toLocaleTimeString() : when.toLocaleString();
+}
+
 function matches(node, wanted) {
   const text = `${node.node_id} ${node.name || ""} ${node.status} ${node.health} ${node.ip}:${node.port}`;
   return wanted.split(/\s+/).every((word) => text.toLowerCase().includes(word));
@@ -72,7 +77,7 @@ function showChange(change, live) {
   const when = new Date(change.at_ns / 1e6);
   const delay = change.latency === null ? "" : `, ${(change.latency * 1000).toFixed(1)} ms after the event`;
   item.append(element("code", change.short_id), ` ${what} `,
-    element("span", `${when.toLocaleTimeString()}, by ${change.cause}${delay}`, "why"));
+    element("span", `${moment(when)}, by ${change.cause}${delay}`, "why"));
   $("changes").prepend(item);
   while ($("changes").childElementCount > KEPT) $("changes").lastElementChild.remove();
   if (change.latency !== null) {

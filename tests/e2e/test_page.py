@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests.conftest import free_address
 from tests.e2e.watching import World, eventually
 
 FLAGS = (
@@ -37,12 +37,6 @@ def browser() -> Iterator[Chrome]:
         yield driver
     finally:
         driver.quit()
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @asynccontextmanager
@@ -87,6 +81,15 @@ async def test_a_node_that_is_killed_turns_on_the_page_without_reloading_it(worl
         ARTEFACTS.mkdir(parents=True, exist_ok=True)
         driver.save_screenshot(str(ARTEFACTS / "killed.png"))
         assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+async def test_the_page_still_tells_what_happened_before_a_restart(world: World) -> None:
+    node = await world.start("remembered")
+    async with world.watching():
+        await node.kill()
+        await eventually(lambda: world.says(node, status="exited"))
+    async with opened_page(world) as driver:
+        await eventually(lambda: "status running → exited" in text_of(driver, "changes"))
 
 
 async def test_nodes_are_found_by_keyboard_and_the_page_works_at_a_thousand_of_them(world: World) -> None:
