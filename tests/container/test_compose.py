@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,11 +16,13 @@ from tests.conftest import free_port
 from tests.container.sidecars import START, Container, Project, project
 from tests.container.standin import output
 from tests.e2e.watching import Document, World, ago, eventually
+from tests.engines import PrivateEngine
 from tests.nodes import NODE_NETWORK, Nodes
 
 pytestmark = pytest.mark.usefixtures("services")
 
 DATABASE = "ToolServers"
+PASSWORD = "plant3d-in-a-file"
 #: What a stolen sidecar would try first, and how it would try to get around the patterns.
 FORBIDDEN = (
     ("POST", "/containers/create"),
@@ -163,6 +166,43 @@ async def test_without_the_proxy_a_sidecar_works_on_the_mounted_socket(
             await eventually(lambda: gone(world, node.id))
         code, said = sidecar.run("eventwatch", "doctor")
         assert (code, "is not mounted as a file" in said) == (0, True)
+
+
+async def test_with_the_profile_tls_a_remote_engine_is_watched(docker_url: str, tmp_path: Path) -> None:
+    certificates = tmp_path / "certs"
+    certificates.mkdir(mode=0o755)
+    async with (
+        PrivateEngine(remote=True) as remote,
+        Docker(url=remote.url) as far_away,
+        Nodes(far_away, prefix="remote-", network=NODE_NETWORK) as nodes,
+    ):
+        for name in ("ca.pem", "cert.pem", "key.pem"):
+            shutil.copy(remote.certificates / name, certificates)
+            (certificates / name).chmod(0o644)  # the sidecar's user is nobody here
+        env = {"REMOTE_ENGINE": remote.remote_url, "DOCKER_CERT_PATH": "./certs"}
+        async with composed(tmp_path, docker_url, **env) as made:
+            made.up("tls", services=("eventwatch-tls",))
+            await made.container("eventwatch-tls").wait_ready()
+            async with world_of(made, far_away, nodes) as world:
+                node = await world.start("remote")
+                await world.becomes_true()
+                await node.kill()
+                await eventually(lambda: world.says(node, status="exited", ip=""))
+
+
+async def test_a_password_in_a_file_logs_in_and_shows_nowhere(docker_url: str, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    env = {"DB_USERNAME": "sidecar", "DB_PASSWORD_FILE": "./password"}
+    async with composed(tmp_path, docker_url, **env) as made:
+        made.up(services=("mongo",))
+        async with AsyncMongoClient[Document](f"mongodb://{made.address('mongo')}:27017/") as client:
+            await client.admin.command("createUser", "sidecar", pwd=PASSWORD, roles=["readWriteAnyDatabase"])
+        made.up()
+        sidecar = made.container("eventwatch")
+        await sidecar.wait_ready()
+        code, said = sidecar.run("eventwatch", "config")
+        assert (code, "mongodb://sidecar:***@mongo:27017/" in said) == (0, True)
+        assert PASSWORD not in said + sidecar.logs() + json.dumps(sidecar.inspect())
 
 
 async def test_every_profile_of_the_compose_file_is_sound(docker_url: str, tmp_path: Path) -> None:
