@@ -12,7 +12,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 STATUSES: Final = ("created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping")
-RECONNECT_REASONS: Final = ("eof", "broken", "refused", "rotated")
+RECONNECT_REASONS: Final = ("eof", "broken", "refused", "rotated", "deaf")
 
 _LATENCY_BUCKETS: Final = (
     0.001,

@@ -100,6 +100,10 @@ def free_port() -> int:
         return port
 
 
+def free_address() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
 def find_mongod() -> str:
     """The mongod on PATH, else that of the `embedded` extra's wheel."""
     on_path = shutil.which("mongod")

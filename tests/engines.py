@@ -74,43 +74,37 @@ def engine_path(version: Version) -> str:
     if version == INSTALLED:
         return SYSTEM_PATH
     folder = CACHE / version
-    if not (folder / ".ready").exists():
-        fetch_engine(version, folder)
+    # Without their runc, which needs a newer libc: the installed one serves all versions.
+    unpack_packages(folder, SUITES[version], "docker.io", "docker-cli", "containerd")
     return f"{folder}/usr/sbin:{folder}/usr/bin:{SYSTEM_PATH}"
 
 
-def fetch_engine(version: Version, folder: Path) -> None:
-    """Download and unpack the packages of Debian's suite, beside the system's package lists, not into them."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{version}-", dir=CACHE))
-    try:
-        (work / "debian.sources").write_text(sources_of_suite(SUITES[version]))
+def unpack_packages(folder: Path, suite: str, *packages: str) -> None:
+    """Download packages of a Debian suite, beside the system's package lists, not into them; unless it is done."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as temporary:
+        work = Path(temporary)
+        (work / "debian.sources").write_text(sources_of_suite(suite))
         for name in ("lists/partial", "archives/partial"):
             (work / name).mkdir(parents=True)
-        options = [
-            f"{name}={value}"
-            for name, value in {
-                "Dir::Etc::sourcelist": work / "debian.sources",
-                "Dir::Etc::sourceparts": "-",
-                "Dir::State::Lists": work / "lists",
-                "Dir::Cache": work,
-                "APT::Sandbox::User": "root",
-                "Acquire::Retries": "3",
-            }.items()
-        ]
-        apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
+        options = {
+            "Dir::Etc::sourcelist": work / "debian.sources",
+            "Dir::Etc::sourceparts": "-",
+            "Dir::State::Lists": work / "lists",
+            "Dir::Cache": work,
+            "APT::Sandbox::User": "root",
+            "Acquire::Retries": "3",
+        }
+        apt = ["apt-get", "-qq", *(part for name, value in options.items() for part in ("-o", f"{name}={value}"))]
         run(*apt, "update")
-        # Without their runc, which needs a newer libc: the installed one serves all versions.
-        run(*apt, "download", "docker.io", "docker-cli", "containerd", cwd=work)
+        run(*apt, "download", *packages, cwd=work)
         for package in work.glob("*.deb"):
             run("dpkg", "-x", str(package), str(work / "root"))
-        (work / "root" / ".ready").touch()
-        shutil.rmtree(folder, ignore_errors=True)
         # Another test run may have been as quick.
         with contextlib.suppress(OSError):
             (work / "root").rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def sources_of_suite(suite: str) -> str:

@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from aiodocker import Docker
@@ -34,10 +34,12 @@ from tests.engines import PrivateEngine, PrivateMongo
 from tests.nodes import Node, NodeOptions, Nodes
 
 Document = dict[str, Any]
+T = TypeVar("T")
+R = TypeVar("R")
 
 PATIENCE: Final = 60.0
-#: Containers started at once: more only queue up in the engine.
-STARTING: Final = 6
+#: Containers seen to at once: more only queue up in the engine, and a hundred would outlast any deadline.
+AT_ONCE: Final = 6
 #: Longer than any run: what must not sweep by itself is told to sweep this seldom.
 NEVER: Final = "1d"
 TOLD: Final = ("start", "die", "pause", "unpause", "health_status")
@@ -134,6 +136,16 @@ async def match(events: Iterable[EngineEvent], seen: Seen, *, within: float) -> 
     return found
 
 
+async def few_at_once(see_to: Callable[[T], Awaitable[R]], things: Iterable[T]) -> list[R]:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def wait_and_see_to(thing: T) -> R:
+        async with slots:
+            return await see_to(thing)
+
+    return await asyncio.gather(*map(wait_and_see_to, things))
+
+
 class Lab:
     """One run's surroundings."""
 
@@ -167,26 +179,14 @@ class Lab:
 
     async def start_nodes(self, count: int, **options: Any) -> list[Node]:
         chosen: NodeOptions = options  # type: ignore[assignment]
-        slots = asyncio.Semaphore(STARTING)
-
-        async def start() -> Node:
-            async with slots:
-                return await self.real.nodes.start(f"n{next(self._numbers)}", **chosen)
-
-        started = list(await asyncio.gather(*(start() for _ in range(count))))
+        names = [f"n{next(self._numbers)}" for _ in range(count)]
+        started = await few_at_once(lambda name: self.real.nodes.start(name, **chosen), names)
         self._started += started
         return started
 
     async def remove(self, nodes: Iterable[Node]) -> None:
-        """Remove nodes, a few at a time: a hundred at once would outlast any deadline."""
-        slots = asyncio.Semaphore(STARTING)
-
-        async def remove(node: Node) -> None:
-            async with slots:
-                await node.remove()
-
         gone = list(nodes)
-        await asyncio.gather(*(remove(node) for node in gone))
+        await few_at_once(Node.remove, gone)
         self._started = [node for node in self._started if node not in gone]
         self._plain = [node for node in self._plain if node not in gone]
 
@@ -194,17 +194,14 @@ class Lab:
         await self.remove(self._started)
 
     async def all_running(self, nodes: Iterable[Node]) -> None:
-        slots = asyncio.Semaphore(STARTING)
-
         async def see_to(node: Node) -> None:
-            async with slots:
-                state = (await node.inspect())["State"]
-                if state["Paused"]:
-                    await node.unpause()
-                elif not state["Running"]:
-                    await node.start()
+            state = (await node.inspect())["State"]
+            if state["Paused"]:
+                await node.unpause()
+            elif not state["Running"]:
+                await node.start()
 
-        await asyncio.gather(*(see_to(node) for node in nodes))
+        await few_at_once(see_to, nodes)
 
     # -- documents -----------------------------------------------------------------------------------
 

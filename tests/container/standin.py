@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.conftest import find_mongod
-from tests.engines import SYSTEM_PATH, BrokenMachineError, sources_of_suite
+from tests.engines import SYSTEM_PATH, BrokenMachineError, sources_of_suite, unpack_packages
 
 ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".cache" / "standin"
@@ -151,31 +151,8 @@ def mirror() -> str:
 
 
 def fetched(name: str, suite: str, *packages: str) -> Path:
-    """The folder into which these packages of a suite are unpacked."""
-    folder = CACHE / name
-    if folder.exists():
-        return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=CACHE) as temporary:
-        work = Path(temporary)
-        (work / "debian.sources").write_text(sources_of_suite(suite))
-        for part in ("lists/partial", "archives/partial"):
-            (work / part).mkdir(parents=True)
-        options = {
-            "Dir::Etc::sourcelist": work / "debian.sources",
-            "Dir::Etc::sourceparts": "-",
-            "Dir::State::Lists": work / "lists",
-            "Dir::Cache": work,
-            "APT::Sandbox::User": "root",
-            "Acquire::Retries": "3",
-        }
-        apt = ["apt-get", "-qq", *(part for key, value in options.items() for part in ("-o", f"{key}={value}"))]
-        output(*apt, "update", within=120)
-        sh(*apt, "download", *packages, cwd=work, within=120)
-        for package in work.glob("*.deb"):
-            output("dpkg", "-x", package, work / "root")
-        (work / "root").rename(folder)
-    return folder
+    unpack_packages(CACHE / name, suite, *packages)
+    return CACHE / name
 
 
 def compose_and_buildx() -> tuple[Path, Path]:

@@ -10,17 +10,18 @@ import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
 from tests.conftest import find_mongod, free_port
-from tests.e2e.watching import World, eventually, logged, program, run_program, texts
+from tests.e2e.watching import World, eventually, logged, program, run_program, served, texts
+from tests.engines import listens
+from tests.faults.proxies import EngineProxy
 
 PASSWORD = "s3cret-of-the-test"
 
@@ -67,8 +68,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@asynccontextmanager
-async def fake_engine(path: Path, answers: dict[str, Any]) -> AsyncIterator[str]:
+def fake_engine(path: Path, answers: dict[str, Any]) -> AbstractAsyncContextManager[str]:
     """An engine that answers requests for these paths (without the version prefix), and 404 for all others."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -77,15 +77,7 @@ async def fake_engine(path: Path, answers: dict[str, Any]) -> AsyncIterator[str]
             return web.json_response({"message": "page not found"}, status=404)
         return web.json_response(answers[name])
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.UnixSite(runner, str(path)).start()
-        yield f"unix://{path}"
-    finally:
-        await runner.cleanup()
+    return served(path, answer)
 
 
 # -- no engine ----------------------------------------------------------------------------------------------
@@ -227,15 +219,10 @@ def locked_mongo() -> Iterator[str]:
         command = (find_mongod(), "--dbpath", data, "--port", str(port), "--auth", "--nounixsocket", "--quiet")
         with subprocess.Popen((*command, "--bind_ip", "127.0.0.1"), stdout=subprocess.DEVNULL) as process:
             try:
-                asyncio.run(eventually(lambda: is_open(port), within=30))
+                asyncio.run(eventually(lambda: listens(port), within=30))
                 yield f"mongodb://127.0.0.1:{port}/"
             finally:
                 process.kill()
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
@@ -274,16 +261,6 @@ async def test_a_value_that_is_no_duration_is_bad_configuration(mongo_url: str, 
     assert_clean(output)
 
 
-@pytest.mark.parametrize(
-    "arguments", [pytest.param((), id="no-command"), pytest.param(("rum",), id="unknown-command")]
-)
-async def test_a_command_that_is_none_is_bad_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    code, output = await run_program("-m", "eventwatch", *arguments, env={}, cwd=tmp_path)
-    assert code == 2
-    assert output.startswith("usage: eventwatch")
-    assert_clean(output)
-
-
 async def test_config_shows_every_setting_but_no_secret(mongo_url: str, tmp_path: Path) -> None:
     env = environment(with_password(mongo_url), EVENTWATCH_IDLE_TIMEOUT="90s")
     code, output = await run_program("-m", "eventwatch", "config", env=env, cwd=tmp_path)
@@ -315,42 +292,13 @@ HARMLESS = (
 )
 
 
-@asynccontextmanager
-async def garbling(docker_url: str, path: Path) -> AsyncIterator[str]:
-    """A proxy to the real engine that sends garbage before each event."""
-    connector = aiohttp.UnixConnector(docker_url.removeprefix("unix://")) if "unix" in docker_url else None
-    base = "http://engine" if connector else docker_url.replace("tcp://", "http://")
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as real:
-
-        async def forward(request: web.Request) -> web.StreamResponse:
-            url = f"{base}{request.path_qs}"
-            async with real.request(request.method, url, data=await request.read()) as answer:
-                response = web.StreamResponse(status=answer.status)
-                response.content_type = answer.content_type
-                await response.prepare(request)
-                if request.path.endswith("/events"):
-                    await response.write(b"\n".join((*GARBAGE, *HARMLESS)) + b"\n")
-                async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
-                return response
-
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", forward)
-        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        try:
-            await web.UnixSite(runner, str(path)).start()
-            yield f"unix://{path}"
-        finally:
-            await runner.cleanup()
-
-
 async def test_garbage_on_the_event_stream_is_counted_logged_and_skipped(
     world: World, docker_url: str, folder: Path
 ) -> None:
     node = await world.start("one")
     with logged("WARNING") as lines:
-        async with garbling(docker_url, folder / "proxy.sock") as url, world.watching(docker_host=url) as watched:
+        async with EngineProxy(folder, docker_url) as proxy, world.watching(docker_host=proxy.url) as watched:
+            await proxy.emit(b"\n".join((*GARBAGE, *HARMLESS)) + b"\n")
             await eventually(lambda: watched.count("eventwatch_events_total", action="malformed") >= len(GARBAGE))
             assert watched.count("eventwatch_events_total", action="malformed") == len(GARBAGE)
             await node.pause()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from eventwatch import (
 )
 from eventwatch.engine import DockerEngine
 from eventwatch.model import Observation
-from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, texts
+from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts
 from tests.nodes import Node
 
 NO_SUCH_NODE = "0" * 64
@@ -130,54 +130,25 @@ async def test_an_idle_node_is_stopped_when_the_call_returns(world: World, beani
     assert await world.says(node, status="exited", ip="")
 
 
-async def no_engine(path: Path) -> AsyncIterator[None]:
-    yield
+async def says_only_who_it_is(status: int, request: web.Request) -> web.Response:
+    if request.path.endswith(("/version", "/info")):
+        return web.json_response({"ApiVersion": "1.41", "ID": "an engine's id", "Name": "engine"})
+    return web.json_response({"message": "not now"}, status=status)
 
 
-def answering(status: int) -> Callable[[Path], AsyncIterator[None]]:
-    """An engine that says who it is, and no more."""
-
-    async def serve(path: Path) -> AsyncIterator[None]:
-        async def answer(request: web.Request) -> web.Response:
-            if request.path.endswith(("/version", "/info")):
-                return web.json_response({"ApiVersion": "1.41", "ID": "an engine's id", "Name": "engine"})
-            return web.json_response({"message": "not now"}, status=status)
-
-        async for _ in serving(path, answer):
-            yield
-
-    return serve
-
-
-async def silent(path: Path) -> AsyncIterator[None]:
-    async def answer(_: web.Request) -> web.Response:
-        await asyncio.sleep(3600)
-        return web.Response()
-
-    async for _ in serving(path, answer):
-        yield
-
-
-async def serving(path: Path, answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[None]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.UnixSite(runner, str(path)).start()
-        yield
-    finally:
-        await runner.cleanup()
+async def says_nothing(_: web.Request) -> web.Response:
+    await asyncio.sleep(3600)
+    return web.Response()
 
 
 @pytest.mark.parametrize(
-    "behaviour",
+    "answer",
     [
-        pytest.param(no_engine, id="no-socket"),
-        pytest.param(answering(403), id="forbidden"),
-        pytest.param(answering(500), id="failing"),
-        pytest.param(answering(503), id="unavailable"),
-        pytest.param(silent, id="silent"),
+        pytest.param(None, id="no-socket"),
+        pytest.param(partial(says_only_who_it_is, 403), id="forbidden"),
+        pytest.param(partial(says_only_who_it_is, 500), id="failing"),
+        pytest.param(partial(says_only_who_it_is, 503), id="unavailable"),
+        pytest.param(says_nothing, id="silent"),
     ],
 )
 @pytest.mark.parametrize("every", [pytest.param(False, id="one"), pytest.param(True, id="all")])
@@ -186,7 +157,7 @@ async def test_an_engine_that_does_not_answer_is_warned_of_and_changes_nothing(
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    behaviour: Callable[[Path], AsyncIterator[None]],
+    answer: Callable[[web.Request], Awaitable[web.Response]] | None,
     every: bool,
 ) -> None:
     for deadline in ("INSPECT_DEADLINE", "CALL_DEADLINE"):
@@ -194,7 +165,8 @@ async def test_an_engine_that_does_not_answer_is_warned_of_and_changes_nothing(
     await world.insert(NO_SUCH_NODE, status="running", ip="192.0.2.1", last_req_time=ago(1e6))
     before = await world.collection.find().to_list()
     socket = tmp_path / "engine.sock"
-    async with asynccontextmanager(behaviour)(socket), Docker(f"unix://{socket}", api_version="v1.41") as docker:
+    serving = served(socket, answer) if answer else nullcontext()
+    async with serving, Docker(f"unix://{socket}", api_version="v1.41") as docker:
         with logged("INFO") as lines:
             if every:
                 report = await check_nodes_status(engine=docker, settings=world.settings())

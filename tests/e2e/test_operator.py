@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.e2e.test_page import free_address
+from tests.conftest import free_address
 from tests.e2e.watching import World, eventually, manager_document, run_program
 
 
@@ -102,3 +102,16 @@ async def test_a_sweep_by_hand_heeds_the_brake_until_it_is_forced(world: World, 
     code, text = await ask(world, tmp_path, "sweep", "--force")
     assert code == 0, text
     assert await world.collection.count_documents({}) == 0
+
+
+async def test_json_logs_are_one_object_per_line(world: World, tmp_path: Path) -> None:
+    node = await world.start("logged")
+    await node.kill()
+    code, text = await ask(world, tmp_path, "sweep", EVENTWATCH_LOG_FORMAT="json")
+    assert code == 0
+    *lines, summary = text.splitlines()
+    assert summary.startswith("1 nodes checked")
+    records = [json.loads(line)["record"] for line in lines]
+    messages = [record["message"] for record in records]
+    assert f"Node {node.id[:12]} status updated: created -> exited" in messages
+    assert all({"time", "level", "name"} <= record.keys() for record in records)

@@ -10,7 +10,6 @@ package index has. Without an index these tests fail.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -19,8 +18,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +26,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.e2e.test_page import free_address
-from tests.e2e.watching import ROOT, Program, eventually
+from tests.conftest import free_address
+from tests.e2e.watching import ROOT, eventually, started
 
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAME: Final = f"eventwatch-{PROJECT['project']['version']}"
@@ -74,6 +72,10 @@ class Installed:
         """A user's, with a home of their own; the engine is the tests'."""
         engine = {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
         return {"PATH": f"{self.python.parent}:{SYSTEM_PATH}", "HOME": str(self.folder), **engine}
+
+    @property
+    def script(self) -> Path:
+        return self.python.parent / "eventwatch"
 
     def run(self, *command: str | Path) -> str:
         return output(*command, cwd=self.folder, env=self.env)
@@ -155,8 +157,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Built) -> None:
 
 
 def test_the_installed_commands_say_what_they_are(installed: Installed) -> None:
-    script = installed.python.parent / "eventwatch"
-    assert installed.run(script, "--version") == f"eventwatch {PROJECT['project']['version']}\n"
+    assert installed.run(installed.script, "--version") == f"eventwatch {PROJECT['project']['version']}\n"
     shown = installed.run(installed.python, "-m", "eventwatch", "config")
     assert "EVENTWATCH_MONGO_URL=embedded\n" in shown
     place = installed.run(installed.python, "-c", "import eventwatch; print(eventwatch.__file__)")
@@ -170,7 +171,7 @@ async def test_it_watches_with_the_embedded_database_and_ends_on_sigterm(
     address = free_address()
     env = {"EVENTWATCH_DOCKER_HOST": docker_url, "EVENTWATCH_HTTP_LISTEN": address}
     async with (
-        started(installed, "run", env=env) as running,
+        started(installed.script, "run", env=installed.env | env, cwd=installed.folder) as running,
         httpx.AsyncClient(base_url=f"http://{address}") as client,
     ):
         await running.says("Embedded MongoDB answers at ", within=30)
@@ -187,24 +188,6 @@ async def test_it_watches_with_the_embedded_database_and_ends_on_sigterm(
         assert await running.ends() == 0
         assert "Traceback" not in running.output
     assert (installed.folder / ".local" / "state" / "eventwatch" / "mongo" / "db").is_dir()
-
-
-@asynccontextmanager
-async def started(installed: Installed, *words: str, env: dict[str, str]) -> AsyncIterator[Program]:
-    """Run the installed command; it is killed at exit if it has not ended."""
-    process = await asyncio.create_subprocess_exec(
-        installed.python.parent / "eventwatch", *words, env=installed.env | env, cwd=installed.folder,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    running = Program(process)
-    reading = asyncio.create_task(running.read(), name="program-output")
-    try:
-        yield running
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        await reading
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ from typing import Final
 
 import pytest
 
+from tests.conftest import free_address
 from tests.container.test_swarm import STACK_FILE
 from tests.e2e.test_embedding import environment, served
-from tests.e2e.test_page import free_address
 from tests.e2e.watching import Program, World, eventually, program, run_program
 from tests.nodes import Node
 from tests.readme import README, ROOT, Block, blocks, commands

@@ -1,7 +1,8 @@
 """What the end-to-end tests share: a world to watch, patience, and an oracle that knows what is true.
 
-The oracle reads the engine's own inspections and knows the documents' rules by heart; it shares no code with
-eventwatch, so that one mistake cannot be made twice. Waiting is always for something, with a deadline.
+The oracle, and the fault suite's, reads the engine's own inspections and knows the documents' rules by heart; it
+shares no code with eventwatch, so that one mistake cannot be made twice. Waiting is always for something, with a
+deadline.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from aiodocker import Docker, DockerError
+from aiohttp import web
 from loguru import logger
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
@@ -64,12 +66,13 @@ async def eventually(probe: Callable[[], Any], within: float = PATIENCE) -> Any:
 def true_fields(container: Mapping[str, Any], *, network: str, port: int = NODE_PORT) -> Document:
     """What a node's document must say of this inspection; `port` is missing where it is left as it is."""
     state = container["State"]
-    status, health = state["Status"], state.get("Health", {}).get("Status") or "none"
+    status, health = state["Status"], (state.get("Health") or {}).get("Status") or "none"
     if status != "running" and health == "healthy":
         health = "unhealthy"
     ip = ""
     if status in ("running", "paused"):
-        ip = container["NetworkSettings"]["Networks"].get(network, {}).get("IPAddress", "")
+        networks = container["NetworkSettings"]["Networks"] or {}
+        ip = (networks.get(network) or {}).get("IPAddress", "")
     fields: Document = {"status": status, "health": health, "ip": ip}
     exposed = [
         int(spec.split("/")[0]) for spec in container["Config"].get("ExposedPorts") or () if "/udp" not in spec
@@ -347,11 +350,30 @@ def ago(seconds: float) -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+# -- in place of an engine ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def served(
+    socket: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> AsyncIterator[str]:
+    """Let `answer` have every request to this socket; gives the URL of the engine that it passes for."""
+    app = web.Application(client_max_size=0)
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(socket)).start()
+        yield f"unix://{socket}"
+    finally:
+        await runner.cleanup()
+
+
 # -- eventwatch as a program --------------------------------------------------------------------------------
 
 
 class Program:
-    """A running `python -m eventwatch`, or another Python program that imports it; both outputs are kept."""
+    """A running eventwatch, or another Python program that imports it; both outputs are kept."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -376,16 +398,20 @@ class Program:
             raise AssertionError(f"did not end within {within} s:\n{self.output}") from None
 
 
-@asynccontextmanager
-async def program(
+def program(
     *arguments: str | Path, env: Mapping[str, str], cwd: Path, prefix: tuple[str, ...] = ()
-) -> AsyncIterator[Program]:
-    """Run Python with these arguments in a folder of its own; it is killed at exit if it has not ended."""
+) -> AbstractAsyncContextManager[Program]:
+    """Run Python with these arguments, and the tree to import from, in a folder of its own."""
+    base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return started(*prefix, sys.executable, *arguments, env=base | dict(env), cwd=cwd)
+
+
+@asynccontextmanager
+async def started(*command: str | Path, env: Mapping[str, str], cwd: Path) -> AsyncIterator[Program]:
+    """Run a command with this environment and no other; it is killed at exit if it has not ended."""
     process = await asyncio.create_subprocess_exec(
-        *prefix,
-        sys.executable,
-        *arguments,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **env},
+        *command,
+        env=env,
         cwd=cwd,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,6 @@ async def world(engine: PrivateEngine, mongo: PrivateMongo) -> AsyncIterator[Wor
 @pytest.fixture
 def eventwatch(world: World, tmp_path: Path) -> Iterator[Eventwatch]:
     """Eventwatch on that world, started."""
-    process = Eventwatch(tmp_path, world.settings())
-    process.start()
-    yield process
-    process.close()
+    with closing(Eventwatch(tmp_path, world.settings())) as process:
+        process.start()
+        yield process

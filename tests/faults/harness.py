@@ -2,8 +2,8 @@
 
 `World` holds nodes on a real engine and their documents in a real MongoDB. While it is `busy`, nodes live at
 random and a manager writes `last_req_time`, also by replacing whole documents with an older model. `Oracle`
-compares every document with an inspection, by the rules of the documents' contract written down here a second
-time, so that a mistake in eventwatch's own rules cannot hide itself.
+compares every document with an inspection, by the end-to-end tests' own copy of the documents' rules, so that a
+mistake in eventwatch's rules cannot hide itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -31,7 +31,9 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
-from tests.nodes import NODE_PORT, Node, Nodes
+from tests.e2e.watching import ago, manager_document, true_fields
+from tests.engines import PrivateEngine, PrivateMongo
+from tests.nodes import Node, Nodes
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 TABLE: Final = ROOT / ".cache" / "faults.json"
@@ -76,6 +78,7 @@ class Eventwatch:
         self._folder = folder
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._begins_at = 0
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -92,6 +95,7 @@ class Eventwatch:
         ours = {f"EVENTWATCH_{name.upper()}": value for name, value in {**self._settings, **settings}.items()}
         foreign = {name: os.environ[name] for name in os.environ if not name.startswith(OUR_VARIABLES)}
         with self.log.open("ab") as output:
+            self._begins_at = output.tell()
             self._process = subprocess.Popen(
                 # It must not outlive a test run that was killed: the kernel ends it, even frozen, with its parent.
                 ["setpriv", "--pdeathsig", "KILL", *within, sys.executable, "-m", "eventwatch", "run"],
@@ -132,6 +136,13 @@ class Eventwatch:
             await asyncio.sleep(0.01)
         return self.process.wait()
 
+    async def spoken(self, within: float = 20.0) -> None:
+        """Wait until this process has logged anything; until then it may not even handle signals."""
+        deadline = time.monotonic() + within
+        while self.log.stat().st_size == self._begins_at:
+            assert time.monotonic() < deadline, f"said nothing within {within:.0f} s"
+            await asyncio.sleep(0.05)
+
     def text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -151,6 +162,15 @@ class Eventwatch:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
             self._process.wait()
+
+
+async def freeze_for(seconds: float, what: Eventwatch | PrivateEngine | PrivateMongo) -> None:
+    """Stop its process so long, whatever happens meanwhile."""
+    what.freeze()
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        what.thaw()
 
 
 # -- the world ----------------------------------------------------------------------------------------------
@@ -250,20 +270,10 @@ class World:
         await self.insert(node)
         return node
 
-    async def insert(self, node: Node, **fields: Any) -> None:
+    async def insert(self, node: Node) -> None:
         """Insert the document; while the database is away, try again until it is back."""
-        now = utc_now()
-        document = {
-            "_id": node.id,
-            "short_id": node.id[:12],
-            "status": "running",
-            "health": "starting",
-            "ip": "",
-            "port": NODE_PORT,
-            "last_req_time": now,
-            "session": "made by the manager",
-            **fields,
-        }
+        now = ago(0)
+        document = manager_document(node.id, status="running", last_req_time=now, session="made by the manager")
         while True:
             try:
                 await self.documents.update_one({"_id": node.id}, {"$setOnInsert": document}, upsert=True)
@@ -285,7 +295,7 @@ class World:
 
     async def request(self, node_id: str, *, replace: bool) -> None:
         """One request to a node, as the manager notes it down."""
-        now = utc_now()
+        now = ago(0)
         requests = self.requests[node_id]
         try:
             if replace:
@@ -355,12 +365,6 @@ class World:
                 await asyncio.wait(work, timeout=2 * CALL)
                 for task in work:
                     task.cancel()
-
-
-def utc_now() -> datetime:
-    """As the manager stores it: UTC, naive, in the database's milliseconds."""
-    now = datetime.now(UTC).replace(tzinfo=None)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 # -- the oracle ---------------------------------------------------------------------------------------------
@@ -439,21 +443,9 @@ class Oracle:
         return lost
 
 
-def truth_of(container: Document, network: str) -> Document:
-    """What the contract wants a document to say, given the inspection of its container."""
-    state = container["State"]
-    status = state["Status"]
-    health = (state.get("Health") or {}).get("Status") or "none"
-    if health == "healthy" and status != "running":
-        health = "unhealthy"
-    networks = container["NetworkSettings"]["Networks"] or {}
-    ip = (networks.get(network) or {}).get("IPAddress", "") if status in {"running", "paused"} else ""
-    return {"status": status, "health": health, "ip": ip, "port": NODE_PORT}
-
-
 def differences(document: Document, container: Document, network: str) -> Iterator[str]:
     """Where a document departs from the contract, in words."""
-    for name, value in truth_of(container, network).items():
+    for name, value in true_fields(container, network=network).items():
         if document.get(name) != value:
             yield f"{name} is {document.get(name)!r}, should be {value!r}"
 

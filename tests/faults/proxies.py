@@ -1,8 +1,8 @@
 """What stands between eventwatch and a real engine in order to lie, to fail and to fall silent.
 
 `EngineProxy` speaks HTTP: it forwards, unless told to answer by itself, and can speak up on the event stream.
-`DeadWire` moves bytes: it can stop doing so without closing a connection, as a network does. `HeldWire` stands
-before a database: it can hold back what is on its way there, as a writer does that was paused in mid-write.
+`Wire` moves bytes: it can stop doing so without closing a connection, as a network does, and hold back what is on
+its way, as a writer does that was paused in mid-write.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp import web
+
+from tests.e2e.watching import served
 
 #: What a proxy must not pass on, because each side of it has its own.
 HOP_BY_HOP: Final = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
@@ -52,12 +54,7 @@ class EngineProxy:
         return self.backend.removeprefix("unix://")
 
     async def __aenter__(self) -> Self:
-        application = web.Application(client_max_size=0)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        await web.UnixSite(runner, str(self.socket)).start()
+        await self._stack.enter_async_context(served(self.socket, self._handle))
         return self
 
     async def __aexit__(
@@ -169,16 +166,24 @@ def kept(headers: Any) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}
 
 
-class DeadWire:
-    """A TCP port that leads to an engine's socket; connections that `die` swallow all bytes and never close."""
+class Wire:
+    """A TCP port that leads to an engine's socket, or to another port of this machine.
 
-    def __init__(self, backend: str) -> None:
-        self._backend = backend.removeprefix("unix://")
-        self._dead: set[asyncio.Task[None]] = set()
-        self._alive: set[asyncio.Task[None]] = set()
+    Connections that `die` swallow all bytes and never close. What the client sends can be held back by its text,
+    and sent on later.
+    """
+
+    def __init__(self, backend: str | int) -> None:
         self.port = 0
+        #: What was held back first, all connections together.
+        self.held = b""
+        self._backend = backend
+        self._alive: set[asyncio.Task[None]] = set()
+        self._dead: set[asyncio.Task[None]] = set()
+        self._text: bytes | None = None
+        self._arrived = asyncio.Event()
+        self._released = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self._refuse = False
 
     @property
     def url(self) -> str:
@@ -205,69 +210,6 @@ class DeadWire:
         self._dead |= self._alive
         return len(self._alive)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._alive.add(task)
-        try:
-            back_reader, back_writer = await asyncio.open_unix_connection(self._backend)
-        except OSError:
-            writer.close()
-            self._alive.discard(task)
-            return
-        try:
-            async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(task, reader, back_writer), name="to-engine")
-                pumps.create_task(self._pump(task, back_reader, writer), name="from-engine")
-        except* (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            self._alive.discard(task)
-            self._dead.discard(task)
-            for end in (writer, back_writer):
-                end.close()
-
-    async def _pump(
-        self, task: asyncio.Task[None], source: asyncio.StreamReader, sink: asyncio.StreamWriter
-    ) -> None:
-        while data := await source.read(65536):
-            if task in self._dead:
-                continue
-            sink.write(data)
-            await sink.drain()
-        if task not in self._dead:
-            sink.close()
-
-
-class HeldWire:
-    """A TCP port that leads to another; what the client sends can be held back by its text, and sent on later."""
-
-    def __init__(self, port: int) -> None:
-        self._backend = port
-        self._text: bytes | None = None
-        self._released = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self.port = 0
-        #: What was held back first, all connections together.
-        self.held = b""
-        self._arrived = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
     def hold(self, text: bytes) -> None:
         """Hold back from now on what contains `text`, and whatever follows it on the same connection."""
         self._text = text
@@ -284,27 +226,38 @@ class HeldWire:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._alive.add(task)
         writers = [writer]
         try:
-            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._backend)
+            back_reader, back_writer = await self._connect()
             writers.append(back_writer)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, back_writer, held=True), name="to-database")
-                pumps.create_task(self._pump(back_reader, writer, held=False), name="from-database")
+                pumps.create_task(self._pump(task, reader, back_writer, forth=True), name="forth")
+                pumps.create_task(self._pump(task, back_reader, writer, forth=False), name="back")
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
+            self._alive.discard(task)
+            self._dead.discard(task)
             for end in writers:
                 end.close()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, held: bool) -> None:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._backend, int):
+            return await asyncio.open_connection("127.0.0.1", self._backend)
+        return await asyncio.open_unix_connection(self._backend.removeprefix("unix://"))
+
+    async def _pump(
+        self, task: asyncio.Task[None], source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, forth: bool
+    ) -> None:
         while data := await source.read(65536):
-            if held and self._text is not None and self._text in data:
+            if task in self._dead:
+                continue
+            if forth and self._text is not None and self._text in data:
                 self.held += data
                 self._arrived.set()
                 await self._released.wait()
             sink.write(data)
             await sink.drain()
-        sink.close()
+        if task not in self._dead:
+            sink.close()

@@ -30,6 +30,7 @@ from typing import Final
 
 from pymongo.errors import PyMongoError
 
+import eventwatch.store  # noqa: F401 - it mends the driver
 from tests.e2e.watching import true_fields
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.faults.harness import (
@@ -299,6 +300,7 @@ class Soak:
 
     async def _restart_watcher(self) -> None:
         watcher = self._chance.choice(self._watchers)
+        await watcher.spoken()
         code = await watcher.terminate()
         if code:
             raise AssertionError(f"SIGTERM: ended with {code}\n{watcher.tail()}")

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from pymongo import AsyncMongoClient
 
 import eventwatch.store  # noqa: F401 - it mends the driver
 from tests.conftest import free_port
+from tests.e2e.watching import eventually
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import RECOVERY, Document, Eventwatch, Oracle, World, endure, long
+from tests.faults.harness import RECOVERY, Document, Eventwatch, Oracle, World, endure, freeze_for, long
 
 
 async def test_all_is_right_after_mongod_was_killed_and_started_again(
@@ -32,14 +33,7 @@ async def test_all_is_right_after_mongod_was_killed_and_started_again(
 async def test_all_is_right_after_mongod_was_frozen_for_10_s(
     mongo: PrivateMongo, world: World, eventwatch: Eventwatch
 ) -> None:
-    async def inject() -> None:
-        mongo.freeze()
-        try:
-            await asyncio.sleep(10)
-        finally:
-            mongo.thaw()
-
-    await endure("mongod SIGSTOP for 10 s", world, eventwatch, inject)
+    await endure("mongod SIGSTOP for 10 s", world, eventwatch, lambda: freeze_for(10, mongo))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -69,12 +63,9 @@ async def beside(
     """A world on the shared engine and on a database of the test's own."""
     async with mongo, World(engine.url, mongo.url) as world:
         await world.populate(8)
-        process = Eventwatch(folder, world.settings(**settings))
-        process.start()
-        try:
+        with closing(Eventwatch(folder, world.settings(**settings))) as process:
+            process.start()
             yield world, process
-        finally:
-            process.close()
 
 
 @long
@@ -109,8 +100,12 @@ async def test_a_replica_set_without_a_primary_is_waited_for(engine: PrivateEngi
         await world.populate(2)
         for number in (1, 2):
             await replica_set.kill(number)
-        process = Eventwatch(tmp_path, world.settings())
-        try:
+
+        async def without_primary() -> bool:
+            return await replica_set.primary() is None
+
+        await eventually(without_primary, 30)  # the one that is left stays primary for some seconds
+        with closing(Eventwatch(tmp_path, world.settings())) as process:
             process.start()
             await process.logged("no primary")
             assert process.text().count("\n") == 1
@@ -118,8 +113,6 @@ async def test_a_replica_set_without_a_primary_is_waited_for(engine: PrivateEngi
                 await replica_set.start(number)
             assert await Oracle(world).recovered() < 20
             assert await process.terminate() == 0, process.tail()
-        finally:
-            process.close()
 
 
 @long

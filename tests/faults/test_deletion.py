@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.watching import manager_document
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import Eventwatch, Oracle, World, utc_now
+from tests.faults.harness import Eventwatch, Oracle, World
 from tests.faults.proxies import EngineProxy
 
 FOREIGN = "f" * 64
@@ -21,50 +23,42 @@ async def proxy(engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[EnginePr
         yield made
 
 
-async def insert_foreign(world: World, *, owner: str | None) -> None:
-    """A node that another engine's watcher looks after; without `owner` a manager's replace dropped its stamp."""
-    stamp = {} if owner is None else {"engine_id": owner, "epoch": 1}
-    fields = {"_id": FOREIGN, "short_id": FOREIGN[:12], "status": "running", "health": "healthy", "ip": "10.0.0.1"}
-    await world.documents.insert_one({**fields, "port": 31942, "last_req_time": utc_now(), **stamp})
+@asynccontextmanager
+async def proxied(world: World, proxy: EngineProxy, folder: Path) -> AsyncIterator[Eventwatch]:
+    """Eventwatch behind the proxy, watching, with a sweep each second."""
+    settings = world.settings(docker_host=proxy.url, sweep_interval="1s")
+    with closing(Eventwatch(folder, settings)) as process:
+        process.start()
+        await process.logged("Nodes status checker started.")
+        yield process
 
 
 async def test_an_inspection_that_failed_once_deletes_no_node_of_another_engine(
-    world: World, proxy: EngineProxy, eventwatch: Eventwatch, tmp_path: Path
+    world: World, proxy: EngineProxy, tmp_path: Path
 ) -> None:
-    eventwatch.close()
-    process = Eventwatch(tmp_path, world.settings(docker_host=proxy.url, sweep_interval="1s"), name="proxied")
-    process.start()
-    try:
-        await process.logged("Nodes status checker started.")
-        await insert_foreign(world, owner="another engine")
+    async with proxied(world, proxy, tmp_path) as process:
+        fields = {"status": "running", "health": "healthy", "ip": "10.0.0.1", "epoch": 1}
+        await world.documents.insert_one(manager_document(FOREIGN, engine_id="another engine", **fields))
         undo = proxy.fail("/containers/", 500)
         await process.logged("Failed to get node info from docker: " + FOREIGN)
         undo()
         await asyncio.sleep(3)
         assert await world.documents.find_one({"_id": FOREIGN}) is not None, process.tail()
-    finally:
-        process.close()
 
 
 async def test_another_engine_that_takes_over_the_address_unnoticed_deletes_nothing(
-    world: World, proxy: EngineProxy, eventwatch: Eventwatch, tmp_path: Path
+    world: World, proxy: EngineProxy, tmp_path: Path
 ) -> None:
-    eventwatch.close()
     for node in list(world.nodes.values())[4:]:
         await world.documents.delete_one({"_id": node.id})
         world.inserted.discard(node.id)
-    process = Eventwatch(tmp_path, world.settings(docker_host=proxy.url, sweep_interval="1s"), name="proxied")
-    process.start()
-    try:
-        await process.logged("Nodes status checker started.")
+    async with proxied(world, proxy, tmp_path) as process:
         await Oracle(world).recovered()
         async with PrivateEngine() as other:
             # The event stream to the old engine stays open, as a half-open connection would.
             proxy.backend = other.url
             await asyncio.sleep(4)
             assert await world.documents.count_documents({}) == 4, process.tail()
-    finally:
-        process.close()
 
 
 async def test_an_engine_that_lost_its_id_but_not_its_nodes_is_watched_again(
@@ -72,8 +66,7 @@ async def test_an_engine_that_lost_its_id_but_not_its_nodes_is_watched_again(
 ) -> None:
     async with PrivateEngine() as engine, World(engine.url, mongo.url) as world:
         await world.populate(3)
-        process = Eventwatch(tmp_path, world.settings())
-        try:
+        with closing(Eventwatch(tmp_path, world.settings())) as process:
             for count in (1, 2, 3):  # each start takes a higher epoch
                 process.start()
                 await process.logged("Nodes status checker started.", times=count)
@@ -88,18 +81,12 @@ async def test_an_engine_that_lost_its_id_but_not_its_nodes_is_watched_again(
                 await node.start()
             await Oracle(world).recovered(within=10)
             assert "A later holder of the lease" not in process.text(), process.tail()
-        finally:
-            process.close()
 
 
 async def test_inspections_that_are_repeated_do_not_get_round_the_brake_nor_the_engines_id(
-    world: World, proxy: EngineProxy, eventwatch: Eventwatch, tmp_path: Path
+    world: World, proxy: EngineProxy, tmp_path: Path
 ) -> None:
-    eventwatch.close()
-    process = Eventwatch(tmp_path, world.settings(docker_host=proxy.url, sweep_interval="1s"), name="proxied")
-    process.start()
-    try:
-        await process.logged("Nodes status checker started.")
+    async with proxied(world, proxy, tmp_path) as process:
         await Oracle(world).recovered()
         async with PrivateEngine() as other:
             undo = proxy.fail("/containers/", 500)
@@ -108,5 +95,3 @@ async def test_inspections_that_are_repeated_do_not_get_round_the_brake_nor_the_
             undo()
             await asyncio.sleep(4)
             assert await world.documents.count_documents({}) == 8, process.tail()
-    finally:
-        process.close()

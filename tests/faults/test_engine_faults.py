@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.engines import PrivateEngine
-from tests.faults.harness import Eventwatch, World, endure
+from tests.faults.harness import Eventwatch, World, endure, freeze_for
 
 
 async def test_all_is_right_after_dockerd_was_terminated_and_started_again(
@@ -36,11 +36,4 @@ async def test_all_is_right_after_dockerd_was_killed_and_a_node_died_meanwhile(
 async def test_all_is_right_after_dockerd_was_frozen_for_10_s(
     engine: PrivateEngine, world: World, eventwatch: Eventwatch
 ) -> None:
-    async def inject() -> None:
-        engine.freeze()
-        try:
-            await asyncio.sleep(10)
-        finally:
-            engine.thaw()
-
-    await endure("dockerd SIGSTOP for 10 s", world, eventwatch, inject)
+    await endure("dockerd SIGSTOP for 10 s", world, eventwatch, lambda: freeze_for(10, engine))

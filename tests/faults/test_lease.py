@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.engines import PrivateMongo
 from tests.faults.harness import CALL, Eventwatch, Oracle, Row, World, times
-from tests.faults.proxies import HeldWire
+from tests.faults.proxies import Wire
 
 LEADS = "Nodes status checker started."
 STANDS_BY = "Standing by"
@@ -24,19 +24,14 @@ LEASE = 2.0
 @pytest.fixture
 async def pair(world: World, tmp_path: Path) -> AsyncIterator[tuple[Eventwatch, Eventwatch]]:
     """A holder and a standby, with a lease of 2 s."""
-    both = tuple(
-        Eventwatch(tmp_path, world.settings(lease_duration=f"{LEASE:.0f}s"), name=name) for name in ("one", "two")
-    )
-    one, two = both
-    try:
+    settings = world.settings(lease_duration=f"{LEASE:.0f}s")
+    one, two = (Eventwatch(tmp_path, settings, name=name) for name in ("one", "two"))
+    with closing(one), closing(two):
         one.start()
         await one.logged(LEADS)
         two.start()
         await two.logged(STANDS_BY)
         yield one, two
-    finally:
-        for process in both:
-            process.close()
 
 
 class Epochs:
@@ -140,11 +135,11 @@ async def test_a_write_that_arrives_only_after_another_took_over_matches_nothing
 ) -> None:
     """The write is under way, past every check of the holder's, when its lease runs out."""
     lease = f"{LEASE:.0f}s"
-    async with HeldWire(mongo.ports[0]) as wire:
+    async with Wire(mongo.ports[0]) as wire:
         through_wire = f"mongodb://127.0.0.1:{wire.port}/?directConnection=true"
         one = Eventwatch(tmp_path, world.settings(lease_duration=lease, mongo_url=through_wire), name="one")
         two = Eventwatch(tmp_path, world.settings(lease_duration=lease), name="two")
-        try:
+        with closing(one), closing(two):
             one.start()
             await one.logged(LEADS)
             await Oracle(world).recovered()
@@ -169,9 +164,6 @@ async def test_a_write_that_arrives_only_after_another_took_over_matches_nothing
             assert not epochs.went_back, "\n".join(epochs.went_back)
             await Oracle(world).recovered(within=10)
             assert await holder_pid(world) == two.pid
-        finally:
-            one.close()
-            two.close()
 
 
 async def test_a_holder_that_slept_through_a_takeover_and_its_release_watches_again(
@@ -204,17 +196,3 @@ async def test_a_holder_that_is_told_to_end_releases_its_lease_and_the_standby_t
     await Oracle(world).recovered(within=10)
     assert took < LEASE / 2 + 0.5, f"{took:.2f} s"
     assert await holder_pid(world) == two.pid
-
-
-async def test_deleting_the_checkers_document_stops_it_with_0_and_says_so(world: World, tmp_path: Path) -> None:
-    watcher = Eventwatch(tmp_path, world.settings(lease_duration=f"{LEASE:.0f}s"))
-    try:
-        watcher.start()
-        await watcher.logged(LEADS)
-        await Oracle(world).recovered()
-        assert (await world.checkers.delete_one({})).deleted_count == 1
-        assert await watcher.ended(within=2 * LEASE) == 0
-        assert watcher.text().count(STOPPED) == 1
-        assert await world.checkers.count_documents({}) == 0
-    finally:
-        watcher.close()

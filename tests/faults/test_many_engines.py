@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,7 +146,7 @@ async def test_a_wiped_engine_brakes_its_own_watcher_and_leaves_the_others_nodes
             settings = world.settings(sweep_interval="1s", lease_duration="2s")
             hosts.append(Host(private, world, Eventwatch(tmp_path, settings, name=f"watcher{number}")))
         kept, lost = hosts
-        try:
+        with closing(kept.watcher), closing(lost.watcher):
             await begin(hosts)
             if not stamped:
                 await kept_world.documents.update_many({}, {"$unset": {"engine_id": "", "epoch": ""}})
@@ -162,9 +162,6 @@ async def test_a_wiped_engine_brakes_its_own_watcher_and_leaves_the_others_nodes
                 # What it owned and what three sweeps agree on is gone for good.
                 assert not await lost.documents(), lost.watcher.tail()
                 assert lost.watcher.text().count(BRAKE) >= 2
-        finally:
-            for host in hosts:
-                host.watcher.close()
 
 
 async def test_an_engine_with_another_id_deletes_nothing(
@@ -172,8 +169,7 @@ async def test_an_engine_with_another_id_deletes_nothing(
 ) -> None:
     async with PrivateEngine() as doomed, World(doomed.url, mongo.url) as world:
         await world.populate(NODES)
-        watcher = Eventwatch(tmp_path, world.settings(sweep_interval="1s", lease_duration="2s"))
-        try:
+        with closing(Eventwatch(tmp_path, world.settings(sweep_interval="1s", lease_duration="2s"))) as watcher:
             watcher.start()
             await watcher.logged(LEADS)
             await Oracle(world).recovered(within=10)
@@ -182,5 +178,3 @@ async def test_an_engine_with_another_id_deletes_nothing(
             await watcher.logged(LEADS, times=2)
             await asyncio.sleep(4)
             assert await world.documents.count_documents({}) == NODES, watcher.tail()
-        finally:
-            watcher.close()

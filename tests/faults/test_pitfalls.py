@@ -32,15 +32,14 @@ from eventwatch.clock import SystemClock
 from eventwatch.errors import ConfigError
 from eventwatch.model import Cause
 from tests.conftest import free_port
-from tests.e2e.watching import Watched, ago, eventually, filmed, logged, texts, watching
+from tests.e2e.watching import NEVER, Watched, ago, eventually, filmed, logged, texts, watching
 from tests.engines import PrivateEngine, PrivateMongo, run
 from tests.faults.harness import EXPECTED_ERRORS, RECOVERY, Document, Oracle, Row, World, times
-from tests.faults.proxies import DeadWire, EngineProxy
+from tests.faults.proxies import EngineProxy, Wire
 from tests.nodes import Node
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-NEVER: Final = 600.0
 FLOOD: Final = 100_000
 #: Bytes; aiohttp's own reader of lines gives up at 512 KiB.
 LONG: Final = 600 * 1024
@@ -715,7 +714,7 @@ async def test_a_half_open_connection_to_the_engine_does_not_last(
     monkeypatch.setattr(engine_module, "INSPECT_DEADLINE", 1.0)
     one, two, *_ = scene.nodes
     row = Row("half-open connection to the engine")
-    async with DeadWire(engine.url) as wire, scene.watched(docker_host=wire.url) as watched:
+    async with Wire(engine.url) as wire, scene.watched(docker_host=wire.url) as watched:
         for number in range(times()):
             node = (one, two)[number % 2]
             assert wire.die() > 0

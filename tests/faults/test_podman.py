@@ -7,6 +7,7 @@ status `restarting`, and health checks without systemd, which runs their probes.
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 
 from tests.engines import PrivateMongo
@@ -20,8 +21,7 @@ async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
 ) -> None:
     async with PrivatePodman() as podman, World(podman.url, mongo.url, seed=5) as world:
         await world.populate(3)
-        watcher = Eventwatch(tmp_path, world.settings(sweep_interval="1h"))
-        try:
+        with closing(Eventwatch(tmp_path, world.settings(sweep_interval="1h"))) as watcher:
             watcher.start()
             await watcher.logged("Nodes status checker started.")
             oracle = Oracle(world)
@@ -34,5 +34,3 @@ async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
             assert not await oracle.lost_requests()
             assert await watcher.terminate() == 0, watcher.tail()
             assert "Traceback" not in watcher.text()
-        finally:
-            watcher.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,8 @@ async def test_a_remote_engine_is_watched_over_tls_through_its_restart(
 ) -> None:
     async with World(remote.url, mongo.url) as world:
         await world.populate(3)
-        watcher = Eventwatch(tmp_path, world.settings(docker_host=remote.remote_url, sweep_interval="10m"))
-        try:
+        settings = world.settings(docker_host=remote.remote_url, sweep_interval="10m")
+        with closing(Eventwatch(tmp_path, settings)) as watcher:
             watcher.start(within=over_tls(remote.certificates))
             await watcher.logged("Nodes status checker started.")
             oracle = Oracle(world)
@@ -44,8 +45,6 @@ async def test_a_remote_engine_is_watched_over_tls_through_its_restart(
             await node.start()
             assert await oracle.recovered() <= RECOVERY
             assert await watcher.terminate() == 0, watcher.tail()
-        finally:
-            watcher.close()
 
 
 @pytest.mark.parametrize("certificates", ["none", "another CA's", "of nobody"])
@@ -60,13 +59,10 @@ async def test_what_makes_tls_impossible_is_bad_configuration_in_one_line(
     if certificates == "of nobody":
         (folder / "ca.pem").write_bytes((remote.certificates / "ca.pem").read_bytes())
     settings = {"docker_host": remote.remote_url, "mongo_url": mongo.url, "http_listen": ""}
-    watcher = Eventwatch(tmp_path, settings)
-    try:
+    with closing(Eventwatch(tmp_path, settings)) as watcher:
         watcher.start(within=over_tls(folder))
         assert await watcher.ended() == 2, watcher.tail()
         line = watcher.text().splitlines()[-1]
         assert line.startswith("eventwatch: ")
         assert "DOCKER_CERT_PATH" in line
         assert "Traceback" not in watcher.text()
-    finally:
-        watcher.close()

@@ -257,7 +257,26 @@ class Stream:
     dropped: tuple[int, int] | None = None
 
 
-class SimulatedEngine:
+class UnaskedEngine:
+    """What an engine in a test need not know: to be asked for it is an error."""
+
+    async def identify(self) -> EngineInfo:
+        raise NotImplementedError
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
+        raise NotImplementedError
+
+    async def list_running(self, label: str) -> list[str]:
+        raise NotImplementedError
+
+    async def stop(self, node_id: str, *, grace: float) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class SimulatedEngine(UnaskedEngine):
     """Tells of the containers; `chance` decides how late."""
 
     def __init__(
@@ -346,15 +365,6 @@ class SimulatedEngine:
         key = (node_id, state.version)
         self.proven[key] = min(seen.time_nano, self.proven.get(key, seen.time_nano))
         return seen
-
-    async def list_running(self, label: str) -> list[str]:
-        raise NotImplementedError
-
-    async def stop(self, node_id: str, *, grace: float) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
 
 
 # -- the store ------------------------------------------------------------------------------------------------

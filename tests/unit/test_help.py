@@ -20,7 +20,7 @@ from unittest import mock
 import pytest
 
 from eventwatch import cli
-from tests.conftest import free_port
+from tests.conftest import free_address
 
 FOLDER = Path(__file__).parent / "help"
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_what_fails_ends_with_1_and_one_line(tmp_path: Path) -> None:
 
 def in_a_shell(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a program, where nothing answers its health check."""
-    environment = {"PYTHONPATH": str(ROOT), "EVENTWATCH_HTTP_LISTEN": f"127.0.0.1:{free_port()}"}
+    environment = {"PYTHONPATH": str(ROOT), "EVENTWATCH_HTTP_LISTEN": free_address()}
     return subprocess.run(
         [sys.executable, "-m", "eventwatch", *words],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=30, check=False,

@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager
 import pytest
 
 from eventwatch.clock import VirtualClock
-from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Event, Observation
+from eventwatch.model import Event
 from eventwatch.watcher import LIFETIME, OVERLAP_NS, Watcher
+from tests.unit.simulated import UnaskedEngine
 
 T0 = 1_795_492_000_000_000_000
 
 
-class ScriptedEngine:
+class ScriptedEngine(UnaskedEngine):
     """Each connection is one queue: events, an exception to break with, or None for a clean end."""
 
     def __init__(self) -> None:
@@ -49,21 +49,6 @@ class ScriptedEngine:
             yield read()
         finally:
             self.closed += 1
-
-    async def identify(self) -> EngineInfo:
-        raise NotImplementedError
-
-    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
-        raise NotImplementedError
-
-    async def list_running(self, label: str) -> list[str]:
-        raise NotImplementedError
-
-    async def stop(self, node_id: str, *, grace: float) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
 
 
 class Scene:
