@@ -227,7 +227,7 @@ class Application:
                 await self._run_pipeline(tasks, engine, store, elector, lease)
                 outcome = _Outcome.STOPPED
         except* EventwatchError as group:
-            logger.warning("Starting over: {}", "; ".join(str(error) for error in _leaves(group)))
+            logger.warning("Starting over: {}", "; ".join(dict.fromkeys(str(error) for error in _leaves(group))))
         except* Exception as group:  # noqa: BLE001 - a bug must not end the watching
             for error in _leaves(group):
                 logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)

@@ -506,7 +506,7 @@ async def _deadline(doing: str) -> AsyncIterator[None]:
     except ServerSelectionTimeoutError as error:
         raise StoreError(f"Database unreachable while {doing}: {_reason(error)}") from None
     except ConnectionFailure as error:
-        raise StoreError(f"Database connection lost while {doing}: {_first_line(str(error))}") from None
+        raise StoreError(f"Database connection lost while {doing}: {_reason(error)}") from None
     except PyMongoError as error:
         raise StoreError(f"Database failed while {doing}: {_first_line(str(error))}") from None
     finally:
@@ -514,7 +514,7 @@ async def _deadline(doing: str) -> AsyncIterator[None]:
             raise asyncio.CancelledError
 
 
-def _reason(error: ServerSelectionTimeoutError) -> str:
+def _reason(error: ConnectionFailure) -> str:
     if "No replica set members match selector" in str(error):
         return "the replica set has no primary: start a majority of its members"
     return _first_line(str(error)).split(" (configured timeouts")[0].split(", Timeout:")[0]
