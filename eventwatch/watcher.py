@@ -34,8 +34,8 @@ from eventwatch.policy import is_older
 
 #: ns. Inversions of up to 66 ms were measured; `newest - 1 s` lost no event in 443 resumptions.
 OVERLAP_NS: Final = 1_000_000_000
-#: Events remembered for dropping duplicates: more than an engine keeps (256), enough for a second of flood.
-REMEMBERED_EVENTS: Final = 20_000
+#: Events remembered for dropping duplicates: an engine keeps 256, and two streams that overlap say others twice.
+REMEMBERED_EVENTS: Final = 5_000
 #: Seconds that a connection lives: random between these, so that many sidecars do not reconnect together.
 LIFETIME: Final = (300.0, 600.0)
 #: Seconds until a renewal that failed is tried again: the old connection may be a deaf one.
