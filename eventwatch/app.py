@@ -271,7 +271,7 @@ class Application:
             info = await engine.identify()
             if info.id != lease.engine_id:
                 raise EngineChangedError("another engine answers at the same address now")
-            sweeper.request()
+            sweeper.request(after_connect=True)
             return nanos(info.system_time) or None
 
         async def keep_lease() -> None:

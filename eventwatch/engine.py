@@ -109,8 +109,8 @@ class Engine(Protocol):
         """What the engine says of a container now."""
         ...
 
-    async def list_running(self, label: str) -> list[str]:
-        """Ids of the running containers that carry `label` (`key` or `key=value`)."""
+    async def list_running(self, label: str | None = None) -> list[str]:
+        """Ids of the running containers, or of those that carry `label` (`key` or `key=value`)."""
         ...
 
     async def stop(self, node_id: str, *, grace: float) -> None:
@@ -269,8 +269,8 @@ class DockerEngine:
         async with self._deadline("listing containers", INSPECT_DEADLINE):
             return [container.id for container in await self._docker().containers.list(all=True)]
 
-    async def list_running(self, label: str) -> list[str]:
-        filters = json.dumps({"label": [label], "status": ["running", "paused"]})
+    async def list_running(self, label: str | None = None) -> list[str]:
+        filters = json.dumps({"status": ["running", "paused"], **({"label": [label]} if label else {})})
         async with self._deadline("listing containers", INSPECT_DEADLINE):
             return [container.id for container in await self._docker().containers.list(filters=filters)]
 

@@ -192,6 +192,15 @@ class Reconciler:
             if event.action == "destroy":
                 del self._strangers[node_id]
             return
+        self._wait_for_document(node_id)
+
+    def expect(self, node_ids: Iterable[str]) -> None:
+        """Wait for documents of these containers, too: what started them was told before anybody listened."""
+        for node_id in node_ids:
+            if node_id not in self.known and node_id not in self._strangers:
+                self._wait_for_document(node_id)
+
+    def _wait_for_document(self, node_id: str) -> None:
         if node_id not in self._orphans:
             if len(self._orphans) >= REMEMBERED:
                 self.request_sweep()

@@ -105,13 +105,14 @@ class ReplayEngine:
         await self._until(line.at)
         return line.observe(self._network, as_of=as_of)
 
-    async def list_running(self, label: str) -> list[str]:
-        """Ids of the containers that run now and carry `label`."""
+    async def list_running(self, label: str | None = None) -> list[str]:
+        """Ids of the containers that run now, or of those that carry `label`."""
         self._connection()
         now = self._now()
         lines = {i: self._answer(i) for i in self._answers}
         seen = [line.observe(self._network) for line in lines.values() if line and line.asked <= now]
-        return [s.node_id for s in seen if s.status in {"running", "paused"} and label_matches(label, s.labels)]
+        running = [s for s in seen if s.status in {"running", "paused"}]
+        return [s.node_id for s in running if label is None or label_matches(label, s.labels)]
 
     async def stop(self, node_id: str, *, grace: float) -> None:
         """Refuse: what was recorded cannot be changed."""

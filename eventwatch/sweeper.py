@@ -143,12 +143,14 @@ class Sweeper:
         self.company = company
         self._patience = patience
         self._requested = asyncio.Event()
+        self._after_connect = False
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
         self.last_success: float | None = None
 
-    def request(self) -> None:
-        """Ask for a pass as soon as possible."""
+    def request(self, *, after_connect: bool = False) -> None:
+        """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
+        self._after_connect |= after_connect
         self._requested.set()
 
     async def run(self) -> None:
@@ -226,8 +228,7 @@ class Sweeper:
         report.stopping = sum(
             self.stopper.consider(documents[node_id], seen) for node_id, (seen, _) in answers.items()
         )
-        if self._settings.register_label:
-            await self._register_missing(self._settings.register_label)
+        await self._look_further()
         self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
         if not report.failed:
             self.last_success = self._clock.monotonic()
@@ -322,6 +323,14 @@ class Sweeper:
                 len(doomed), nodes, limit, AGREEING_SWEEPS,
             )  # fmt: skip
         return allowed
+
+    async def _look_further(self) -> None:
+        """Turn to containers that have no document."""
+        if self._after_connect:
+            self._reconciler.expect(await self._engine.list_running())
+            self._after_connect = False
+        if self._settings.register_label:
+            await self._register_missing(self._settings.register_label)
 
     async def _register_missing(self, label: str) -> None:
         for node_id in await self._engine.list_running(label):

@@ -37,6 +37,16 @@ async def test_a_document_inserted_late_becomes_true_without_another_event(world
     assert Cause.SWEEP not in {change.cause for change in watched.written}
 
 
+async def test_a_document_is_made_true_though_its_container_started_before_anybody_watched(world: World) -> None:
+    """A restart of the watcher between the start and the insertion loses nothing."""
+    node = await world.nodes.start("earlier")
+    async with world.watching() as watched:
+        await eventually(lambda: watched.count("eventwatch_sweep_duration_seconds_count"))
+        await world.insert(node)
+        await eventually(partial(world.says, node, status="running", ip=await world.ip(node)))
+        await eventually(lambda: {change.cause for change in watched.of(node)} == {Cause.EVENT})
+
+
 async def test_a_container_that_was_removed_before_its_document_came_takes_the_document_along(
     world: World,
 ) -> None:

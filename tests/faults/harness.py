@@ -385,6 +385,8 @@ class Oracle:
         self._world = world
         #: Other worlds have documents in the same collection, which are not looked at.
         self._only_ours = only_ours
+        self._truths: dict[str, tuple[object, float]] = {}
+        self._last_look = float("-inf")
 
     @property
     def _query(self) -> Document:
@@ -399,38 +401,56 @@ class Oracle:
                 return None
             raise
 
-    async def wrong(self) -> list[str]:
-        """Every document that does not say what its container is, in words."""
-        world = self._world
+    async def wrong(self) -> dict[str, float]:
+        """Every document that does not say what its container is, in words, and since when that has been true."""
+        world, look = self._world, time.monotonic()
         documents = {row["_id"]: row async for row in world.documents.find(self._query)}
-        found: list[str] = []
+        found: dict[str, float] = {}
         for node_id in documents.keys() | world.inserted:
             container, document = await self.inspect(node_id), documents.get(node_id)
+            since = self._true_since(node_id, container)
             if container is None:
                 if document is not None:
-                    found.append(f"{node_id[:12]}: has a document, but no container")
+                    found[f"{node_id[:12]}: has a document, but no container"] = since
             elif document is None:
-                found.append(f"{node_id[:12]}: has a container, but no document")
+                found[f"{node_id[:12]}: has a container, but no document"] = since
             else:
-                found += [f"{node_id[:12]}: {text}" for text in differences(document, container, world.network)]
+                for text in differences(document, container, world.network):
+                    found[f"{node_id[:12]}: {text}"] = since
+        self._last_look = look
         return found
 
+    def _true_since(self, node_id: str, container: Document | None) -> float:
+        """When the container changed to what it is now, at the earliest: after the look before."""
+        life = [container["State"][name] for name in ("StartedAt", "FinishedAt")] if container else None
+        now_true = (life, true_fields(container, network=self._world.network) if container else None)
+        known, since = self._truths.get(node_id, (None, self._last_look))
+        if known != now_true:
+            since = self._last_look
+            self._truths[node_id] = (now_true, since)
+        return since
+
     async def recovered(self, *, since: float | None = None, within: float = 30.0) -> float:
-        """Wait until all is right and stays so; seconds from `since` (default: now) to the last wrong sight."""
+        """Wait until all is right and stays so.
+
+        Returns how long (s) a document was wrong, counted from `since` (default: now), or from the last change of
+        its container if that came later: an engine may end what it was told to do after everything fell silent.
+        """
         began = time.monotonic() if since is None else since
-        last_wrong, wrong = began, [""]
+        took, last_wrong, wrong = 0.0, began, {"": began}
         while True:
             now = time.monotonic()
             try:
                 wrong = await self.wrong()
             except (*EXPECTED_ERRORS, PyMongoError) as error:
-                wrong = [repr(error)]
+                wrong = {repr(error): began}
             if wrong:
                 last_wrong = time.monotonic()
+                took = max(took, last_wrong - max(began, min(wrong.values())))
             elif now - last_wrong > QUIET:
-                return max(0.0, last_wrong - began)
+                return took
             if now - began > within:
-                raise StillWrongError(within, wrong)
+                raise StillWrongError(within, list(wrong))
             await asyncio.sleep(0.02)
 
     async def lost_requests(self) -> list[str]:

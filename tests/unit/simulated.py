@@ -266,7 +266,7 @@ class UnaskedEngine:
     async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
         raise NotImplementedError
 
-    async def list_running(self, label: str) -> list[str]:
+    async def list_running(self, label: str | None = None) -> list[str]:
         raise NotImplementedError
 
     async def stop(self, node_id: str, *, grace: float) -> None:
