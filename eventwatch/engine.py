@@ -338,7 +338,10 @@ class DockerEngine:
         if number != errno.ECONNREFUSED or path == self._url:
             return _CURES.get(number)
         if Path(path).is_dir():
-            return "it is a folder: Docker makes one where a mount's source is missing; mount the socket's folder"
+            raise ConfigError(
+                f"Engine at {self._url} unreachable: it is a folder: Docker makes one where a mount's source is "
+                "missing; remove it, and mount the socket's folder"
+            )
         now = time.monotonic()
         self._refused_since = self._refused_since or now
         if now - self._refused_since > DEAD_MOUNT and is_mounted_by_itself(path):

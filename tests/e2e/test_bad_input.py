@@ -131,12 +131,15 @@ def forbidden_socket(folder: Path) -> Iterator[Path]:
         yield path
 
 
-async def test_a_folder_where_the_socket_should_be_is_told_of(mongo_url: str, folder: Path) -> None:
-    """What Docker makes of a mount whose source is missing."""
+@pytest.mark.parametrize("command", ["run", "sweep"])
+async def test_a_folder_where_the_socket_should_be_is_bad_configuration(
+    mongo_url: str, folder: Path, command: str
+) -> None:
+    """What Docker makes of a mount whose source is missing: waiting does not make a socket of it."""
     (folder / "docker.sock").mkdir()
     env = environment(mongo_url, DOCKER_HOST=f"unix://{folder}/docker.sock")
-    code, output = await run_program("-m", "eventwatch", "sweep", env=env, cwd=folder)
-    assert code == 1
+    code, output = await run_program("-m", "eventwatch", command, env=env, cwd=folder)
+    assert code == 2
     assert "it is a folder: Docker makes one where a mount's source is missing" in the_line(output)
 
 
