@@ -339,8 +339,9 @@ class DockerEngine:
             return _CURES.get(number)
         if Path(path).is_dir():
             raise ConfigError(
-                f"Engine at {self._url} unreachable: it is a folder: Docker makes one where a mount's source is "
-                "missing; remove it, and mount the socket's folder"
+                f"Engine at {self._url} unreachable: "
+                "it is a folder: Docker makes one where a mount's source is missing; "
+                "remove it, and mount the socket's folder"
             )
         now = time.monotonic()
         self._refused_since = self._refused_since or now
