@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: every figure of DESIGN.md section 13 beside its floor, as a table, JSON and a plot.
+"""`python -m tests.bench`: every figure beside its floor and its budget, as a table, JSON and a plot.
 
 Each figure is measured in turn with its floor, in one run; `--only` measures some. A figure that cannot be
 measured on this machine is named with the reason and ends the run with 1; one that misses its budget does not.

@@ -1,8 +1,8 @@
 """The least that any program could do, as a process of its own, so that it is measured as eventwatch is.
 
-- `events`: raw aiodocker events, one pymongo `update_one` each: no ODM, no queue, no bookkeeping, wrong in every
-  way that DESIGN.md describes. On SIGHUP it does the sweep's floor: one find, an inspection of every node, ten at
-  a time, and one bulk write of what changed.
+- `events`: raw aiodocker events, one pymongo `update_one` each: no ODM, no queue, no bookkeeping, and so
+  wrong wherever eventwatch takes care. On SIGHUP it does the sweep's floor: one find, an inspection of every node,
+  ten at a time, and one bulk write of what changed.
 - `merge`: for floods. A bare loop over the event stream that merges per node, and beside it one bulk write after
   the other of what has been merged.
 - `replay FILE`: the same over a recording; prints the seconds that it took and the events that it read.

@@ -1,4 +1,4 @@
-"""The poller that eventwatch replaces, rebuilt from DESIGN.md: what every figure of freshness is compared with.
+"""The poller that eventwatch replaces, rebuilt: what every figure of freshness is compared with.
 
 One pass a second: every document through Beanie, one inspection per node, one after the other, and the whole
 document replaced when anything differs.

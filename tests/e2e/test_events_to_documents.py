@@ -1,4 +1,4 @@
-"""Each event that DESIGN.md names, on real containers: what the document says at once, and what it says then.
+"""Each event of the README's table, on real containers: what the document says at once, and what it says then.
 
 Where a hint is tested, the settle comes minutes later and the sweep never, so only the hint can have done it.
 Where settling is tested, the document is spoiled first, so that even an event that changes nothing must show.

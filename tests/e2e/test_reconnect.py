@@ -13,7 +13,7 @@ from tests.e2e.watching import World, ago, assert_documents_true, eventually, lo
 from tests.engines import PrivateEngine
 from tests.nodes import Nodes
 
-#: DESIGN.md, section 13: every document is right this soon after the engine's return.
+#: Seconds: every document is right this soon after the engine's return.
 RIGHT_WITHIN = 2.0
 NO_SUCH_NODE = "e" * 64
 
