@@ -409,6 +409,9 @@ class Oracle:
         for node_id in documents.keys() | world.inserted:
             container, document = await self.inspect(node_id), documents.get(node_id)
             since = self._true_since(node_id, container)
+            if container and document and any(differences(document, container, world.network)):
+                # An engine may have kept us waiting: the document is to be no older than the inspection.
+                document = await world.documents.find_one({"_id": node_id})
             if container is None:
                 if document is not None:
                     found[f"{node_id[:12]}: has a document, but no container"] = since
