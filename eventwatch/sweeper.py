@@ -327,8 +327,11 @@ class Sweeper:
     async def _look_further(self) -> None:
         """Turn to containers that have no document."""
         if self._after_connect:
-            self._reconciler.expect(await self._engine.list_running())
             self._after_connect = False
+            try:
+                self._reconciler.expect(await self._engine.list_running())
+            except EngineError as error:
+                logger.warning("Containers whose documents may still come are not known: {}", error)
         if self._settings.register_label:
             await self._register_missing(self._settings.register_label)
 

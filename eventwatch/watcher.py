@@ -105,6 +105,12 @@ class Watcher:
 
     async def run(self) -> None:
         """Watch, reconnecting for ever. Ends only by cancellation or by what `on_connect` raises."""
+        try:
+            await self._run()
+        finally:
+            self.connected_at = None  # a timer that is still set finds nothing to judge
+
+    async def _run(self) -> None:
         backoff = RECONNECT.start(self._chance.random)
         while True:
             try:
