@@ -42,6 +42,7 @@ from eventwatch.history import History
 from eventwatch.metrics import Metrics
 from eventwatch.model import nanos
 from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
+from eventwatch.readiness import is_standby
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.stopper import Stopper
@@ -119,8 +120,7 @@ class Application:
             return ["database: not reached yet"]
         reasons = self._elector.doubts() if self._elector else []
         if self.watcher is None or self.sweeper is None:
-            standing_by = self._elector is not None and self._elector.holder is not None
-            return reasons if standing_by else [*reasons, "engine: not watched yet"]
+            return reasons if is_standby(reasons) else [*reasons, "engine: not watched yet"]
         return [*reasons, *self.watcher.doubts(), *self.sweeper.doubts()]
 
     async def run(self) -> None:
@@ -264,8 +264,8 @@ class Application:
         history = History(store, clock)
         if settings.history:
             reconciler.listeners.append(history.remember)
-        if settings.history and not self.feed.recent:
-            tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
+            if not self.feed.recent:
+                tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
 
         async def on_connect() -> int | None:
             info = await engine.identify()

@@ -30,7 +30,7 @@ from eventwatch.backoff import Pace
 from eventwatch.clock import SystemClock
 from eventwatch.errors import ConfigError
 from eventwatch.model import Cause
-from tests.conftest import free_port
+from tests.conftest import free_address
 from tests.e2e.watching import NEVER, Watched, ago, eventually, filmed, logged, texts, watching
 from tests.engines import PrivateEngine, PrivateMongo, run
 from tests.faults.harness import EXPECTED_ERRORS, RECOVERY, Document, Oracle, Row, World, times
@@ -278,7 +278,7 @@ class Readiness:
     """What /readyz of a watcher on `listen` says."""
 
     def __init__(self) -> None:
-        self.listen = f"127.0.0.1:{free_port()}"
+        self.listen = free_address()
 
     async def reasons(self) -> list[str]:
         async with aiohttp.ClientSession() as session, session.get(f"http://{self.listen}/readyz") as answer:
