@@ -201,11 +201,13 @@ class Nodes:
         prefix: str,
         *,
         network: str = NODE_NETWORK,
+        node_label: str = NODE_LABEL,
         labels: Mapping[str, str] | None = None,
     ) -> None:
         self.docker = docker
         self.prefix = prefix
         self.network = network
+        self.node_label = node_label
         self.run = secrets.token_hex(8)
         self.labels = {**(labels or {}), RUN_LABEL: self.run}
 
@@ -234,7 +236,7 @@ class Nodes:
         """Create a node without starting it; its container is named the run's prefix plus `name`."""
         config = node_config(
             network=network or self.network,
-            labels={NODE_LABEL: name, **(labels or {}), **self.labels},
+            labels={self.node_label: name, **(labels or {}), **self.labels},
             **options,
         )
         async with asyncio.timeout(CALL_TIMEOUT):
@@ -309,8 +311,8 @@ async def ensure_network(docker: Docker, name: str, *, labels: Mapping[str, str]
                 raise
 
 
-async def purge(docker: Docker, label: str = RUN_LABEL) -> None:
-    """Remove every container and network with this label (`name` or `name=value`), by default of all runs."""
+async def purge(docker: Docker, label: str) -> None:
+    """Remove every container and network with this label (`name` or `name=value`)."""
     filters = {"label": [label]}
     async with asyncio.timeout(2 * CALL_TIMEOUT):
         while containers := await docker.containers.list(all=True, filters=filters):
