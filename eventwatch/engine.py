@@ -1,12 +1,14 @@
 """The Docker Engine, and nothing about why: the only module that talks to it.
 
-Contract: every call has a deadline; a 404 is an answer (`found=False`), everything else that is not an answer
-is an `EngineError`; the event stream ends by returning (a clean end) or by raising `EngineError`, never by
-falling silent on its own. The stream is read by our own reader on a client of its own: aiodocker's
-`subscribe()` hangs for ever once a stream has ended, and one long line kills it.
+Contract: every call has a deadline and a limit on what is read; the engine's own "no such container" is an answer
+(`found=False`), everything else that is not an answer is an `EngineError`, another 404 too; the event stream ends
+by returning (a clean end) or by raising `EngineError`, never by falling silent on its own. The stream is read by
+our own reader on a client of its own: aiodocker's `subscribe()` hangs for ever once a stream has ended, and one
+long line kills it.
 
 The calls that are made, all of them: `GET /version`, `GET /info`, `GET /events`, `GET /containers/json`,
-`GET /containers/{id}/json`, `POST /containers/{id}/stop`.
+`GET /containers/{id}/json`, `POST /containers/{id}/stop`. No redirect is followed. `{id}` is 64 hexadecimal
+digits, save where `resolve` asks about a name.
 
 Not promised: that events arrive in the order of their `timeNano`, once, or at all.
 """
@@ -16,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +32,6 @@ from urllib.parse import quote
 
 import aiodocker
 import aiohttp
-from aiodocker.exceptions import DockerError
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
@@ -40,6 +42,8 @@ from eventwatch.model import (
     NETWORK_ACTIONS,
     Event,
     Observation,
+    is_container_id,
+    nanos,
     parse_container,
     parse_event,
     parse_time,
@@ -49,7 +53,7 @@ from eventwatch.settings import Settings
 #: What a host application has if it talks to Docker itself.
 DockerClient = aiodocker.Docker
 
-#: No container has this id: asking for it tells whether asking is allowed (404) or denied (403).
+#: No container has this id: asking for it tells whether asking is allowed ("no such container") or denied (403).
 NOBODY: Final = "0" * 64
 DENIED: Final = HTTPStatus.FORBIDDEN
 
@@ -61,13 +65,48 @@ INSPECT_DEADLINE: Final = 30.0
 CALL_DEADLINE: Final = 10.0
 #: A line is its container's labels, mostly; beyond this it is skipped, not buffered.
 MAX_LINE: Final = 8 * 1024 * 1024
+#: ns. An engine's clock may run this much apart from ours between two looks at it.
+CLOCK_TOLERANCE: Final = 1_000_000_000
 
 #: Seconds of refusals after which a socket that is mounted by itself is taken for that of an engine before.
 DEAD_MOUNT: Final = 120.0
 
-#: aiodocker's status for "could not connect".
-_NO_ANSWER: Final = 900
+_KIB: Final = 1024
+_MIB: Final = 1024 * _KIB
 
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kind of request. `limit`: bytes read of an answer; `statuses`: those that say that it was done."""
+
+    method: str
+    path: str
+    limit: int = _MIB
+    statuses: frozenset[int] = frozenset({HTTPStatus.OK})
+
+
+#: All requests that are made; the list in the module's docstring is checked against it.
+CALLS: Final[Mapping[str, Call]] = {
+    "version": Call("GET", "/version"),
+    "info": Call("GET", "/info"),
+    "events": Call("GET", "/events"),
+    "list": Call("GET", "/containers/json", 64 * _MIB),
+    "inspect": Call("GET", "/containers/{id}/json", 2 * _MIB),
+    "stop": Call(
+        "POST", "/containers/{id}/stop", statuses=frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+    ),
+}
+#: Bytes read of an answer that is an error.
+ERROR_LIMIT: Final = 64 * _KIB
+
+#: What is counted must be what arrives: neither side inflates anything.
+_HEADERS: Final = {"Accept-Encoding": "identity"}
+_WHO: Final = "asking the engine who it is"
+_API_VERSION: Final = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_SOME_ID: Final = re.compile(r"\b[0-9a-f]{64}\b")
+
+_FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 _FILTERS: Final = json.dumps(
     {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS]}
 )
@@ -109,8 +148,16 @@ class Engine(Protocol):
         """What the engine says of a container now."""
         ...
 
+    async def resolve(self, name: str) -> str | None:
+        """Id of the container that goes by this name, id or beginning of an id; None when there is none."""
+        ...
+
     async def list_running(self, label: str | None = None) -> list[str]:
         """Ids of the running containers, or of those that carry `label` (`key` or `key=value`)."""
+        ...
+
+    async def list_newest(self, limit: int) -> list[str]:
+        """Ids of the containers that were created last, running or not, at most `limit` of them."""
         ...
 
     async def stop(self, node_id: str, *, grace: float) -> None:
@@ -122,72 +169,77 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A client, and the API version that is spoken over it (`v1.41`; nothing while that is being asked for)."""
+
+    docker: aiodocker.Docker
+    api_version: str = ""
+
+    def url(self, path: str) -> URL:
+        version = f"/{self.api_version}" if self.api_version else ""
+        return URL(f"{self.docker.docker_host}{version}{path}", encoded=True)
+
+
 class DockerEngine:
     """A Docker Engine (or Podman's Docker-compatible service) behind `settings.docker_host`.
 
-    `client` may be an aiodocker client that the caller owns; the event stream still opens its own.
+    `client` may be an aiodocker client that the caller owns: nothing about it is changed, and the API version that
+    it was given is kept to. The event stream still opens a client of its own.
+
+    The API version is negotiated once per client and never changed on it: when the engine turns out to speak
+    another one, a new client takes the place of the one before, on which the calls under way may end.
     """
 
     def __init__(self, settings: Settings, client: aiodocker.Docker | None = None) -> None:
         self._network = settings.node_network
         self._url = settings.docker_host or DEFAULT_HOST
-        self._tls = _tls_context(settings.docker_cert_path) if settings.docker_tls_verify else None
-        if self._tls and self._url.startswith("tcp://"):
+        self._tls: ssl.SSLContext | None = None
+        if settings.docker_tls_verify and self._url.startswith("tcp://"):
             self._url = "https://" + self._url.removeprefix("tcp://")
+        if settings.docker_tls_verify and self._url.startswith("https://"):
+            self._tls = _tls_context(settings.docker_cert_path)
         self._client = client
-        self._retired: aiodocker.Docker | None = None
-        self._owns_client = client is None
+        self._pinned = "" if client is None or client.api_version == "auto" else client.api_version
+        self._session: _Session | None = None
+        self._negotiation = asyncio.Lock()
+        self._retired: _Session | None = None
         self._refused_since: float | None = None
-
-    def _new_client(self) -> aiodocker.Docker:
-        try:
-            return aiodocker.Docker(
-                url=self._url,
-                ssl_context=self._tls,
-                timeout=aiohttp.ClientTimeout(sock_connect=CALL_DEADLINE),
-            )
-        except ValueError as error:
-            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._url} is not usable: {error}") from None
-
-    def _docker(self) -> aiodocker.Docker:
-        if self._client is None:
-            self._client = self._new_client()
-        return self._client
+        #: The engine's clock minus our monotonic one (ns), None until it has told its time.
+        self._clock_offset: int | None = None
 
     async def identify(self) -> EngineInfo:
-        docker = self._docker()
-        docker.api_version = "auto"
-        async with self._deadline("asking the engine who it is", CALL_DEADLINE):
-            version = await docker.version()
-            api = tuple(int(part) for part in str(version["ApiVersion"]).split("."))
-            if api < MINIMUM_API:
+        session = await self._connected()
+        async with self._deadline(_WHO, CALL_DEADLINE, session):
+            version = await self._version(session.docker)
+        api_version = _api_version(version)
+        if tuple(int(part) for part in api_version.split(".")) < MINIMUM_API:
+            raise ConfigError(
+                f"Engine at {self._url} speaks API {api_version}, eventwatch needs 1.40 or later: "
+                "upgrade the engine"
+            )
+        if session.api_version != f"v{api_version}" and not self._pinned:
+            await self._retire(session)
+        asked_at = time.monotonic_ns()
+        try:
+            info = _decoded(await self._ask("info", doing=_WHO, seconds=CALL_DEADLINE), dict, _WHO)
+        except EngineError as error:
+            if error.status == DENIED:
                 raise ConfigError(
-                    f"Engine at {self._url} speaks API {version['ApiVersion']}, eventwatch needs 1.40 or later: "
-                    "upgrade the engine"
-                )
-            try:
-                info = await docker.system.info()
-            except DockerError as error:
-                if error.status == DENIED:
-                    raise ConfigError(
-                        f"Engine at {self._url} denies GET /info (403), which tells the engine's id: "
-                        "allow it in the socket proxy"
-                    ) from None
-                raise
+                    f"Engine at {self._url} denies GET /info (403), which tells the engine's id: "
+                    "allow it in the socket proxy"
+                ) from None
+            raise
+        system_time = parse_time(info.get("SystemTime"))
+        self._clock_offset = nanos(system_time) - asked_at if system_time else None
         engine_id, name = str(info.get("ID") or ""), str(info.get("Name") or "")
-        if any("Podman" in str(part.get("Name")) for part in version.get("Components") or ()):
+        if "Podman" in str(version.get("Components")):
             engine_id = f"podman-{name}"  # Podman makes up a new ID for every answer.
         if not engine_id:
             raise ConfigError(
                 f"Engine at {self._url} tells no id in GET /info: nodes could not be told from others'"
             )
-        return EngineInfo(
-            engine_id,
-            name,
-            str(version.get("Version")),
-            str(version["ApiVersion"]),
-            parse_time(info.get("SystemTime")),
-        )
+        return EngineInfo(engine_id, name, str(version.get("Version")), api_version, system_time)
 
     @asynccontextmanager
     async def events(
@@ -197,20 +249,16 @@ class DockerEngine:
         *,
         parse: Callable[[object], Event | None] = parse_event,
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        docker = self._new_client()
+        doing = "opening the event stream"
         params = {"filters": _FILTERS}
         if since is not None:
             params["since"] = engine_time(since)
+        docker = self._new_client()
         try:
-            async with self._deadline("opening the event stream", CALL_DEADLINE):
-                await docker.version()  # negotiates the API version that the URL below is made of
-                response = await docker.session.get(
-                    f"{docker.docker_host}/{docker.api_version}/events",
-                    params=params,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=CALL_DEADLINE),
-                )
-                if response.status != HTTPStatus.OK:
-                    raise DockerError(response.status, (await response.text())[:200].strip())
+            async with self._deadline(doing, CALL_DEADLINE):
+                response = await self._request(await self._negotiated(docker), "events", params=params)
+                if response.status not in CALLS["events"].statuses:
+                    await _refused(response, doing)
             try:
                 yield self._read_events(response, on_malformed, parse)
             finally:
@@ -240,97 +288,176 @@ class DockerEngine:
         container = await self.container(node_id)
         if container is None:
             return Observation(node_id=node_id, found=False, time_nano=as_of)
+        offset = self._clock_offset
+        not_after = None if offset is None else time.monotonic_ns() + offset + CLOCK_TOLERANCE
         try:
-            return parse_container(container, network=self._network, as_of=as_of)
+            return parse_container(container, network=self._network, as_of=as_of, not_after=not_after)
         except (KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"Engine's answer about {node_id} is no inspection: {error!r}") from None
 
     async def container(self, node_id: str) -> dict[str, Any] | None:
-        """An inspection in the engine's own words; None when there is no such container (404)."""
-        # A bare GET: under aiodocker's `show()`, a sweep costs half as much again.
-        async with self._deadline(f"inspecting {node_id}", INSPECT_DEADLINE):
-            docker = self._docker()
-            if docker.api_version == "auto":
-                await docker.version()
-            path = f"{docker.docker_host}/{docker.api_version}/containers/{quote(node_id, safe='')}/json"
-            async with docker.session.get(URL(path, encoded=True)) as response:
-                body = await response.read()
-            if response.status == HTTPStatus.NOT_FOUND:
-                return None
-            if response.status != HTTPStatus.OK:
-                raise DockerError(response.status, body[:200].decode(errors="replace").strip())
-            container = json.loads(body)
-        if not isinstance(container, dict):  # `null` is JSON too, and must not pass for a 404
-            raise EngineError(f"Engine's answer about {node_id} is no inspection: {container!r}")
+        """An inspection in the engine's own words; None when there is no such container."""
+        _check_id(node_id)
+        doing = f"inspecting {node_id}"
+        body = await self._ask("inspect", node_id, doing=doing, seconds=INSPECT_DEADLINE)
+        if body is None:
+            return None
+        container: dict[str, Any] = _decoded(body, dict, doing)
+        if container.get("Id") != node_id:
+            raise EngineError(f"Engine failed while {doing}: it told of {_line(container.get('Id'))}")
         return container
+
+    async def resolve(self, name: str) -> str | None:
+        if _NAME.fullmatch(name) is None:
+            return None
+        doing = f"looking for {name}"
+        body = await self._ask("inspect", name, doing=doing, seconds=INSPECT_DEADLINE)
+        if body is None:
+            return None
+        node_id = _decoded(body, dict, doing).get("Id")
+        if not is_container_id(node_id):
+            raise EngineError(f"Engine failed while {doing}: it told of {_line(node_id)}")
+        return str(node_id)
 
     async def list_all(self) -> list[str]:
         """Ids of all containers, running or not."""
-        async with self._deadline("listing containers", INSPECT_DEADLINE):
-            return [container.id for container in await self._docker().containers.list(all=True)]
+        return await self._list(all="1")
 
     async def list_running(self, label: str | None = None) -> list[str]:
-        filters = json.dumps({"status": ["running", "paused"], **({"label": [label]} if label else {})})
-        async with self._deadline("listing containers", INSPECT_DEADLINE):
-            return [container.id for container in await self._docker().containers.list(filters=filters)]
+        filters = {"status": ["running", "paused"], **({"label": [label]} if label else {})}
+        return await self._list(filters=json.dumps(filters))
+
+    async def list_newest(self, limit: int) -> list[str]:
+        return await self._list(all="1", limit=str(limit))
+
+    async def _list(self, **params: str) -> list[str]:
+        doing = "listing containers"
+        rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
+        return [row["Id"] for row in rows if isinstance(row, dict) and is_container_id(row.get("Id"))]
 
     async def stop(self, node_id: str, *, grace: float) -> None:
-        try:
-            async with self._deadline(f"stopping {node_id}", grace + CALL_DEADLINE):
-                await self._docker().containers.container(node_id).stop(t=round(grace))
-        except EngineError as error:
-            if error.status not in {304, 404}:
-                raise
+        _check_id(node_id)
+        seconds, params = grace + CALL_DEADLINE, {"t": str(round(grace))}
+        await self._ask("stop", node_id, doing=f"stopping {node_id}", seconds=seconds, params=params)
 
     async def close(self) -> None:
-        if self._owns_client:
-            await self._retire(self._client)
-            await self._retire(None)
+        for session in (self._session, self._retired):
+            if session is not None and self._client is None:
+                await session.docker.close()
+        self._session = self._retired = None
 
-    async def _retire(self, silent: aiodocker.Docker | None) -> None:
+    # -- sessions --------------------------------------------------------------------------------------
+
+    def _new_client(self) -> aiodocker.Docker:
+        try:
+            return aiodocker.Docker(
+                url=self._url,
+                ssl_context=self._tls,
+                timeout=aiohttp.ClientTimeout(sock_connect=CALL_DEADLINE),
+            )
+        except ValueError as error:
+            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._url} is not usable: {error}") from None
+
+    async def _connected(self) -> _Session:
+        """The session for the next call. Who comes first negotiates for all."""
+        if self._session is None:
+            async with self._deadline(_WHO, CALL_DEADLINE), self._negotiation:
+                if self._session is None:
+                    docker = self._client or self._new_client()
+                    try:
+                        self._session = await self._negotiated(docker)
+                    except BaseException:
+                        if docker is not self._client:
+                            await docker.close()
+                        raise
+        return self._session
+
+    async def _negotiated(self, docker: aiodocker.Docker) -> _Session:
+        return _Session(docker, self._pinned or f"v{_api_version(await self._version(docker))}")
+
+    async def _version(self, docker: aiodocker.Docker) -> dict[str, Any]:
+        async with await self._request(_Session(docker), "version") as response:
+            version: dict[str, Any] = _decoded(await _body(response, CALLS["version"], _WHO), dict, _WHO)
+            return version
+
+    async def _retire(self, session: _Session | None) -> None:
         """Have the next call open anew: behind a half-open connection each kept one would time out in turn.
 
         Calls on it that are still under way may end; it is closed when the next one is retired.
         """
-        if self._owns_client and silent is self._client:
-            self._client, self._retired, closing = None, self._client, self._retired
-            if closing is not None:
-                await closing.close()
+        if session is not None and session is self._session:
+            self._session, self._retired, closing = None, session, self._retired
+            if closing is not None and self._client is None:
+                await closing.docker.close()
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, name: str, part: str = "", *, doing: str, seconds: float, params: Mapping[str, str] | None = None
+    ) -> bytes | None:
+        """The body of the engine's answer; None when it says that it has no container `part`."""
+        session = self._session or await self._connected()
+        try:  # as `_deadline`, which would cost a sweep 3 percent
+            async with asyncio.timeout(seconds), await self._request(session, name, part, params) as response:
+                body = await _body(response, CALLS[name], doing, part)
+        except _FAILURES as error:
+            raise await self._failure(error, doing, seconds, session) from None
+        self._refused_since = None
+        return body
+
+    async def _request(
+        self, session: _Session, name: str, part: str = "", params: Mapping[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
+        """The one place where an engine is asked anything. The answer's body is not read yet."""
+        call = CALLS[name]
+        response = await session.docker.session.request(
+            call.method,
+            session.url(call.path.format(id=quote(part, safe=""))),
+            params=params,
+            headers=_HEADERS,
+            allow_redirects=False,
+            auto_decompress=False,
+            raise_for_status=False,
+        )
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            response.close()
+            raise EngineError(
+                f"Engine at {self._url} compressed its answer, which nobody asked for", status=response.status
+            )
+        return response
 
     @asynccontextmanager
-    async def _deadline(self, doing: str, seconds: float) -> AsyncIterator[None]:
+    async def _deadline(self, doing: str, seconds: float, session: _Session | None = None) -> AsyncIterator[None]:
         """Bound one call and turn whatever it raises into one line with the cure."""
-        client = self._docker()
         try:
             async with asyncio.timeout(seconds):
                 yield
-            self._refused_since = None
-        except TimeoutError:
-            await self._retire(client)
-            raise EngineError(
-                f"Engine at {self._url} did not answer within {seconds:.0f} s while {doing}"
-            ) from None
-        except (DockerError, aiohttp.ClientConnectionError) as error:
-            if distrust := _distrust(error):
-                raise EngineError(
-                    f"Engine at {self._url} and we do not trust each other: {distrust}: "
-                    "check ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH",
-                    unreachable=True,
-                    permanent=True,
-                ) from None
-            if cure := self._cure(_errno(error)):
-                raise EngineError(
-                    f"Engine at {self._url} unreachable: {cure}",
-                    unreachable=True,
-                    permanent=_errno(error) == errno.EACCES,
-                ) from None
-            told = error.message if isinstance(error, DockerError) else _reason(error)
-            status = error.status if isinstance(error, DockerError) else _NO_ANSWER
-            if status == _NO_ANSWER:
-                raise EngineError(f"Engine unreachable while {doing}: {told}", unreachable=True) from None
-            raise EngineError(f"Engine failed while {doing}: {error}", status=status) from None
-        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
-            raise EngineError(f"Engine failed while {doing}: {_reason(error)}") from None
+        except _FAILURES as error:
+            raise await self._failure(error, doing, seconds, session) from None
+        self._refused_since = None
+
+    async def _failure(
+        self, error: Exception, doing: str, seconds: float, session: _Session | None
+    ) -> EngineError:
+        if isinstance(error, TimeoutError):
+            await self._retire(session)
+            return EngineError(f"Engine at {self._url} did not answer within {seconds:.0f} s while {doing}")
+        if not isinstance(error, aiohttp.ClientConnectionError):
+            return EngineError(f"Engine failed while {doing}: {_reason(error)}")
+        if distrust := _distrust(error):
+            return EngineError(
+                f"Engine at {self._url} and we do not trust each other: {distrust}: "
+                "check ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH",
+                unreachable=True,
+                permanent=True,
+            )
+        if cure := self._cure(_errno(error)):
+            return EngineError(
+                f"Engine at {self._url} unreachable: {cure}",
+                unreachable=True,
+                permanent=_errno(error) == errno.EACCES,
+            )
+        return EngineError(f"Engine unreachable while {doing}: {_reason(error)}", unreachable=True)
 
     def _cure(self, number: int) -> str | None:
         """What mends this error of the operating system. Raises ConfigError when only a restart of ours does."""
@@ -367,6 +494,72 @@ def as_engine(engine: Engine | DockerClient, settings: Settings) -> Engine:
 def engine_time(time_nano: int) -> str:
     """`SECONDS.NANOS` as the engine's `since` wants it; through a float it would lose events."""
     return "{}.{:09d}".format(*divmod(time_nano, 1_000_000_000))
+
+
+def _check_id(node_id: str) -> None:
+    if not is_container_id(node_id):
+        raise EngineError(f"{_line(node_id)} is no container id: the engine is not asked about it")
+
+
+def _api_version(version: Mapping[str, Any]) -> str:
+    """The highest API version that the engine speaks, of its answer to `GET /version`."""
+    text = version.get("ApiVersion")
+    if isinstance(text, str) and _API_VERSION.fullmatch(text):
+        return text
+    raise EngineError(f"Engine failed while {_WHO}: its ApiVersion is {_line(text)}")
+
+
+async def _body(response: aiohttp.ClientResponse, call: Call, doing: str, part: str = "") -> bytes | None:
+    """The body of an answer; None when it is that there is no container `part`, EngineError for what is none."""
+    if response.status in call.statuses:
+        return await _read(response, call.limit, doing)
+    await _refused(response, doing, part)
+    return None
+
+
+async def _refused(response: aiohttp.ClientResponse, doing: str, part: str = "") -> None:
+    """Raise EngineError for an answer that is none, save the engine's own "no such container" about `part`."""
+    body = await _read(response, ERROR_LIMIT, doing)
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        told = None
+    message = told.get("message") if isinstance(told, dict) else None
+    why = f"{response.status} {_line(message or body.decode(errors='replace'))}"
+    if response.status == HTTPStatus.NOT_FOUND:
+        if part and isinstance(message, str):
+            text = message.lower()
+            if "no such container" in text and set(_SOME_ID.findall(text)) <= {part}:
+                return
+        why += ", which is not the engine's own word on a container"
+    elif HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
+        why += ", a redirect, which is not followed"
+    raise EngineError(f"Engine failed while {doing}: {why}", status=response.status)
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int, doing: str) -> bytes:
+    chunks: list[bytes] = []
+    length = 0
+    while chunk := await response.content.readany():
+        length += len(chunk)
+        if length > limit:
+            response.close()
+            raise EngineError(
+                f"Engine failed while {doing}: its answer ({response.status}) is longer than {limit} bytes",
+                status=response.status,
+            )
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _decoded(body: bytes | None, kind: type[Any], doing: str) -> Any:
+    try:
+        answer = json.loads(body or b"")
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"Engine failed while {doing}: its answer is no JSON: {_reason(error)}") from None
+    if not isinstance(answer, kind):  # `null` is JSON too, and must not pass for a container that is gone
+        raise EngineError(f"Engine failed while {doing}: its answer is JSON, but no {kind.__name__}")
+    return answer
 
 
 async def split_lines(
@@ -429,3 +622,9 @@ def _distrust(error: BaseException) -> str:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _line(text: object) -> str:
+    """The engine's words, or what it sent in their place, as one short line of printable text."""
+    words = " ".join((text if isinstance(text, str) else repr(text)).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in words[:200]) or "nothing"

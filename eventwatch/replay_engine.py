@@ -23,7 +23,7 @@ from typing import Final
 from eventwatch.clock import Clock
 from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
-from eventwatch.model import Event, Observation
+from eventwatch.model import Event, Observation, nanos
 from eventwatch.policy import label_matches
 from eventwatch.recording import DisconnectLine, EventLine, InspectLine, Recording, engine_is_back, subject
 
@@ -105,14 +105,22 @@ class ReplayEngine:
         await self._until(line.at)
         return line.observe(self._network, as_of=as_of)
 
+    async def resolve(self, name: str) -> str | None:
+        """Id of the container that goes by this name, id or beginning of an id now; None when there is none."""
+        seen = self._seen()
+        exact = (each.node_id for each in seen if name in {each.node_id, each.name})
+        begun = (each.node_id for each in seen if name and each.node_id.startswith(name))
+        return next(exact, None) or next(begun, None)
+
     async def list_running(self, label: str | None = None) -> list[str]:
         """Ids of the containers that run now, or of those that carry `label`."""
-        self._connection()
-        now = self._now()
-        lines = {i: self._answer(i) for i in self._answers}
-        seen = [line.observe(self._network) for line in lines.values() if line and line.asked <= now]
-        running = [s for s in seen if s.status in {"running", "paused"}]
-        return [s.node_id for s in running if label is None or label_matches(label, s.labels)]
+        running = [each for each in self._seen() if each.status in {"running", "paused"}]
+        return [each.node_id for each in running if label is None or label_matches(label, each.labels)]
+
+    async def list_newest(self, limit: int) -> list[str]:
+        """Ids of the containers that are there now and were created last."""
+        newest = sorted(self._seen(), key=lambda each: nanos(each.created_at), reverse=True)
+        return [each.node_id for each in newest[:limit]]
 
     async def stop(self, node_id: str, *, grace: float) -> None:
         """Refuse: what was recorded cannot be changed."""
@@ -121,6 +129,14 @@ class ReplayEngine:
 
     async def close(self) -> None:
         """Do nothing: there are no connections."""
+
+    def _seen(self) -> list[Observation]:
+        """What is there now."""
+        self._connection()
+        now = self._now()
+        lines = (self._answer(node_id) for node_id in self._answers)
+        seen = (line.observe(self._network) for line in lines if line and line.asked <= now)
+        return [each for each in seen if each.found]
 
     def _answer(self, node_id: str) -> InspectLine | None:
         lines = self._answers.get(node_id)
