@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -34,7 +34,13 @@ NETWORK_ACTIONS: Final = ("connect", "disconnect")
 
 _END_OF_TIME: Final = 2**63
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FRACTION = re.compile(r"\.(\d+)")
+_MAX_PORT: Final = 65535
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+
+
+def is_container_id(text: object) -> bool:
+    """Whether this is a full container id. Nothing else may travel into a request's path."""
+    return isinstance(text, str) and _CONTAINER_ID.fullmatch(text) is not None
 
 
 class Cause(StrEnum):
@@ -103,6 +109,9 @@ class Observation:
 
     `found=False` is a 404 and nothing else. `time_nano` is a lower bound, on the engine's clock, of when this
     was true: an event with an older `timeNano` tells nothing that the observation does not already contain.
+
+    `restart_count`: starts by the restart policy since the last start by a person, which sets it to 0.
+    `names`, `addresses` (of all networks) and `published_ports` (of the host) say what others reach it by.
     """
 
     node_id: str
@@ -116,37 +125,105 @@ class Observation:
     labels: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     time_nano: int = 0
+    restart_count: int = 0
+    created_at: datetime | None = None
+    names: frozenset[str] = frozenset()
+    addresses: frozenset[str] = frozenset()
+    published_ports: frozenset[int] = frozenset()
 
 
-def parse_container(container: Mapping[str, Any], *, network: str, as_of: int = 0) -> Observation:
+def parse_container(
+    container: Mapping[str, Any], *, network: str, as_of: int = 0, not_after: int | None = None
+) -> Observation:
     """Turn an inspection into an observation: `ip` is the address on `network`.
 
-    `as_of` is the newest engine time (ns) known when the inspection was asked for. Raises KeyError or TypeError
-    when this is no inspection.
+    `as_of` is the newest engine time (ns) known when the inspection was asked for. What started or ended later
+    than `not_after` (ns) did so by a clock that was set back since, and does not count for `time_nano`.
+
+    Raises KeyError, TypeError or AttributeError when this is no inspection. The fields from `restart_count` on
+    are empty where the engine says nothing usable.
 
     The two exceptions to "the document says what the inspection says" live here: a container that is neither
     running nor paused has no ip (after a daemon crash Docker still shows one that may belong to another by
     now), and one that is not running is never healthy (Docker still claims it then).
     """
     state = container["State"]
-    status = str(state["Status"])
+    status = _text(state["Status"])
     status = _STATUS_ALIASES.get(status, status)
-    health = str((state.get("Health") or state.get("Healthcheck") or {}).get("Status") or NO_HEALTH_CHECK)
-    networks: Mapping[str, Any] = (container.get("NetworkSettings") or {}).get("Networks") or {}
+    health = _text((state.get("Health") or state.get("Healthcheck") or {}).get("Status") or NO_HEALTH_CHECK)
+    settings = container.get("NetworkSettings") or {}
+    networks: Mapping[str, Any] = settings.get("Networks") or {}
     config = container.get("Config") or {}
+    labels, name = config.get("Labels"), str(container.get("Name") or "").lstrip("/")
     started_at, finished_at = parse_time(state.get("StartedAt")), parse_time(state.get("FinishedAt"))
+    restarts, host = container.get("RestartCount"), container.get("HostConfig")
     return Observation(
         node_id=str(container["Id"]),
         status=status,
         health=normal_health(status, health),
-        ip=str((networks.get(network) or {}).get("IPAddress") or "") if has_address(status) else NOT_RUNNING_IP,
+        ip=_text((networks.get(network) or {}).get("IPAddress") or "") if has_address(status) else NOT_RUNNING_IP,
         tcp_ports=_tcp_ports(config.get("ExposedPorts") or {}),
         started_at=started_at,
-        name=str(container.get("Name") or "").lstrip("/"),
-        labels=config.get("Labels") or {},
+        name=name,
+        labels=labels if isinstance(labels, dict) else {},
         networks=tuple(networks),
-        time_nano=max(as_of, nanos(started_at), nanos(finished_at)),
+        time_nano=max(as_of, _past(started_at, not_after), _past(finished_at, not_after)),
+        restart_count=restarts if type(restarts) is int and restarts > 0 else 0,
+        created_at=parse_time(container.get("Created")),
+        names=_names(name, config.get("Hostname"), networks),
+        addresses=_addresses(networks),
+        published_ports=_published_ports(
+            settings.get("Ports"), host.get("PortBindings") if isinstance(host, dict) else None
+        ),
     )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and value.isascii() and value.isprintable():
+        return value
+    raise TypeError(f"{value!r:.80} is no printable text")
+
+
+def _past(moment: datetime | None, not_after: int | None) -> int:
+    at = nanos(moment)
+    return at if not_after is None or at <= not_after else 0
+
+
+def _names(name: str, hostname: object, networks: Mapping[str, Any]) -> frozenset[str]:
+    names: list[object] = [name, hostname]
+    for endpoint in networks.values():
+        for more in (endpoint.get("Aliases"), endpoint.get("DNSNames")) if isinstance(endpoint, dict) else ():
+            if isinstance(more, list):
+                names += more
+    return frozenset([each for each in names if each and isinstance(each, str)])
+
+
+def _addresses(networks: Mapping[str, Any]) -> frozenset[str]:
+    found: list[object] = []
+    for endpoint in networks.values():
+        if isinstance(endpoint, dict):
+            found += endpoint.get("IPAddress"), endpoint.get("GlobalIPv6Address")
+    return frozenset([each for each in found if each and isinstance(each, str)])
+
+
+def _published_ports(*published: object) -> frozenset[int]:
+    ports = set()
+    for each in published:
+        for bindings in each.values() if isinstance(each, dict) else ():
+            for binding in bindings if isinstance(bindings, list) else ():
+                if isinstance(binding, dict):
+                    ports.add(_port(binding.get("HostPort")))
+    ports.discard(0)
+    return frozenset(ports)
+
+
+def _port(text: Any) -> int:
+    """A port's number; 0 for anything else."""
+    try:
+        number = int(text or 0)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+    return number if 0 < number <= _MAX_PORT else 0
 
 
 def has_address(status: str) -> bool:
@@ -159,25 +236,41 @@ def normal_health(status: str, health: str) -> str:
     return "unhealthy" if health == "healthy" and status not in {"running", STOPPING} else health
 
 
-def parse_time(text: str | None) -> datetime | None:
+def parse_time(text: object) -> datetime | None:
     """Read the engine's RFC 3339 time (nanoseconds, any offset) as aware UTC; year 1 means never."""
-    if not text or text.startswith("0001-"):
+    if not isinstance(text, str) or text.startswith("0001-"):
         return None
-    micros = _FRACTION.sub(lambda match: "." + match.group(1)[:6].ljust(6, "0"), text)
     try:
-        return datetime.fromisoformat(micros).astimezone(UTC)
-    except ValueError:
+        moment = datetime.fromisoformat(text)  # cuts the nanoseconds down to microseconds
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
 
 
 def nanos(moment: datetime | None) -> int:
     """Nanoseconds since 1970, 0 for never. Integers throughout: a float loses the last hundred."""
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000 if moment else 0
+    if moment is None:
+        return 0
+    since = moment - _EPOCH
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
 def _tcp_ports(exposed: Iterable[str]) -> tuple[int, ...]:
-    ports = (spec.partition("/") for spec in exposed)
-    return tuple(sorted(int(port) for port, _, protocol in ports if protocol in {"", "tcp"} and port.isdigit()))
+    specs = (spec.partition("/") for spec in exposed)
+    ports = (_port(port) for port, _, protocol in specs if protocol in {"", "tcp"})
+    return tuple(sorted(port for port in ports if port))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An idle stop under way, as every process can see it.
+
+    It is about one run of the container, told by when that started (naive UTC, ms): a start since then ends it.
+    `stands` once it was looked at again and decided; until then a request may still come in between.
+    """
+
+    run: datetime | None
+    stands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +286,21 @@ class Recorded:
     last_req_time: datetime | None = None
     engine_id: str | None = None
     epoch: int | None = None
+    #: The live claim on the node, by whichever process.
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What is on record of a container apart from its document, where no replace of that document can drop it.
+
+    `engine_id` and `host` are the engine that last had the container and its name then; None where only a claim
+    is on record. `registered` is the `last_req_time` (naive UTC) that eventwatch itself gave the document.
+    """
+
+    engine_id: str | None = None
+    host: str | None = None
+    registered: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
