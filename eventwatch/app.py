@@ -16,7 +16,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -24,7 +23,7 @@ from typing import Any, Final, TypeVar
 from loguru import logger
 
 from eventwatch.backoff import Pace
-from eventwatch.clock import Clock, SystemClock
+from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.documents import NodeChecker
 from eventwatch.elector import Elector
 from eventwatch.embedded import EmbeddedMongo
@@ -41,19 +40,24 @@ from eventwatch.errors import (
 from eventwatch.history import History
 from eventwatch.metrics import Metrics
 from eventwatch.model import nanos
+from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
+from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
 from eventwatch.readiness import is_standby
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
-from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
-from eventwatch.sweeper import PATIENCE, Brake, Company, Sweeper, set_watching
+from eventwatch.sweeper import PATIENCE, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
 from eventwatch.web import KEPT_CHANGES, ChangeFeed, Pages, serve
 
 T = TypeVar("T")
 
+#: Seconds between looks at our own wall clock, and the skew (s) against another's from which on it is told of.
+CLOCK_LOOK: Final = 1.0
+SKEW: Final = 5.0
 #: Seconds between attempts to reach the database or the engine at the start.
 RETRY: Final = Pace(base=0.2, cap=2.0)
 
@@ -91,6 +95,9 @@ class Application:
         self._elector: Elector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
+        self._time = KindestClock(self._clock, settings.idle_timeout)
+        self._clock_timer: Timer | None = None
+        self._twins: TwinWatch | None = None
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -107,10 +114,14 @@ class Application:
         reconciler = self.reconciler
         if reconciler is None:
             return []
-        now, timeout = datetime.now(UTC), self.settings.idle_timeout
+        now, timeout = self._time.now(), self.settings.idle_timeout
         return [
             asdict(node)
-            | {"idle_left": recorded_idleness(node, reconciler.started_at(node_id), now, timeout).left}
+            | {
+                "idle_left": recorded_idleness(
+                    node, reconciler.used_at(node_id), now, timeout, reconciler.owned.get(node_id)
+                ).left
+            }
             for node_id, node in reconciler.known.items()
         ]
 
@@ -119,9 +130,19 @@ class Application:
         if not self.ready.is_set():
             return ["database: not reached yet"]
         reasons = self._elector.doubts() if self._elector else []
+        reasons += self._twins.unready_reasons() if self._twins else []
         if self.watcher is None or self.sweeper is None:
             return reasons if is_standby(reasons) else [*reasons, "engine: not watched yet"]
         return [*reasons, *self.watcher.doubts(), *self.sweeper.doubts()]
+
+    def notes(self) -> list[str]:
+        """What an operator should know although the documents can be trusted; empty when there is nothing."""
+        return [
+            f"clock: the {whose}'s is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours: "
+            "synchronise them (NTP); until then idle times are judged by the kindest"
+            for whose, seconds in self._time.skews().items()
+            if abs(seconds) > SKEW
+        ]
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
@@ -142,11 +163,25 @@ class Application:
             engine = DockerEngine(self.settings)
             stack.push_async_callback(engine.close)
         if self.settings.http_address:
-            pages = Pages(metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts)
+            pages = Pages(
+                metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts, notes=self.notes
+            )
             await stack.enter_async_context(serve(*self.settings.http_address, pages))
+        self._twins = TwinWatch(engine)
+        self._watch_clock()
+        stack.callback(self._unwatch_clock)
         store = await self._open_store(stack)
         self.ready.set()
         await self._lead_again_and_again(engine, store)
+
+    def _watch_clock(self) -> None:
+        """Look at our own clock now and then, standing by as well: a leap must be seen before it is judged by."""
+        self._time.sample()
+        self._clock_timer = self._clock.call_later(CLOCK_LOOK, self._watch_clock)
+
+    def _unwatch_clock(self) -> None:
+        if self._clock_timer:
+            self._clock_timer.cancel()
 
     # -- the parts that may have to be waited for ----------------------------------------------------
 
@@ -198,9 +233,11 @@ class Application:
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
+        lookout, twins = Lookout(engine), self._twins
         while True:
             info = await self._patiently(engine.identify)
-            lease = await self._patiently(partial(elector.acquire, info.id))
+            acquire = partial(elector.acquire, look=lookout.look, meet=twins.meet if twins else None)
+            lease = await self._patiently(partial(acquire, info.id))
             began = self._clock.monotonic()
             try:
                 outcome = await self._lead(engine, store, elector, info, lease)
@@ -224,7 +261,7 @@ class Application:
         outcome = _Outcome.AGAIN
         try:
             async with asyncio.TaskGroup() as tasks:
-                await self._run_pipeline(tasks, engine, store, elector, lease)
+                await self._run_pipeline(tasks, engine, store, elector, lease=lease, host=info.name)
                 outcome = _Outcome.STOPPED
         except* EventwatchError as group:
             logger.warning("Starting over: {}", "; ".join(dict.fromkeys(str(error) for error in _leaves(group))))
@@ -240,24 +277,33 @@ class Application:
         return outcome
 
     async def _run_pipeline(
-        self, tasks: asyncio.TaskGroup, engine: Engine, store: Store, elector: Elector, lease: Lease
+        self,
+        tasks: asyncio.TaskGroup,
+        engine: Engine,
+        store: Store,
+        elector: Elector,
+        *,
+        lease: Lease,
+        host: str,
     ) -> None:
         settings, clock = self.settings, self._clock
         reconciler = Reconciler(
-            engine=engine, store=store, settings=settings, engine_id=lease.engine_id, clock=clock,
+            engine=engine, store=store, settings=settings, engine_id=lease.engine_id, host=host, clock=clock,
             metrics=self.metrics, lease=lease, holds_lease=elector.holds,
         )  # fmt: skip
-        stopper = Stopper(engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks)
+        await reconciler.load_owned()
+        stopper = IdleStopper(
+            engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks, time=self._time,
+            brake=MassBrake(),
+        )  # fmt: skip
+        deletions = Deletions(
+            store=store, clock=clock, twins=self._twins or TwinWatch(engine), delete_limit=settings.delete_limit,
+            brake=MassBrake(), grace=LEFTOVER_GRACE,
+        )  # fmt: skip
         sweeper = Sweeper(
-            engine=engine,
-            store=store,
-            reconciler=reconciler,
-            stopper=stopper,
-            settings=settings,
-            brake=Brake(),
-            company=Company(),
-            patience=PATIENCE,
-        )
+            engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions,
+            time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
+        )  # fmt: skip
         reconciler.request_sweep = store.on_return = sweeper.request
         reconciler.listeners.append(self.feed.publish)
         self.metrics.queue_depth.set_function(reconciler.depth)
@@ -276,7 +322,7 @@ class Application:
 
         async def keep_lease() -> None:
             try:
-                await elector.keep(lease, lambda: reconciler.cursor)
+                await elector.keep(lease, lambda: reconciler.cursor, lambda: sweeper.witness)
             except CheckerDeletedError as error:
                 logger.info("{}: stopping", error)
                 self.stop()
@@ -297,6 +343,7 @@ class Application:
         workers = [
             tasks.create_task(reconciler.run_writer(), name="writer"),
             tasks.create_task(keep_lease(), name="lease-keeper"),
+            tasks.create_task(reconciler.run_owner_recorder(), name="owner-recorder"),
             tasks.create_task(history.run(), name="history"),
             *(tasks.create_task(reconciler.run_inspector(), name=f"inspector-{n}") for n in range(INSPECTORS)),
         ]
@@ -304,19 +351,31 @@ class Application:
         for task in intake:
             task.cancel()
         await self._drain(reconciler, stopper)
-        if settings.stop_nodes_on_exit:
+        if settings.stop_nodes_on_exit and not await self._is_handed_over(store, lease):
             await stopper.stop_all()
         await history.flush()
         for task in workers:
             task.cancel()
 
-    async def _drain(self, reconciler: Reconciler, stopper: Stopper) -> None:
+    async def _is_handed_over(self, store: Store, lease: Lease) -> bool:
+        """Whether a standby takes the nodes over, so that they need not be stopped."""
+        try:
+            standbys = await store.peers(lease.engine_id, besides=lease.manager_id)
+        except StoreError as error:
+            logger.warning("Whether a standby waits is not known, the nodes are left running: {}", error)
+            return True
+        if standbys:
+            logger.info("Checker {} (host {}) takes the nodes over", standbys[0].manager_id, standbys[0].host)
+        return bool(standbys)
+
+    async def _drain(self, reconciler: Reconciler, stopper: IdleStopper) -> None:
         try:
             async with asyncio.timeout(self.settings.drain_timeout):
                 await stopper.drain()
                 await reconciler.drain()
+                await reconciler.record_ownership()
         except TimeoutError:
-            stopper.abandon()
+            stopper.cancel_all()
             logger.warning("Not everything was finished within drain_timeout; the next start makes it right")
         except (StoreError, LeaseLostError) as error:
             logger.warning("Not everything could be written: {}; the next start makes it right", error)

@@ -162,10 +162,10 @@ async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
         raise ConfigError(
             "EVENTWATCH_HTTP_LISTEN: is off, so health cannot be asked for; set it, e.g. 127.0.0.1:9471"
         )
-    reasons = ask_readiness(*settings.http_address)
-    if reasons and not is_standby(reasons):
+    ready, reasons = ask_readiness(*settings.http_address)
+    if not ready and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
-    say(reasons[0] if reasons else "ready")
+    say("; ".join(["ready", *reasons] if ready else reasons))
 
 
 async def config(_: argparse.Namespace, settings: Settings) -> None:

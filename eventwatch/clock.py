@@ -15,8 +15,9 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
 
 
 class Timer(Protocol):
@@ -111,32 +112,65 @@ class VirtualClock:
         self.advance_to(self._elapsed + seconds)
 
 
-class JumpGuard:
-    """Wall-clock `now` for idle decisions, minus any forward jump of the last `memory` seconds.
+@dataclass(slots=True)
+class _Reading:
+    """What a clock showed from `since` to `until` (monotonic, s): `offset` s ahead of our monotonic clock."""
 
-    A wall clock that leaps an hour ahead makes every node look idle for an hour. Until `memory` (the idle
-    timeout) has passed on the monotonic clock, the leap is taken back; a leap backwards needs nothing, as a
-    `last_req_time` in the future never stops a node.
+    since: float
+    until: float
+    offset: float
+
+
+class KindestClock:
+    """`now` for idle decisions: the earliest that any clock involved says, or said within the last `memory` s.
+
+    A node looks idle for an hour when a clock leaps an hour ahead, when ours is an hour ahead of that by which
+    the manager writes, and when a clock that was an hour behind is set right: requests of a moment ago then bear
+    times of an hour ago. Nobody can tell which clock is right, but the one that makes a node look the least idle
+    stops none that is in use. One per process, so that no restart of a part of it forgets a leap.
+
+    Not promised: that a node is stopped on time while a clock is wrong, or for `memory` after.
     """
 
-    #: Slewing and a suspended process stay below this; a leap that matters to idling is far above it.
-    TOLERANCE = 5.0
+    #: Slewing stays far below this; a step that matters to idling is far above it.
+    TOLERANCE: Final = 0.5
 
     def __init__(self, clock: Clock, memory: float) -> None:
         self._clock = clock
         self._memory = memory
-        self._offset = self._current_offset()
-        self._jumps: list[tuple[float, float]] = []
+        self._readings: dict[str, list[_Reading]] = {}
+        self._skews: dict[str, float] = {}
+        self.sample()
 
-    def _current_offset(self) -> float:
-        return self._clock.time_ns() / 1e9 - self._clock.monotonic()
+    def sample(self) -> None:
+        """Look at our own wall clock. Call it every few seconds: a leap there and back between two is missed."""
+        monotonic = self._clock.monotonic()
+        self._add("own", monotonic, self._clock.time_ns() / 1e9 - monotonic)
+
+    def hear(self, whose: str, moment: datetime, *, asked: float) -> None:
+        """Take in what another's wall clock showed between `asked` (monotonic, s) and now."""
+        monotonic = self._clock.monotonic()
+        told = moment.timestamp()
+        self._add(whose, monotonic, told - monotonic)
+        # Only as far as the time that the answer took leaves no doubt.
+        early, late = told - self._clock.time_ns() / 1e9, told - self._clock.time_ns() / 1e9 + monotonic - asked
+        self._skews[whose] = early if early > 0 else min(late, 0.0)
 
     def now(self) -> datetime:
-        """Aware UTC."""
-        offset, monotonic = self._current_offset(), self._clock.monotonic()
-        if abs(offset - self._offset) > self.TOLERANCE:
-            self._jumps.append((monotonic, offset - self._offset))
-        self._offset = offset
-        self._jumps = [(at, by) for at, by in self._jumps if monotonic - at < self._memory]
-        ahead = max(0.0, sum(by for _, by in self._jumps))
-        return datetime.fromtimestamp(self._clock.time_ns() / 1e9, UTC) - timedelta(seconds=ahead)
+        """The kindest time, aware UTC."""
+        self.sample()
+        monotonic = self._clock.monotonic()
+        offsets = [reading.offset for readings in self._readings.values() for reading in readings]
+        return datetime.fromtimestamp(monotonic + min(offsets), UTC)
+
+    def skews(self) -> dict[str, float]:
+        """How many seconds each other clock was ahead of ours when last heard of."""
+        return dict(self._skews)
+
+    def _add(self, whose: str, monotonic: float, offset: float) -> None:
+        readings = self._readings.setdefault(whose, [])
+        if readings and abs(readings[-1].offset - offset) < self.TOLERANCE:
+            readings[-1].until = monotonic
+        else:
+            readings.append(_Reading(monotonic, monotonic, offset))
+        readings[:-1] = [reading for reading in readings[:-1] if monotonic - reading.until < self._memory]

@@ -27,7 +27,7 @@ from eventwatch.playback import record_file, replay_file
 from eventwatch.report import explain_node, node_table, report_nodes
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, open_store
-from eventwatch.sweeper import Brake, one_off_sweeper
+from eventwatch.sweeper import Manner, one_off_sweeper
 
 
 async def run(_: argparse.Namespace, settings: Settings) -> None:
@@ -66,8 +66,10 @@ async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
         settings = settings.model_copy(update={"dry_run": True})
     async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
         await engine.identify()
-        async with open_store(url, settings.mongo_database), one_off_sweeper(engine, settings) as sweeper:
-            sweeper.brake = Brake()
+        async with (
+            open_store(url, settings.mongo_database),
+            one_off_sweeper(engine, settings, manner=Manner.BY_HAND) as sweeper,
+        ):
             report = await sweeper.sweep(force=arguments.force)
     say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
     if report.braked:

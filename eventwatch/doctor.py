@@ -12,8 +12,9 @@ from typing import Final
 
 from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
+from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.settings import Settings
-from eventwatch.store import open_store
+from eventwatch.store import Store, open_store
 
 #: Seconds between two clocks from which on idle times are visibly wrong.
 SKEW: Final = 5.0
@@ -39,7 +40,7 @@ async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator
         yield finding
     if mount := _examine_socket(settings.docker_host or DEFAULT_HOST):
         yield mount
-    async for finding in _examine_database(settings, url):
+    async for finding in _examine_database(settings, url, engine):
         yield finding
 
 
@@ -88,15 +89,30 @@ def _examine_socket(host: str) -> Finding | None:
     return Finding("socket mount", f"{path} is not mounted as a file")
 
 
-async def _examine_database(settings: Settings, url: str) -> AsyncIterator[Finding]:
+async def _examine_database(settings: Settings, url: str, engine: Engine) -> AsyncIterator[Finding]:
     try:
         async with open_store(url, settings.mongo_database) as store:
             yield Finding("database", f"reachable, database {settings.mongo_database}")
             yield _skew("database's clock", await store.system_time())
             await store.check_writable()
             yield Finding("database rights", "nodes and checkers can be written")
+            yield await _examine_peers(store, engine)
     except EventwatchError as error:
         yield Finding("database", str(error), failed=True, cure="check EVENTWATCH_MONGO_URL and the server")
+
+
+async def _examine_peers(store: Store, engine: Engine) -> Finding:
+    """Whether who else watches an engine with our engine's id watches the same engine."""
+    twins = TwinWatch(engine)
+    try:
+        peers = await store.peers((await engine.identify()).id)
+        await twins.meet(peers)
+    except EngineError as error:
+        return Finding("engine's id", f"not compared with other watchers': {error}")
+    if twins.doubtful:
+        hosts = ", ".join(sorted({peer.host for peer in peers}))
+        return Finding("engine's id", f"that of another engine too, which {hosts} watches", failed=True, cure=FIX)
+    return Finding("engine's id", f"no other engine has it ({len(peers)} running watchers asked)")
 
 
 def _skew(whose: str, clock: datetime) -> Finding:

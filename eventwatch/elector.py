@@ -10,7 +10,7 @@ Not promised: mutual exclusion while nothing is written. Two processes may both 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from loguru import logger
@@ -20,11 +20,15 @@ from eventwatch.clock import Clock
 from eventwatch.documents import NodeChecker
 from eventwatch.errors import CheckerDeletedError, LeaseLostError, StoreError
 from eventwatch.readiness import standing_by
-from eventwatch.store import Holder, Lease, Store
+from eventwatch.store import UNSEEN, Lease, Peer, Store, Witness
 
+#: Seconds between two looks at the engine while standing by.
+LOOK_INTERVAL: Final = 5.0
 #: Renewals per lease duration, and the part of it that a holder trusts by its own clock.
 RENEWALS: Final = 3
 TRUSTED: Final = 0.9
+#: Seconds until a second look at a checker document that is gone: the driver tells of a failover up to 1 s late.
+SECOND_LOOK: Final = 1.5
 
 
 class Elector:
@@ -38,7 +42,9 @@ class Elector:
         self._trusted_until = float("-inf")
         #: Whether the database did not answer the last time that it was asked.
         self.unanswered = False
-        self.holder: Holder | None = None
+        self.holder: Peer | None = None
+        self._away_at = float("-inf")
+        self._returns = 0
 
     def doubts(self) -> list[str]:
         """Why we may not write right now, or soon; empty when we may."""
@@ -51,14 +57,26 @@ class Elector:
         """Whether the lease is certainly ours right now."""
         return self._clock.monotonic() < self._trusted_until
 
-    async def acquire(self, engine_id: str) -> Lease:
-        """Wait for the lease, for as long as it takes."""
+    async def acquire(
+        self,
+        engine_id: str,
+        *,
+        look: Callable[[], Awaitable[Witness]] | None = None,
+        meet: Callable[[Sequence[Peer]], Awaitable[None]] | None = None,
+    ) -> Lease:
+        """Wait for the lease, for as long as it takes.
+
+        `look` tells what we see on our engine, for others to compare; `meet` compares what the holder sees.
+        """
         backoff = Pace(base=0.1, cap=1.0).start()
+        witness, looked_at = UNSEEN, float("-inf")
         while True:
+            if look and self._clock.monotonic() - looked_at >= LOOK_INTERVAL:
+                witness, looked_at = await look(), self._clock.monotonic()
             asked = self._clock.monotonic()
             try:
                 answer = await self._store.acquire_lease(
-                    self._checker, engine_id=engine_id, duration=self._duration
+                    self._checker, engine_id=engine_id, duration=self._duration, witness=witness
                 )
             except StoreError as error:
                 if error.permanent:
@@ -73,30 +91,38 @@ class Elector:
             if isinstance(answer, Lease):
                 self.holder = None
                 self._trusted_until = asked + self._duration * TRUSTED
+                self._note_return()
                 return answer
-            if self.holder != answer:
+            if self.holder is None or self.holder.manager_id != answer.manager_id:
                 logger.info(
                     "Standing by: checker {} (host {}, pid {}) watches this engine",
                     answer.manager_id, answer.host, answer.pid,
                 )  # fmt: skip
             self.holder = answer
+            if meet:
+                await meet([answer])
             await self._clock.sleep(min(1.0, self._duration / RENEWALS))
 
-    async def keep(self, lease: Lease, cursor: Callable[[], int | None]) -> None:
+    async def keep(
+        self, lease: Lease, cursor: Callable[[], int | None], witness: Callable[[], Witness] = lambda: UNSEEN
+    ) -> None:
         """Renew the lease until it cannot be.
 
-        Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it or it
-        ran out while the database was away.
+        Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it, when it ran
+        out while the database was away, or when the database has lost it.
         """
         backoff = Pace(base=0.1, cap=1.0).start()
         while True:
             await self._clock.sleep(self._duration / RENEWALS if not backoff.failures else backoff.next_delay())
             asked = self._clock.monotonic()
             try:
-                renewed = await self._store.renew_lease(lease, duration=self._duration, cursor=cursor())
-                gone = not renewed and await self._store.lease_is_gone(lease)
+                renewed = await self._store.renew_lease(
+                    lease, duration=self._duration, cursor=cursor(), witness=witness()
+                )
+                gone = not renewed and await self._is_deleted(lease)
             except StoreError as error:
                 self.unanswered = True
+                self._away_at = self._clock.monotonic()
                 if not backoff.failures:
                     logger.warning("The lease could not be renewed: {}", error)
                     backoff.next_delay()
@@ -108,9 +134,28 @@ class Elector:
             if gone and self.holds():
                 raise CheckerDeletedError("The checker's document was deleted")
             if not renewed:
-                raise LeaseLostError("Another checker took the lease")
+                raise LeaseLostError("Another checker took the lease, or the database lost it")
             backoff.succeeded_for(0)
+            self._note_return()
             self._trusted_until = asked + self._duration * TRUSTED
+
+    def _note_return(self) -> None:
+        if self._store.returns != self._returns:
+            self._returns = self._store.returns
+            self._away_at = self._clock.monotonic()
+
+    async def _is_deleted(self, lease: Lease) -> bool:
+        """Whether an operator deleted our checker document; not so when the database lost it by itself.
+
+        A failover may roll it back and a restore may lack it: then what else was written with it is gone too, or
+        the database was away just before.
+        """
+        if not await self._store.lease_is_gone(lease) or not await self._store.remembers(lease):
+            return False
+        await self._clock.sleep(SECOND_LOOK)
+        self._note_return()
+        was_away = self._clock.monotonic() - self._away_at < self._duration
+        return not was_away and await self._store.lease_is_gone(lease)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back at once; without this a standby waits until it expires."""

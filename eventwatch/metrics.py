@@ -64,7 +64,14 @@ class Metrics:
         self.nodes = Gauge("eventwatch_nodes", "Nodes by recorded status.", ["status"], registry=self.registry)
         self.leader = self._gauge("eventwatch_leader", "1 while this process holds the engine's lease.")
         self.queue_depth = self._gauge("eventwatch_queue_depth", "Nodes that wait for an inspection or a write.")
-        self.brake = self._gauge("eventwatch_brake_engaged", "1 while a sweep refuses to delete.")
+        self._brake = self._gauge("eventwatch_brake_engaged", "1 while sweeps refuse to delete, or to stop, many.")
+        self._stop_brake = self._gauge("eventwatch_stop_brake_engaged", "1 while sweeps refuse to stop many.")
+        self.clock_skew = Gauge(
+            "eventwatch_clock_skew_seconds",
+            "How far another clock is ahead of ours.",
+            ["clock"],
+            registry=self.registry,
+        )
         for action in actions:
             self.events.labels(action)
         for kind in ("hint", "settle", "sweep", "idle", "delete", "register"):
@@ -75,6 +82,11 @@ class Metrics:
             self.drift.labels(field)
         for result in ("stopped", "failed", "withdrawn"):
             self.stops.labels("idle", result)
+
+    def show_brakes(self, deleting: bool, stopping: bool) -> None:
+        """Set the gauges of the two brakes."""
+        self._brake.set(deleting or stopping)
+        self._stop_brake.set(stopping)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

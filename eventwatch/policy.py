@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Final
 
 from eventwatch.model import (
     NOT_RUNNING_IP,
     STOPPING,
+    Claim,
     Event,
     Observation,
+    Owner,
     Recorded,
     normal_health,
 )
@@ -93,31 +96,52 @@ def desired_fields(seen: Observation, *, node_port: int, health_check: bool) -> 
     return fields
 
 
-def difference(recorded: Recorded, wanted: Fields, *, claimed: bool = False) -> dict[str, str | int]:
+def difference(recorded: Recorded, wanted: Fields, *, claim: Claim | None = None) -> dict[str, str | int]:
     """The fields of `wanted` that the document does not say yet.
 
-    A running node that is being stopped by us (`claimed`) keeps saying `stopping`. Without a live claim that
-    word is the leftover of a process that died, and what the engine says replaces it.
+    `claim` is a live claim on this run of the container (see `claim_on`). The node keeps saying `stopping` then;
+    once the claim stands it says so again after a manager has written `running` back, not before: that is how a
+    request is noticed. Without a claim the word is the leftover of a process that died, and what the engine says
+    replaces it.
     """
-    changed = {name: value for name, value in wanted.items() if getattr(recorded, name) != value}
-    if claimed and recorded.status == STOPPING and changed.get("status") == "running":
-        del changed["status"]
-    return changed
+    if claim and wanted.get("status") == "running" and (claim.stands or recorded.status == STOPPING):
+        wanted = {**wanted, "status": STOPPING}
+    return {name: value for name, value in wanted.items() if getattr(recorded, name) != value}
 
 
-def may_delete(recorded: Recorded, *, engine_id: str, sole_checker: bool) -> bool:
-    """Whether a 404 from engine `engine_id` proves that the node of this document is gone.
+def claim_on(seen: Observation, *claims: Claim | None) -> Claim | None:
+    """The first of `claims` that is about this run of the container."""
+    run = as_run(seen)
+    return next((claim for claim in claims if claim and claim.run == run), None)
 
-    Only the owner's word counts; a document that nobody owns yet is ours to judge while no other engine has a
-    live checker that may own it.
+
+def as_run(seen: Observation) -> datetime | None:
+    """What identifies the run of a container: when it started, as the database keeps it (naive UTC, ms)."""
+    started = seen.started_at
+    return started.replace(tzinfo=None, microsecond=started.microsecond // 1000 * 1000) if started else None
+
+
+class Ownership(Enum):
+    """Whose business a document is, from the point of view of one engine."""
+
+    OWN = auto()
+    OTHERS = auto()
+    NOBODYS = auto()
+
+
+def ownership(recorded: Recorded, owner: Owner | None, *, engine_id: str) -> Ownership:
+    """Which engine last had the container, by the record of owners or else by the document's own stamp.
+
+    The record counts more: a manager's replace of the whole document drops or revives a stamp, never the record.
     """
-    if recorded.engine_id:
-        return recorded.engine_id == engine_id
-    return sole_checker
+    last = (owner.engine_id if owner else None) or recorded.engine_id
+    if not last:
+        return Ownership.NOBODYS
+    return Ownership.OWN if last == engine_id else Ownership.OTHERS
 
 
-def delete_limit(configured: int | None, nodes: int) -> int:
-    """How many documents one sweep may delete: as configured, else half of them and at least 5."""
+def mass_limit(configured: int | None, nodes: int) -> int:
+    """How many of `nodes` one sweep may delete or stop: as configured, else half of them and at least 5."""
     return configured if configured is not None else max(5, nodes // 2)
 
 
@@ -130,32 +154,73 @@ class Idleness:
     reason: str
 
 
-def idleness(recorded: Recorded, seen: Observation, *, now: datetime, timeout: float) -> Idleness:
+def idleness(
+    recorded: Recorded,
+    seen: Observation,
+    *,
+    now: datetime,
+    timeout: float,
+    used_at: datetime | None = None,
+    owner: Owner | None = None,
+) -> Idleness:
     """Whether a node has been without a request for `timeout` seconds (0 = off), by `now` (aware UTC).
 
-    Counts from the later of the last request and the start. A `last_req_time` that is missing or lies in the
-    future never stops a node.
+    Counts from the later of the last request and `used_at`, the last start by a person or a manager (None: the
+    inspection's own start). A `last_req_time` that is missing, lies in the future, or was only ever written by
+    eventwatch itself (`owner.registered`) never stops a node.
     """
-    if timeout <= 0:
-        return Idleness(idle=False, left=None, reason="idle stops are off (idle_timeout is 0)")
-    if seen.status != "running":
-        return Idleness(idle=False, left=None, reason=f"it is {seen.status or 'gone'}, not running")
-    if recorded.last_req_time is None:
-        return Idleness(idle=False, left=None, reason="it has no last_req_time")
-    last_request = as_utc(recorded.last_req_time)
-    if last_request > now:
-        return Idleness(idle=False, left=None, reason="its last_req_time lies in the future")
-    since = max(last_request, seen.started_at) if seen.started_at else last_request
+    if reason := _why_never_idle(recorded, seen, now=now, timeout=timeout, owner=owner):
+        return Idleness(idle=False, left=None, reason=reason)
+    last_request = as_utc(recorded.last_req_time or now)
+    start = used_at or seen.started_at
+    since = max(last_request, start) if start else last_request
     left = timeout - (now - since).total_seconds()
     if left > 0:
         return Idleness(idle=False, left=left, reason=f"{left:.0f} s of its idle time are left")
     return Idleness(idle=True, left=0.0, reason="its idle time is used up")
 
 
-def recorded_idleness(recorded: Recorded, started_at: datetime | None, now: datetime, timeout: float) -> Idleness:
+def _why_never_idle(
+    recorded: Recorded, seen: Observation, *, now: datetime, timeout: float, owner: Owner | None
+) -> str:
+    if timeout <= 0:
+        return "idle stops are off (idle_timeout is 0)"
+    if seen.status != "running":
+        return f"it is {seen.status or 'gone'}, not running"
+    if recorded.last_req_time is None:
+        return "it has no last_req_time"
+    if owner and owner.registered is not None and owner.registered == recorded.last_req_time:
+        return "nobody has written its last_req_time since it was registered"
+    return "its last_req_time lies in the future" if as_utc(recorded.last_req_time) > now else ""
+
+
+def recorded_idleness(
+    recorded: Recorded, used_at: datetime | None, now: datetime, timeout: float, owner: Owner | None = None
+) -> Idleness:
     """`idleness` by what the document says, for showing it; the sweep asks the engine."""
-    seen = Observation(recorded.node_id, status=recorded.status or "", started_at=started_at)
-    return idleness(recorded, seen, now=now, timeout=timeout)
+    seen = Observation(recorded.node_id, status=recorded.status or "", started_at=used_at)
+    return idleness(recorded, seen, now=now, timeout=timeout, owner=owner)
+
+
+def start_as_use(seen: Observation, before: datetime | None) -> datetime | None:
+    """The last start that counts as a use of the node; `before` is what this said at the last look, if any.
+
+    The engine counts the starts that its restart policy made since the last start by a person or a manager, and
+    begins anew with each of those: a start that is counted is no use. A container that is already in a crash
+    loop at the first look counts as used then.
+    """
+    return seen.started_at if not seen.restart_count or before is None else before
+
+
+def why_not_to_stop(seen: Observation, *, network: str, label: str | None) -> str:
+    """Why a container is no node that may be stopped; empty when it may be.
+
+    A document alone makes no container a node: whoever can write the database could stop any container.
+    """
+    if network in seen.networks or (label and label_matches(label, seen.labels)):
+        return ""
+    which = f" and has no label {label}" if label else ""
+    return f"its container is not on {network}{which}"
 
 
 def as_utc(moment: datetime) -> datetime:

@@ -25,6 +25,7 @@ Not promised: that every state a node passed through is written; the last one is
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,10 +40,12 @@ from eventwatch.documents import ToolServerNode
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.metrics import Metrics
-from eventwatch.model import STOPPING, Cause, Change, Event, Observation, Recorded
+from eventwatch.model import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded
 from eventwatch.policy import (
     KNOWN_ACTIONS,
     Fields,
+    as_run,
+    claim_on,
     complete_hint,
     desired_fields,
     difference,
@@ -50,6 +53,7 @@ from eventwatch.policy import (
     is_elsewhere,
     is_older,
     label_matches,
+    start_as_use,
 )
 from eventwatch.settings import Settings
 from eventwatch.store import Lease, Refused, Store, naive_utc
@@ -82,6 +86,7 @@ class _Node:
     settle: Timer | None = None
     elsewhere: bool = False
     started_at: datetime | None = None
+    used_at: datetime | None = None
     waiting: list[int] = field(default_factory=list)
     failures: Backoff = field(default_factory=lambda: Pace(base=0.1, cap=5.0).start())
 
@@ -121,16 +126,22 @@ class Reconciler:
         store: Store,
         settings: Settings,
         engine_id: str,
+        host: str = "",
         clock: Clock | None = None,
         metrics: Metrics | None = None,
         lease: Lease | None = None,
         holds_lease: Callable[[], bool] = lambda: True,
     ) -> None:
         self.engine_id = engine_id
+        #: The engine's name.
+        self.host = host
         self.clock = clock or SystemClock()
         self.metrics = metrics or Metrics()
         self.known: dict[str, Recorded] = {}
-        self.claims: set[str] = set()
+        #: Our own claims under way.
+        self.claims: dict[str, Claim] = {}
+        #: What is on record of the containers that our engine has; `run_owner_recorder` keeps the record.
+        self.owned: dict[str, Owner] = {}
         self.listeners: list[Callable[[Written], object]] = []
         self.inspections: WorkQueue[str] = WorkQueue()
         #: `timeNano` of the newest event of which all that it led to is written.
@@ -150,6 +161,10 @@ class Reconciler:
         self._has_pending = asyncio.Event()
         self._has_orphans = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._claimant = lease.manager_id if lease else secrets.token_hex(16)
+        self._to_own: dict[str, Owner] = {}
+        self._to_disown: set[str] = set()
+        self._has_ownership = asyncio.Event()
 
     # -- intake: from the watcher, synchronous -------------------------------------------------------
 
@@ -301,8 +316,7 @@ class Reconciler:
             self._put_fields(node_id, fields, Cause.EVENT, times)
 
     def _desired(self, seen: Observation) -> dict[str, str | int]:
-        node = self._node(seen.node_id)
-        node.started_at = seen.started_at
+        node = self.note_start(seen)
         if not node.elsewhere and is_elsewhere(seen, self._settings.node_network):
             node.elsewhere = True
             logger.warning(
@@ -341,6 +355,18 @@ class Reconciler:
         """When the container started, by the last inspection of it."""
         node = self._nodes.get(node_id)
         return node.started_at if node else None
+
+    def note_start(self, seen: Observation) -> _Node:
+        """Remember when the container started, and whether that start was a use of the node."""
+        node = self._node(seen.node_id)
+        node.started_at = seen.started_at
+        node.used_at = start_as_use(seen, node.used_at)
+        return node
+
+    def used_at(self, node_id: str) -> datetime | None:
+        """The container's last start by a person or a manager, as far as inspections told."""
+        node = self._nodes.get(node_id)
+        return node.used_at if node else None
 
     def depth(self) -> float:
         """How many nodes wait for an inspection or a write."""
@@ -426,6 +452,10 @@ class Reconciler:
             if self._settings.dry_run:
                 logger.info("Dry run: would register node {}", node.short_id)
                 return
+            # On record first: registered, but not known to be, it would look like a node that was used once.
+            owner = Owner(self.engine_id, self.host, registered=node.last_req_time)
+            await self._store.record_owners({node.id: owner})
+            self.owned[node.id] = owner
             registered = await self._store.register(node, lease=self._lease)
             self._adopt(await self._store.read([node.id]))
         if registered:
@@ -499,7 +529,9 @@ class Reconciler:
         wanted = dict(self._desired(seen))
         if self._lease:  # adopt the node, or put back a stamp that a manager's replace dropped
             wanted |= {"engine_id": self._lease.engine_id, "epoch": self._lease.epoch}
-        changed = difference(recorded, wanted, claimed=recorded.node_id in self.claims)
+        self._own(recorded.node_id)
+        claim = claim_on(seen, self.claims.get(recorded.node_id), recorded.claim)
+        changed = difference(recorded, wanted, claim=claim)
         if not changed:
             return None
         expected = {name: getattr(recorded, name) for name in changed.keys() - {"engine_id", "epoch"}}
@@ -536,8 +568,10 @@ class Reconciler:
         self.metrics.writes.labels(kind).inc()
         if change.delete:
             self._forget(node_id)
+            self._disown(node_id)
             logger.info("Node deleted from db: {}(not in docker)", node_id)
         else:
+            self._own(node_id)
             self.known[node_id] = replace(old, **change.fields)  # type: ignore[arg-type]
         new = {name: value for name, value in change.fields.items() if getattr(old, name) != value}
         for name in ("status", "health", "ip", "port"):
@@ -563,28 +597,100 @@ class Reconciler:
         if refused.fenced:
             raise LeaseLostError("A later holder of the lease owns the nodes: nothing more is written")
 
+    # -- the record of owners ------------------------------------------------------------------------
+
+    async def load_owned(self) -> None:
+        """Read what is on record of this engine's containers. Raises StoreError."""
+        self.owned = await self._store.read_owners(engine_id=self.engine_id)
+
+    def _own(self, node_id: str) -> None:
+        """Have it put on record that our engine has this container, unless it is: no replace can drop that."""
+        if self._lease and not self._settings.dry_run:
+            owner = self.owned.get(node_id)
+            if owner is None or owner.host != self.host:
+                registered = owner.registered if owner else None
+                self.owned[node_id] = self._to_own[node_id] = Owner(self.engine_id, self.host, registered)
+                self._has_ownership.set()
+
+    def _disown(self, node_id: str) -> None:
+        self._to_own.pop(node_id, None)
+        if self.owned.pop(node_id, None):
+            self._to_disown.add(node_id)
+            self._has_ownership.set()
+
+    async def run_owner_recorder(self) -> None:
+        """Keep the record of owners beside the writer, in whose way it must not be. Never ends."""
+        backoff = WRITE_RETRY.start()
+        while True:
+            await self._has_ownership.wait()
+            try:
+                await self.record_ownership()
+            except StoreError as error:
+                if not backoff.failures:
+                    logger.warning("Which engine has which nodes is not put on record: {}", error)
+                await self.clock.sleep(backoff.next_delay())
+            else:
+                backoff.succeeded_for(0)
+
+    async def record_ownership(self) -> None:
+        """Write what is to be put on or off the record of owners. StoreError: it cannot, and keeps it."""
+        self._has_ownership.clear()
+        own, disown = dict(self._to_own), set(self._to_disown)
+        try:
+            if own:
+                await self._store.record_owners(own)
+                self._to_own = {i: owner for i, owner in self._to_own.items() if own.get(i) is not owner}
+            if disown:
+                await self._store.forget_owners(disown, engine_id=self.engine_id)
+                self._to_disown -= disown
+        except StoreError:
+            self._has_ownership.set()
+            raise
+
     # -- idle stop: the claim ------------------------------------------------------------------------
 
-    async def claim(self, recorded: Recorded, *, idle_before: datetime) -> bool:
-        """Mark a running node as `stopping`, unless a request came in since `idle_before` (aware UTC)."""
+    async def claim(self, recorded: Recorded, seen: Observation, *, idle_before: datetime, seconds: float) -> bool:
+        """Mark a running node as `stopping`, for `seconds` at most, unless it was used since `idle_before`."""
+        node_id, run = recorded.node_id, as_run(seen)
         async with self._writing:
             self._require_lease()
             claimed = await self._store.claim(
-                recorded.node_id, idle_before=naive_utc(idle_before), lease=self._lease
+                node_id,
+                run=run,
+                by=self._claimant,
+                seconds=seconds,
+                engine_id=self.engine_id,
+                idle_before=naive_utc(idle_before),
+                lease=self._lease,
             )
             if claimed:
-                self.claims.add(recorded.node_id)
-                change = Change(recorded.node_id, {"status": STOPPING}, Cause.IDLE)
+                self.claims[node_id] = Claim(run)
+                change = Change(node_id, {"status": STOPPING}, Cause.IDLE)
                 self._acknowledge(change, (), self.clock.time_ns())
         return claimed
 
+    async def confirm_claim(self, node_id: str, *, idle_before: datetime) -> bool:
+        """Whether the claim is still what the document says; if so, it stands from now on."""
+        self._require_lease()
+        stands = await self._store.confirm_claim(node_id, by=self._claimant, idle_before=naive_utc(idle_before))
+        if stands and (claim := self.claims.get(node_id)):
+            self.claims[node_id] = replace(claim, stands=True)
+        return stands
+
     async def withdraw_claim(self, node_id: str) -> None:
         """Take a claim back: the document says `running` again unless it says something newer by now."""
-        self.claims.discard(node_id)
+        self.claims.pop(node_id, None)
         change = Change(node_id, {"status": "running"}, Cause.IDLE, expected={"status": STOPPING})
-        async with self._writing:
-            await self._send([change], {node_id: _Pending(Cause.IDLE)})
-        self.inspect_soon(node_id)
+        try:
+            await self.end_claim(node_id)  # first: while it is on record, others put `stopping` back
+        finally:
+            async with self._writing:
+                await self._send([change], {node_id: _Pending(Cause.IDLE)})
+            self.inspect_soon(node_id)
+
+    async def end_claim(self, node_id: str) -> None:
+        """Take our claim off the record."""
+        await self._store.end_claim(node_id, by=self._claimant)
 
 
 def _merge(older: _Pending, newer: _Pending) -> _Pending:

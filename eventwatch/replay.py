@@ -32,20 +32,22 @@ from functools import wraps
 from itertools import groupby
 from typing import Any, Final
 
-from eventwatch.clock import Clock, SystemClock
+from eventwatch.clock import Clock, KindestClock, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.metrics import Metrics
 from eventwatch.model import Cause, Change, Event, Recorded
+from eventwatch.pipeline.deletion import Deletions
+from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.policy import KNOWN_ACTIONS
 from eventwatch.reconciler import INSPECTORS, SETTLE_LIMIT, Reconciler, Written
 from eventwatch.recording import TRUTH, Recording, Truth
 from eventwatch.replay_engine import ENGINE_ID, ReplayEngine
 from eventwatch.settings import Settings
-from eventwatch.stopper import Stopper
 from eventwatch.store import Lease, Store, open_store
-from eventwatch.sweeper import AGREEING_SWEEPS, Brake, Sweeper
+from eventwatch.sweeper import Sweeper
 from eventwatch.timeline import Busy, RealTime, Simulation, Timeline
 from eventwatch.watcher import Watcher
 
@@ -266,11 +268,7 @@ class Replay:
         if self._sweeper is None:
             raise RuntimeError("not started")
         self._in_last_sweep = True
-        for _ in range(AGREEING_SWEEPS):  # the brake wants to be asked that often
-            sweeping = asyncio.ensure_future(self._sweeper.sweep())
-            await self._unless_it_failed(sweeping)
-            if not sweeping.result().braked:
-                break
+        await self._unless_it_failed(asyncio.ensure_future(self._sweeper.sweep()))
 
     async def _unless_it_failed(self, work: asyncio.Future[Any]) -> None:
         """Wait for `work`, or for the pipeline to fail, and raise what it failed with."""
@@ -349,9 +347,15 @@ class Replay:
             metrics=metrics, lease=lease, holds_lease=elector.holds,
         )  # fmt: skip
         reconciler.listeners.append(self._note)
-        stopper = Stopper(engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks)
+        kindest = KindestClock(clock, settings.idle_timeout)
+        stopper = IdleStopper(
+            engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks, time=kindest
+        )  # fmt: skip
+        # Without a brake or grace: what a recording makes vanish is gone.
+        deletions = Deletions(store=store, clock=clock, twins=TwinWatch(engine))
         sweeper = self._sweeper = Sweeper(
-            engine=engine, store=store, reconciler=reconciler, stopper=stopper, settings=settings, brake=Brake()
+            engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions, time=kindest,
+            settings=settings, manager_id=lease.manager_id,
         )  # fmt: skip
 
         async def on_connect() -> None:

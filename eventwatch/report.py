@@ -12,8 +12,8 @@ from rich.table import Table
 
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, EventwatchError
-from eventwatch.model import Observation, Recorded
-from eventwatch.policy import as_utc, desired_fields, difference, idleness
+from eventwatch.model import Observation, Owner, Recorded
+from eventwatch.policy import as_utc, claim_on, desired_fields, difference, idleness, why_not_to_stop
 from eventwatch.settings import Settings
 from eventwatch.store import Store
 from eventwatch.sweeper import CONCURRENCY
@@ -46,20 +46,25 @@ async def report_nodes(store: Store, engine: Engine, settings: Settings) -> list
 
     async def report(recorded: Recorded) -> NodeReport:
         async with slots:
-            return await report_node(recorded, engine, settings)
+            return await report_node(recorded, owners.get(recorded.node_id), engine, settings)
 
-    return list(await asyncio.gather(*(report(node) for node in (await store.read()).values())))
+    documents = await store.read()
+    owners = await store.read_owners(documents)
+    return list(await asyncio.gather(*(report(node) for node in documents.values())))
 
 
-async def report_node(recorded: Recorded, engine: Engine, settings: Settings) -> NodeReport:
+async def report_node(recorded: Recorded, owner: Owner | None, engine: Engine, settings: Settings) -> NodeReport:
     """One node, compared with an inspection of now."""
     try:
         seen = await engine.inspect(recorded.node_id)
     except EngineError as error:
         return NodeReport(recorded, None, None, None, str(error))
     wanted = desired_fields(seen, node_port=settings.node_port, health_check=settings.health_check)
-    agrees = seen.found and not difference(recorded, wanted, claimed=True)
-    idle = idleness(recorded, seen, now=datetime.now(UTC), timeout=settings.idle_timeout)
+    agrees = seen.found and not difference(recorded, wanted, claim=claim_on(seen, recorded.claim))
+    idle = idleness(recorded, seen, now=datetime.now(UTC), timeout=settings.idle_timeout, owner=owner)
+    never = why_not_to_stop(seen, network=settings.node_network, label=settings.register_label)
+    if idle.left is not None and never:
+        return NodeReport(recorded, seen, agrees, None, never)
     return NodeReport(recorded, seen, agrees, idle.left, idle.reason)
 
 
@@ -86,13 +91,16 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
     """All that is known of one node, line by line; `name` is an id, its beginning, or a container's name."""
     recorded = await store.find(name)
     if recorded is None:
-        seen = await engine.inspect(name)  # engines resolve names
-        recorded = (await store.read([seen.node_id])).get(seen.node_id) if seen.found else None
+        node_id = await engine.resolve(name)
+        recorded = (await store.read([node_id])).get(node_id) if node_id else None
         if recorded is None and not (history := await store.read_history(name, limit=10)):
-            raise EventwatchError(f"{name}: no document, " + (_describe(seen) if seen.found else "no container"))
+            seen = _describe(await engine.inspect(node_id)) if node_id else "no container"
+            raise EventwatchError(f"{name}: no document, {seen}")
         if recorded is None:
             return [f"Node {name} has no document any more.", *_changes(history)]
-    report = await report_node(recorded, engine, settings)
+    owner = (await store.read_owners([recorded.node_id])).get(recorded.node_id)
+    engine_id = (owner.engine_id if owner else None) or recorded.engine_id
+    report = await report_node(recorded, owner, engine, settings)
     seen_text = _describe(report.seen) if report.seen else f"did not answer: {report.idle_reason}"
     verdict = {True: "They agree.", False: "They DISAGREE; the next settle or sweep puts it right.", None: ""}
     request = f"{as_utc(recorded.last_req_time):%Y-%m-%d %H:%M:%S} UTC" if recorded.last_req_time else "never"
@@ -107,7 +115,7 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
         f"Document  {recorded.status}, health {recorded.health}, ip {recorded.ip or '-'}, port {recorded.port}",
         *([verdict[report.agrees]] if verdict[report.agrees] else []),
         f"Last request: {request}. {stop}.",
-        f"Owner: engine {recorded.engine_id or 'nobody yet'}, epoch {recorded.epoch or '-'}.",
+        f"Owner: engine {engine_id or 'nobody yet'}, epoch {recorded.epoch or '-'}.",
         *_changes(await store.read_history(recorded.node_id, limit=10)),
     ]
 

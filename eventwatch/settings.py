@@ -244,6 +244,11 @@ class Settings(BaseSettings):
     """A sweep that would delete more documents than this deletes none and says why: an engine that suddenly
     knows no container is more likely wrong than right. Empty: half of the nodes, and at least 5."""
 
+    stop_limit: Annotated[_Limit | None, _Optional] = None
+    """A sweep that would stop more idle nodes than this stops none and says why: a clock or a manager that lost
+    every last_req_time is more likely than so many forgotten nodes. Empty: half of the running ones, and at least
+    5."""
+
     dry_run: _Flag = False
     """Say what would be written, deleted and stopped, and do none of it. Off by default: a sidecar that only
     talks keeps no document true."""
@@ -295,6 +300,13 @@ class Settings(BaseSettings):
         if not isinstance(file_secret_settings, SecretsSettingsSource):
             raise TypeError("pydantic-settings passed an unknown kind of secret file source")
         return init_settings, WrittenSource(settings_cls, dotenv_settings, file_secret_settings)
+
+    @field_validator("docker_tls_verify")
+    @classmethod
+    def _verifies_tls_only(cls, verify: bool, info: ValidationInfo) -> bool:
+        if verify and str(info.data.get("docker_host") or "").startswith("http://"):
+            raise ValueError("must be empty for an engine on http://, which is not encrypted (https:// is)")
+        return verify
 
     @field_validator("sweep_interval")
     @classmethod

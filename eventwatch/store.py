@@ -1,9 +1,14 @@
 """MongoDB, and nothing about why: the only module that talks to the database.
 
-Contract: every write is a `$set` (or delete) of fields that eventwatch owns, filtered by `_id`, by the
+Contract: every write to a node is a `$set` (or delete) of fields that eventwatch owns, filtered by `_id`, by the
 lease's epoch and, where a decision was made on what was read, by what was read. Nothing here replaces a
-document, and only `register` and the lease insert one. Each call has a deadline and raises `StoreError` with
-one line. Reads never fail for one bad document: it is reported once and left out.
+document, and only `register` inserts a node. Each call has a deadline and raises `StoreError` with one line.
+Reads never fail for one bad document: it is reported once and left out.
+
+What must not be forgotten does not live in the node documents alone, which a manager may replace as a whole:
+`NodeOwner` (one document per container, same `_id`) holds the engine that last had it and the claim on it,
+`NodeEngine` (one per engine) since when idle nodes may be stopped. Whatever the URL says, reads are from the
+primary, and leases, claims, owners and deletions are written with majority.
 
 The hot path uses the driver's collections below Beanie's documents: same collections, same types, no object
 per document. Not promised: that a write which raised `StoreError` did not happen. All writes are idempotent,
@@ -18,15 +23,15 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 from beanie import init_beanie
 from bson import ObjectId
 from bson.codec_options import DatetimeConversion
 from loguru import logger
-from pymongo import AsyncMongoClient, DeleteOne, ReturnDocument, UpdateOne
+from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.asynchronous import pool, topology
 from pymongo.errors import (
     BulkWriteError,
@@ -47,13 +52,19 @@ from pymongo.monitoring import (
 
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.errors import ConfigError, StoreError
-from eventwatch.model import STOPPING, Change, Recorded
+from eventwatch.model import STOPPING, Change, Claim, Owner, Recorded, is_container_id
 from eventwatch.policy import as_utc
 from eventwatch.settings import mask_url
 
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
+
+#: What outlives a replaced node document, and what is remembered of each engine.
+OWNERS: Final = "NodeOwner"
+ENGINES: Final = "NodeEngine"
+#: Seconds after which a standby that has not asked for the lease again is gone.
+STANDBY_GONE: Final = 10.0
 
 #: The capped collection of changes, and its size: some 50,000 changes.
 HISTORY: Final = "NodeHistory"
@@ -78,12 +89,28 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds the lease instead of us."""
+class Witness:
+    """Containers that a process sees on its engine; `look` grows with each time that it looked.
+
+    By these, another process that watches an engine with the same id finds out whether it is the same engine.
+    """
+
+    containers: tuple[str, ...] = ()
+    look: int = 0
+
+
+UNSEEN: Final = Witness()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby."""
 
     manager_id: str
     host: str
     pid: int
+    witness: Witness = UNSEEN
+    holds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +136,8 @@ class Store:
     def __init__(self) -> None:
         #: Called when the database accepts writes again after it did not: it may have lost what it acknowledged.
         self.on_return: Callable[[], object] = lambda: None
+        #: How often the database has come back so.
+        self.returns = 0
         nodes = ToolServerNode.get_pymongo_collection()
         # Dates beyond year 9999 and broken text are decoded to something harmless instead of ending a query.
         tolerant = nodes.codec_options.with_options(
@@ -116,11 +145,33 @@ class Store:
             datetime_conversion=DatetimeConversion.DATETIME_AUTO,
             unicode_decode_error_handler="replace",
         )
-        self._nodes = nodes.with_options(codec_options=tolerant)
-        self._checkers = NodeChecker.get_pymongo_collection()
-        self._history = nodes.database[HISTORY]
+        surely = WriteConcern("majority")
+        primary = ReadPreference.PRIMARY
+        self._nodes = nodes.with_options(codec_options=tolerant, read_preference=primary)
+        self._nodes_surely = self._nodes.with_options(write_concern=surely)
+        self._checkers = NodeChecker.get_pymongo_collection().with_options(
+            read_preference=primary, write_concern=surely
+        )
+        database = nodes.database
+        self._owners = database.get_collection(
+            OWNERS, codec_options=tolerant, read_preference=primary, write_concern=surely
+        )
+        self._engines = database.get_collection(
+            ENGINES, codec_options=tolerant, read_preference=primary, write_concern=surely
+        )
+        self._history = database.get_collection(HISTORY, read_preference=primary)
         self._history_ready = False
+        self._owners_indexed = False
         self._reported: set[str] = set()
+
+    def addresses(self) -> frozenset[tuple[str, int]]:
+        """Host and port of each member of the database that the driver knows of; a Unix socket has no port."""
+        return frozenset((host, port or 0) for host, port in self._nodes.database.client.nodes)
+
+    def has_returned(self) -> None:
+        """Tell, from the driver's monitor, that the database takes writes again."""
+        self.returns += 1
+        self.on_return()
 
     # -- node documents -------------------------------------------------------------------------------
 
@@ -129,7 +180,13 @@ class Store:
         query: dict[str, Any] = {} if node_ids is None else {"_id": {"$in": list(node_ids)}}
         async with _deadline("reading nodes"):
             rows = await self._nodes.find(query, _PROJECTION).to_list()
-        return {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
+        found = {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
+        stopping = [node_id for node_id, node in found.items() if node.status == STOPPING]
+        if node_ids is None or stopping:  # a claim that stands counts for a document that says `running`, too
+            for node_id, claim in (await self._live_claims(stopping if node_ids is not None else None)).items():
+                if node_id in found:
+                    found[node_id] = replace(found[node_id], claim=claim)
+        return found
 
     async def count_others(self, node_ids: Collection[str]) -> int:
         """How many node documents there are besides these, sound or not."""
@@ -158,9 +215,10 @@ class Store:
                 operations.append(DeleteOne(guard))
             else:
                 operations.append(UpdateOne(guard, {"$set": {**change.fields, **stamp}}))
+        nodes = self._nodes_surely if any(change.delete for change in changes) else self._nodes
         async with _deadline("writing nodes"):
             try:
-                result = await self._nodes.bulk_write(operations, ordered=False)
+                result = await nodes.bulk_write(operations, ordered=False)
             except BulkWriteError as error:
                 self._report_poison(changes, error)
                 return Refused()
@@ -207,33 +265,151 @@ class Store:
 
     # -- idle stop: the claim -------------------------------------------------------------------------
 
-    async def claim(self, node_id: str, *, idle_before: datetime, lease: Lease | None) -> bool:
+    async def claim(
+        self,
+        node_id: str,
+        *,
+        run: datetime | None,
+        by: str,
+        seconds: float,
+        engine_id: str,
+        idle_before: datetime,
+        lease: Lease | None,
+    ) -> bool:
         """Atomically turn a running node into a `stopping` one, if its last request is still that old.
 
-        `idle_before` is naive UTC. False: a request came in, or the node is not running any more.
+        `idle_before` is naive UTC; the claim on this `run` of the container is `by`'s and lives for `seconds`
+        unless it is ended. False: a request came in, the node is not running any more, or another process has a
+        live claim on it.
         """
+        # On record first: a document that says `stopping` without a live claim is taken for a leftover.
+        until = {"$add": ["$$NOW", round(seconds * 1000)]}
+        claim = {"by": {"$literal": by}, "leads": lease is not None, "run": run, "until": until, "stands": False}
+        taken = {"$and": [{"$gt": ["$claim.until", "$$NOW"]}, {"$ne": ["$claim.by", {"$literal": by}]}]}
+        claimed = {
+            "claim": {"$cond": [taken, "$claim", claim]},
+            "engine_id": {"$ifNull": ["$engine_id", {"$literal": engine_id}]},
+        }
+        async with _deadline("claiming a node"):
+            row = await self._owners.find_one_and_update(
+                {"_id": node_id}, [{"$set": claimed}], upsert=True, return_document=ReturnDocument.AFTER
+            )
+        if row is None or row["claim"]["by"] != by:
+            return False
         guard = {"_id": node_id, "status": "running", "last_req_time": {"$lte": idle_before}, **_fence(lease)}
         async with _deadline("claiming a node"):
-            result = await self._nodes.update_one(guard, {"$set": {"status": STOPPING}})
+            result = await self._nodes_surely.update_one(guard, {"$set": {"status": STOPPING}})
+        if result.matched_count == 0:
+            await self.end_claim(node_id, by=by)
         return result.matched_count == 1
 
-    async def claim_stands(self, node_id: str, *, idle_before: datetime) -> bool:
-        """Whether the claim survived a manager that wrote back what it had read before the claim."""
+    async def confirm_claim(self, node_id: str, *, by: str, idle_before: datetime) -> bool:
+        """Whether the claim survived a manager that wrote back what it had read before; if so, it stands now."""
         guard = {"_id": node_id, "status": STOPPING, "last_req_time": {"$lte": idle_before}}
         async with _deadline("checking a claim"):
-            return await self._nodes.count_documents(guard, limit=1) == 1
+            if await self._nodes.count_documents(guard, limit=1) == 0:
+                return False
+            ours = {"_id": node_id, "claim.by": by, "$expr": {"$not": [_PAST]}}
+            return (await self._owners.update_one(ours, {"$set": {"claim.stands": True}})).matched_count == 1
+
+    async def end_claim(self, node_id: str, *, by: str) -> None:
+        """Forget our claim on a node, whatever became of it."""
+        async with _deadline("ending a claim"):
+            await self._owners.update_one({"_id": node_id, "claim.by": by}, {"$unset": {"claim": 1}})
+
+    async def _live_claims(self, node_ids: Collection[str] | None) -> dict[str, Claim]:
+        query: dict[str, Any] = {"claim.until": {"$exists": True}, "$expr": {"$not": [_PAST]}}
+        if node_ids is not None:
+            query["_id"] = {"$in": list(node_ids)}
+        async with _deadline("reading claims"):
+            rows = await self._owners.find(query, {"claim": 1}).to_list()
+        return {row["_id"]: Claim(row["claim"].get("run"), row["claim"].get("stands") is True) for row in rows}
+
+    # -- which engine had a container -----------------------------------------------------------------
+
+    async def read_owners(
+        self, node_ids: Collection[str] | None = None, *, engine_id: str | None = None
+    ) -> dict[str, Owner]:
+        """What is on record of these containers, or of all that `engine_id` owns."""
+        query: dict[str, Any] = {} if engine_id is None else {"engine_id": engine_id}
+        if node_ids is not None:
+            query["_id"] = {"$in": list(node_ids)}
+        async with _deadline("reading owners"):
+            rows = await self._owners.find(query, {"claim": 0}).to_list()
+        return {row["_id"]: _parse_owner(row) for row in rows if isinstance(row["_id"], str)}
+
+    async def record_owners(self, owners: Mapping[str, Owner]) -> None:
+        """Put on record which engine has these containers; what is known of them besides stays."""
+        operations = []
+        for node_id, owner in owners.items():
+            fields: dict[str, Any] = {"engine_id": owner.engine_id, "host": owner.host}
+            if owner.registered is not None:
+                fields["registered"] = owner.registered
+            operations.append(UpdateOne({"_id": node_id}, {"$set": fields}, upsert=True))
+        if not operations:
+            return
+        async with _deadline("recording owners"):
+            if not self._owners_indexed:
+                await self._owners.create_index([("engine_id", 1)])
+                await self._owners.create_index([("claim.until", 1)], sparse=True)
+                self._owners_indexed = True
+            await self._owners.bulk_write(operations, ordered=False)
+
+    async def forget_owners(self, node_ids: Collection[str], *, engine_id: str) -> None:
+        """Take containers off the record that this engine had, and that are gone with their documents."""
+        async with _deadline("forgetting owners"):
+            await self._owners.delete_many({"_id": {"$in": list(node_ids)}, "engine_id": engine_id})
+
+    async def trace_of_others(self, engine_id: str) -> str | None:
+        """The id of another engine that this database has ever served, alive or not; None without a trace."""
+        other = {"engine_id": {"$nin": [None, engine_id]}}
+        async with _deadline("looking for other engines"):
+            for collection in (self._checkers, self._engines, self._owners, self._nodes):
+                row = await collection.find_one(other, {"engine_id": 1})
+                if row is not None:
+                    return str(row["engine_id"])
+        return None
+
+    async def idle_stops_begin(self, engine_id: str, *, host: str, grace: float) -> float:
+        """Seconds until this engine's idle nodes may be stopped; `grace` from the first time that it is asked."""
+        update = {
+            "engine_id": {"$literal": engine_id},
+            "host": {"$literal": host},
+            "idle_stops_from": {"$ifNull": ["$idle_stops_from", {"$add": ["$$NOW", round(grace * 1000)]}]},
+            "seen_at": "$$NOW",
+        }
+        async with _deadline("reading when idle stops begin"):
+            row = await self._engines.find_one_and_update(
+                {"_id": checker_id(engine_id)},
+                [{"$set": update}],
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+        if row is None:
+            raise StoreError("Database does not say when idle stops begin")
+        begin, now = row["idle_stops_from"], row["seen_at"]
+        return (begin - now).total_seconds() if isinstance(begin, datetime) else 0.0
+
+    async def announced_idle_stops(self, engine_id: str) -> bool:
+        """Whether `idle_stops_begin` was ever asked for this engine."""
+        query = {"_id": checker_id(engine_id), "idle_stops_from": {"$exists": True}}
+        async with _deadline("reading when idle stops begin"):
+            return await self._engines.count_documents(query, limit=1) == 1
 
     # -- the lease ------------------------------------------------------------------------------------
 
-    async def acquire_lease(self, checker: NodeChecker, *, engine_id: str, duration: float) -> Lease | Holder:
-        """Take the engine's lease if it is free, expired or ours; else say who holds it.
+    async def acquire_lease(
+        self, checker: NodeChecker, *, engine_id: str, duration: float, witness: Witness = UNSEEN
+    ) -> Lease | Peer:
+        """Take the engine's lease if it is free, expired or ours; else say who holds it, and that we wait for it.
 
         One atomic update on the database's clock, so clocks of the hosts do not matter. `duration` in seconds.
         """
         floor = await self._highest_epoch()
-        mine = {"$eq": ["$manager_id", checker.manager_id]}
+        mine = {"$eq": ["$manager_id", {"$literal": checker.manager_id}]}
         free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$lte": ["$expires_at", "$$NOW"]}]}
         known_epoch = {"$max": [{"$ifNull": ["$epoch", 0]}, floor]}
+        standbys = _standbys_without(checker.manager_id)
         taken: dict[str, Any] = {
             "manager_id": {"$literal": checker.manager_id},
             "interval": checker.interval,
@@ -244,8 +420,23 @@ class Store:
             "renewed_at": "$$NOW",
             "expires_at": {"$add": ["$$NOW", round(duration * 1000)]},
             "epoch": {"$cond": [mine, "$epoch", {"$add": [known_epoch, 1]}]},
+            "containers": list(witness.containers),
+            "look": witness.look,
+            "standbys": standbys,
         }
-        update = [{"$replaceWith": {"$cond": [free, {"$mergeObjects": ["$$ROOT", taken]}, "$$ROOT"]}}]
+        me = {
+            "manager_id": checker.manager_id,
+            "host": checker.host,
+            "pid": checker.pid,
+            "containers": list(witness.containers),
+            "look": witness.look,
+        }
+        waiting = {
+            "standbys": {
+                "$concatArrays": [standbys, [{"$mergeObjects": [{"$literal": me}, {"seen_at": "$$NOW"}]}]]
+            }
+        }
+        update = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$cond": [free, taken, waiting]}]}}]
         async with _deadline("taking the lease"):
             row = await self._checkers.find_one_and_update(
                 {"_id": checker_id(engine_id)}, update, upsert=True, return_document=ReturnDocument.AFTER
@@ -253,13 +444,20 @@ class Store:
         if row is None:
             raise StoreError("Database took the lease but did not say so")
         if row["manager_id"] != checker.manager_id:
-            return Holder(row["manager_id"], str(row.get("host")), int(row.get("pid") or 0))
+            return _parse_peer(row, holds=True)
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), row.get("cursor"))
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
         async with _deadline("stamping the epoch"):
-            await self._nodes.update_many(
+            await self._nodes_surely.update_many(
                 {"engine_id": engine_id, **_fence(lease)}, {"$set": {"epoch": lease.epoch}}
             )
+            # An earlier holder has not decided these, and will not: it is fenced off.
+            undecided = {"engine_id": engine_id, "claim.leads": True, "claim.stands": False}
+            await self._owners.update_many(
+                {**undecided, "claim.by": {"$ne": lease.manager_id}}, {"$unset": {"claim": 1}}
+            )
+            mark = {"$set": {"engine_id": engine_id, "epoch": lease.epoch}}
+            await self._engines.update_one({"_id": checker_id(engine_id)}, mark, upsert=True)
         return lease
 
     async def _highest_epoch(self) -> int:
@@ -269,11 +467,16 @@ class Store:
             row = await self._nodes.find_one({"epoch": {"$type": "number"}}, {"epoch": 1}, sort=[("epoch", -1)])
         return int(row["epoch"]) if row else 0
 
-    async def renew_lease(self, lease: Lease, *, duration: float, cursor: int | None) -> bool:
+    async def renew_lease(
+        self, lease: Lease, *, duration: float, cursor: int | None, witness: Witness = UNSEEN
+    ) -> bool:
         """Extend a lease that is still ours. False when its document is gone or another's."""
         fields: dict[str, Any] = {
             "renewed_at": "$$NOW",
             "expires_at": {"$add": ["$$NOW", round(duration * 1000)]},
+            "containers": list(witness.containers),
+            "look": witness.look,
+            "standbys": _standbys_without(lease.manager_id),
         }
         if cursor is not None:
             fields["cursor"] = cursor
@@ -282,9 +485,32 @@ class Store:
             return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
 
     async def lease_is_gone(self, lease: Lease) -> bool:
-        """Whether no checker document is left: an operator deleted it to stop the checker."""
+        """Whether no checker document is left: an operator deleted it, or the database lost it."""
         async with _deadline("reading the lease"):
             return await self._checkers.count_documents({"_id": checker_id(lease.engine_id)}, limit=1) == 0
+
+    async def remembers(self, lease: Lease) -> bool:
+        """Whether the database still holds what was written, elsewhere, when this lease was taken.
+
+        If not, its checker document is not gone because somebody deleted it: an older state was restored.
+        """
+        query = {"_id": checker_id(lease.engine_id), "epoch": lease.epoch}
+        async with _deadline("reading the lease"):
+            return await self._engines.count_documents(query, limit=1) == 1
+
+    async def peers(self, engine_id: str, *, besides: str = "") -> list[Peer]:
+        """The live processes that watch an engine with this id, the holder first; `besides` is who asks."""
+        live = {
+            "holds": {"$gt": ["$expires_at", "$$NOW"]},
+            "standbys": _standbys_without(besides),
+            **dict.fromkeys(("manager_id", "host", "pid", "containers", "look"), 1),
+        }
+        async with _deadline("reading the checkers"):
+            row = await self._checkers.find_one({"_id": checker_id(engine_id)}, live)
+        if row is None:
+            return []
+        found = [_parse_peer(row, holds=True)] if row["holds"] and row.get("manager_id") != besides else []
+        return found + [_parse_peer(standby, holds=False) for standby in row["standbys"]]
 
     async def release_lease(self, lease: Lease) -> None:
         """Remove our checker document, so that a standby need not wait for it to expire."""
@@ -292,25 +518,12 @@ class Store:
         async with _deadline("releasing the lease"):
             await self._checkers.delete_one(guard)
 
-    async def current_lease(self, engine_id: str) -> Lease | None:
-        """The live lease on an engine, whoever holds it."""
-        query = {"_id": checker_id(engine_id), "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
-        async with _deadline("reading the lease"):
-            row = await self._checkers.find_one(query)
-        return Lease(row["manager_id"], engine_id, int(row["epoch"]), row.get("cursor")) if row else None
-
     async def other_live_engines(self, engine_id: str) -> frozenset[str]:
         """The other engines that have a live checker of their own."""
         query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
         async with _deadline("reading the checkers"):
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
-
-    async def knows_nodes_of_others(self, engine_id: str) -> bool:
-        """Whether there are nodes that another engine's watcher has stamped."""
-        query = {"engine_id": {"$nin": [None, engine_id]}}
-        async with _deadline("looking for other engines"):
-            return await self._nodes.count_documents(query, limit=1) > 0
 
     # -- history --------------------------------------------------------------------------------------
 
@@ -386,10 +599,17 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
         raise ConfigError(
             f"EVENTWATCH_MONGO_URL: {mask_url(url)} is not usable: {_first_line(str(error))}"
         ) from None
+    if not client.write_concern.acknowledged:
+        await client.close()
+        raise ConfigError(
+            f"EVENTWATCH_MONGO_URL: {mask_url(url)} has w=0, with which no write is known to be done: remove it"
+        )
     async with client:
         async with _deadline(f"connecting to {mask_url(url)}"):
             await init_beanie(
-                database=client[database], document_models=[ToolServerNode, NodeChecker], skip_indexes=True
+                database=client.get_database(database, read_preference=ReadPreference.PRIMARY),
+                document_models=[ToolServerNode, NodeChecker],
+                skip_indexes=True,
             )
             # init_beanie asks for the server's version only; reading proves that the login may do its work.
             await ToolServerNode.get_pymongo_collection().find_one({}, {"_id": 1})
@@ -425,7 +645,7 @@ class _Returns(ServerListener):
         if not event.new_description.is_writable or event.previous_description.is_writable:
             return
         if self._store and self._was_writable:
-            self._loop.call_soon_threadsafe(self._store.on_return)
+            self._loop.call_soon_threadsafe(self._store.has_returned)
         self._was_writable = True
 
 
@@ -443,6 +663,8 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
         ("epoch", int, True),
     ):
         value = row.get(name)
+        if name == "_id" and isinstance(value, str) and not is_container_id(value):
+            raise ValueError("its _id is no container's full id (64 lower-case hex digits)")
         if not (isinstance(value, kind) or (optional and value is None)):
             raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
     fields: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
@@ -450,9 +672,42 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
     return Recorded(node_id=row["_id"], **fields)
 
 
-def naive_utc(moment: datetime, *, earlier_by: float = 0.0) -> datetime:
-    """As the manager stores it."""
-    return moment.replace(tzinfo=None) - timedelta(seconds=earlier_by)
+def naive_utc(moment: datetime) -> datetime:
+    """As the manager stores it, in whole milliseconds as the database keeps it."""
+    return moment.replace(tzinfo=None, microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _parse_owner(row: Mapping[str, Any]) -> Owner:
+    engine_id, host, registered = (row.get(name) for name in ("engine_id", "host", "registered"))
+    return Owner(
+        engine_id if isinstance(engine_id, str) else None,
+        host if isinstance(host, str) else None,
+        registered if isinstance(registered, datetime) else None,
+    )
+
+
+def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
+    containers, look, pid = row.get("containers"), row.get("look"), row.get("pid")
+    ids = (i for i in containers if isinstance(i, str)) if isinstance(containers, list) else ()
+    return Peer(
+        str(row.get("manager_id")),
+        str(row.get("host")),
+        pid if isinstance(pid, int) else 0,
+        Witness(tuple(i for i in ids if is_container_id(i)), look if isinstance(look, int) else 0),
+        holds,
+    )
+
+
+def _standbys_without(manager_id: str) -> dict[str, Any]:
+    """An expression: the standbys on record, without this one and without those that are gone."""
+    alive = {"$gt": ["$$this.seen_at", {"$subtract": ["$$NOW", round(STANDBY_GONE * 1000)]}]}
+    other = {"$ne": ["$$this.manager_id", {"$literal": manager_id}]}
+    known = {"$cond": [{"$isArray": "$standbys"}, "$standbys", []]}
+    return {"$filter": {"input": known, "as": "this", "cond": {"$and": [alive, other]}}}
+
+
+#: An expression: whether the claim on a container has run out, by the database's clock.
+_PAST: Final = {"$lte": ["$claim.until", "$$NOW"]}
 
 
 def _fence(lease: Lease | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ lost) and what stops idle nodes. Whatever it corrects is drift.
 `watch()` they go through the running watcher, so there is still one writer; elsewhere they build what they
 need for the call from the engine and settings passed by name, or from the environment.
 
-A 404 deletes only on the word of the engine that owns the node, and `Brake` keeps one sweep from deleting
-many. Any other answer than 200 or 404 changes nothing.
+Which documents of vanished containers may go is decided in pipeline/deletion.py, which idle nodes are stopped in
+pipeline/idle.py. Any other answer than 200 or the engine's own 404 changes nothing.
 """
 
 from __future__ import annotations
@@ -19,38 +19,42 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from loguru import logger
 
 from eventwatch.backoff import Pace
-from eventwatch.clock import Clock, SystemClock
+from eventwatch.clock import Clock, KindestClock, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode
-from eventwatch.engine import DockerClient, DockerEngine, Engine, as_engine
+from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
 from eventwatch.errors import EngineChangedError, EngineError, EventwatchError, LeaseLostError
-from eventwatch.model import Cause, Observation, Recorded
-from eventwatch.policy import delete_limit, may_delete
+from eventwatch.model import Cause, Observation, Owner, Recorded
+from eventwatch.pipeline.deletion import Deletions, MassBrake
+from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.twins import PUBLISHED, TwinWatch
 from eventwatch.reconciler import Reconciler
 from eventwatch.settings import Settings, load_settings
-from eventwatch.stopper import Stopper
-from eventwatch.store import Store
+from eventwatch.store import UNSEEN, Store, Witness
 
 #: Inspections in flight during a sweep.
 CONCURRENCY = 10
 #: Seconds that a watcher's pass waits for one inspection. An engine locks a container while it starts or stops,
 #: and now and then for ever: that one is waited for beside the pass, so that the others need not wait.
 PATIENCE = 1.0
-#: Seconds for which the watcher of another engine is expected back, once it or a node of its own was seen.
-RETURN = 60.0
+#: Seconds until a sweep that was in doubt about another engine is repeated: standbys look every 5 s.
+SECOND_THOUGHT = 6.0
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
 SWEEPS_LATE = 3.0
-#: Sweeps that must agree before more than `delete_limit` documents are deleted.
-AGREEING_SWEEPS = 3
 
 
 @dataclass(slots=True)
 class SweepReport:
-    """What one pass did. `failed` nodes could not be inspected and are unchanged."""
+    """What one pass did.
+
+    `failed` nodes could not be inspected and are unchanged; the containers of `braked` and `spared` ones are gone,
+    but their documents may not be deleted now, or not by us.
+    """
 
     checked: int = 0
     changed: int = 0
@@ -58,6 +62,7 @@ class SweepReport:
     stopping: int = 0
     failed: int = 0
     braked: int = 0
+    spared: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.checked} nodes checked"]
@@ -69,55 +74,18 @@ class SweepReport:
                 (self.stopping, "being stopped"),
                 (self.failed, "not answered for"),
                 (self.braked, "not deleted (brake)"),
+                (self.spared, "gone from this engine, but not its to delete"),
             )
             if count
         ]
         return ", ".join(parts)
 
 
-@dataclass(slots=True)
-class Brake:
-    """Refuses mass deletion until three sweeps in a row agree on it."""
-
-    agreed: set[str] = field(default_factory=set)
-    sweeps: int = 0
-
-    def release(self, doomed: set[str], limit: int) -> set[str]:
-        """The ids of `doomed` that may be deleted now: all, none, or what three sweeps agreed on."""
-        if len(doomed) <= limit:
-            self.agreed, self.sweeps = set(), 0
-            return doomed
-        self.agreed = doomed & self.agreed if self.sweeps else doomed
-        self.sweeps += 1
-        if self.sweeps < AGREEING_SWEEPS:
-            return set()
-        allowed, self.agreed, self.sweeps = self.agreed, set(), 0
-        return allowed
-
-    @property
-    def engaged(self) -> bool:
-        """Whether deletions are being refused."""
-        return self.sweeps > 0
-
-
-@dataclass(slots=True)
-class Company:
-    """Whether another engine's watcher may own what no engine owns: one that is away may just be restarting."""
-
-    seen: float | None = None
-
-    def is_alone(self, others: bool, *, stamped: bool, now: float) -> bool:
-        """Whether only we can own it; `others`: live watchers, `stamped`: nodes of theirs, `now` in seconds."""
-        if others or (stamped and self.seen is None):
-            self.seen = now
-        return not others and (self.seen is None or now - self.seen >= RETURN)
-
-
 class Sweeper:
     """Runs passes: on its timer, and whenever `request` is called.
 
-    With a `brake`, a pass may leave it to later ones to delete what is gone; with `company`, what nobody owns;
-    with `patience` (s), to the reconciler's inspectors to wait for what the engine is slow to tell of.
+    `patience` (s): with it, a pass leaves it to the reconciler's inspectors to wait for what the engine is slow to
+    tell of. `manager_id`: of the checker that we are, if any.
     """
 
     def __init__(
@@ -126,27 +94,31 @@ class Sweeper:
         engine: Engine,
         store: Store,
         reconciler: Reconciler,
-        stopper: Stopper,
+        stopper: IdleStopper,
+        deletions: Deletions,
+        time: KindestClock,
         settings: Settings,
-        brake: Brake | None = None,
-        company: Company | None = None,
+        manager_id: str = "",
         patience: float | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._reconciler = reconciler
         self.stopper = stopper
+        self.deletions = deletions
+        self._time = time
         self._settings = settings
         self._clock: Clock = reconciler.clock
         self._metrics = reconciler.metrics
-        self.brake = brake
-        self.company = company
+        self._manager_id = manager_id
         self._patience = patience
         self._requested = asyncio.Event()
         self._after_connect = False
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
         self.last_success: float | None = None
+        #: Some of the containers that the last pass found.
+        self.witness = UNSEEN
 
     def request(self, *, after_connect: bool = False) -> None:
         """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
@@ -187,53 +159,101 @@ class Sweeper:
             reasons.append(f"sweep: the last one that ended well is {age:.0f} s old")
         if self.stopper.denied:
             reasons.append("stop: the engine denies it, idle nodes keep running")
-        if self.brake and self.brake.engaged:
+        if self.deletions.brake and self.deletions.brake.engaged:
             reasons.append("brake: a sweep would delete more than delete_limit")
+        if self.stopper.brake and self.stopper.brake.engaged:
+            reasons.append("brake: a sweep would stop more than stop_limit")
         return reasons
 
     async def sweep(self, *, force: bool = False) -> SweepReport:
-        """One pass over all documents. `force` lifts the brake and the ownership of other engines.
+        """One pass over all documents. `force` lifts the brakes for the engine's own nodes, and nothing else.
 
         Raises StoreError when the database, EngineError when the engine cannot be reached at all.
         """
         began = self._clock.monotonic()
         known_before = dict(self._reconciler.known)
-        engine_id = self._reconciler.engine_id or (await self._engine.identify()).id
-        others = await self._store.other_live_engines(engine_id)
+        engine = await self._identify(anew=True)
+        await self._look_at_clocks()
+        others = await self._store.other_live_engines(engine.id)
         documents = await self._store.read()
-        if not force:  # what another live checker owns is its business
-            documents = {i: node for i, node in documents.items() if node.engine_id not in others}
+        # What another live checker owns is its business.
+        documents = {i: node for i, node in documents.items() if node.engine_id not in others}
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
-        sole = self._is_sole(others, stamped=any(n.engine_id not in {None, engine_id} for n in documents.values()))
         answers = await self._inspect_all(documents, report)
         self.on_fact(max((seen.time_nano for seen, _ in answers.values()), default=0))
-        if not force and not all(seen.found for seen, _ in answers.values()):
+        found = {i: seen for i, (seen, _) in answers.items() if seen.found}
+        if len(found) < len(answers):
             # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
-            await self._require_same_engine(engine_id)
-        doomed = {
-            node_id
-            for node_id, (seen, _) in answers.items()
-            if not seen.found and (force or may_delete(documents[node_id], engine_id=engine_id, sole_checker=sole))
-        }
-        if self.brake and not force:
-            doomed = self._braked(doomed, self.brake, len(documents), report)
+            await self._identify()
+        missing = {i: documents[i] for i in answers.keys() - found.keys()}
+        verdict = await self.deletions.judge(
+            missing, engine=engine, found=found, manager_id=self._manager_id, force=force
+        )
+        report.braked, report.spared = verdict.braked, verdict.spared
+        if self.deletions.twins.doubtful:
+            self._clock.call_later(SECOND_THOUGHT, self.request)
         for node_id, (seen, events_seen) in answers.items():
             if not seen.found:
-                if node_id in doomed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
+                if node_id in verdict.allowed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
                     report.deleted += 1
             elif self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
                 report.changed += self._reconciler.accept_sweep(seen, events_seen=events_seen)
         await self._reconciler.flush()
-        report.stopping = sum(
-            self.stopper.consider(documents[node_id], seen) for node_id, (seen, _) in answers.items()
-        )
+        await self._put_on_record(found, engine)
+        report.stopping = await self.stopper.stop_idle(documents, found, force=force)
+        brakes = (self.deletions.brake, self.stopper.brake)
+        self._metrics.show_brakes(*(brake is not None and brake.engaged for brake in brakes))
         await self._look_further()
+        await self._testify(found)
         self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
         if not report.failed:
             self.last_success = self._clock.monotonic()
             self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
         return report
+
+    @property
+    def is_one_off(self) -> bool:
+        """Whether this is no watcher's sweeper."""
+        return not self._manager_id
+
+    async def _identify(self, *, anew: bool = False) -> EngineInfo:
+        """Who the engine is, and its clock. Raises EngineChangedError when it is not the one we work for.
+
+        `anew`: outside a watcher, that is the one which answers now.
+        """
+        asked = self._clock.monotonic()
+        engine = await self._engine.identify()
+        if anew and self.is_one_off:
+            self._reconciler.engine_id, self._reconciler.host = engine.id, engine.name
+        if self._reconciler.engine_id != engine.id:
+            raise EngineChangedError("another engine answers at the same address now")
+        if engine.system_time:
+            self._time.hear("engine", engine.system_time, asked=asked)
+        return engine
+
+    async def _look_at_clocks(self) -> None:
+        asked = self._clock.monotonic()
+        self._time.hear("database", await self._store.system_time(), asked=asked)
+        for whose, seconds in self._time.skews().items():
+            self._metrics.clock_skew.labels(whose).set(seconds)
+
+    async def _put_on_record(self, found: Collection[str], engine: EngineInfo) -> None:
+        """Outside a watcher, whose writer does it: leave a trace of which engine has these containers."""
+        if found and self.is_one_off and not self._settings.dry_run:
+            owners = await self._store.read_owners(found)
+            mine = Owner(engine.id, engine.name)
+            new = {i: mine for i in found if i not in owners or owners[i].engine_id != engine.id}
+            await self._store.record_owners(new)
+
+    async def _testify(self, found: Collection[str]) -> None:
+        """Name some of the engine's containers: the oldest, which stay, and the newest, which no clone has."""
+        ids = [*found] if len(found) <= PUBLISHED else [*found][: PUBLISHED // 2] + [*found][-PUBLISHED // 2 :]
+        try:
+            ids = ids or await self._engine.list_newest(PUBLISHED)
+        except EngineError:
+            return
+        self.witness = Witness(tuple(ids), self.witness.look + 1)
 
     async def unanswered(self, error: EngineError) -> SweepReport:
         """What a pass comes to when the engine does not even say who it is: a warning for every node."""
@@ -243,45 +263,43 @@ class Sweeper:
         return SweepReport(checked=len(documents), failed=len(documents))
 
     async def check(self, node: ToolServerNode) -> None:
-        """The pass for one node; the object passed in is brought up to date too."""
+        """The pass for one node; the object passed in is brought up to date too.
+
+        Inside a watcher, a stop that it begins goes on after the return, once it is decided.
+        """
         node_id = node.id
         events_seen = self._reconciler.events_seen(node_id)
         try:
             seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
-            if not seen.found and not await self._may_delete(node_id):
+            recorded = (await self._store.read([node_id])).get(node_id)
+            if recorded is None or not (seen.found or await self._may_delete(recorded)):
                 return
-        except EngineError as error:
+            idle = seen.found and self.stopper.idleness_of(recorded, seen, None).idle
+            if self.is_one_off and seen.found:
+                await self._put_on_record([node_id], await self._identify(anew=True))
+            if idle:
+                await self._look_at_clocks()
+        except (EngineError, EngineChangedError) as error:
             _warn(node_id, error)
-            return
-        recorded = (await self._store.read([node_id])).get(node_id)
-        if recorded is None:
             return
         self._reconciler.known.setdefault(node_id, recorded)
         self._reconciler.accept_sweep(seen, events_seen=events_seen)
         await self._reconciler.flush()
-        if seen.found:
-            self.stopper.consider(recorded, seen)
-            written = self._reconciler.known.get(node_id, recorded)
-            node.status, node.health = written.status or node.status, written.health or node.health
-            node.ip, node.port = written.ip or "", written.port or node.port
+        if idle and (stop := self.stopper.stop_if_idle(recorded, seen)):
+            await stop.claimed.wait()
+        written = (await self._store.read([node_id])).get(node_id)
+        if written:
+            bring_up_to_date(node, written)
 
-    async def _may_delete(self, node_id: str) -> bool:
-        engine_id = (await self._engine.identify()).id
-        if self._reconciler.engine_id not in {"", engine_id}:
-            return False
-        others = await self._store.other_live_engines(engine_id)
-        sole = self._is_sole(others, stamped=await self._store.knows_nodes_of_others(engine_id))
-        recorded = (await self._store.read([node_id])).get(node_id)
-        return recorded is not None and may_delete(recorded, engine_id=engine_id, sole_checker=sole)
-
-    def _is_sole(self, others: Collection[str], *, stamped: bool) -> bool:
-        if self.company is None:
-            return not others
-        return self.company.is_alone(bool(others), stamped=stamped, now=self._clock.monotonic())
-
-    async def _require_same_engine(self, engine_id: str) -> None:
-        if (await self._engine.identify()).id != engine_id:
-            raise EngineChangedError("another engine answers at the same address now")
+    async def _may_delete(self, recorded: Recorded) -> bool:
+        verdict = await self.deletions.judge(
+            {recorded.node_id: recorded},
+            engine=await self._identify(anew=True),
+            found=self._reconciler.owned,
+            manager_id=self._manager_id,
+            asked=True,
+        )
+        return bool(verdict.allowed)
 
     async def _inspect_all(
         self, documents: Mapping[str, Recorded], report: SweepReport
@@ -311,19 +329,6 @@ class Sweeper:
                 continue
             answers[node_id] = (seen, events_seen)
 
-    def _braked(self, doomed: set[str], brake: Brake, nodes: int, report: SweepReport) -> set[str]:
-        limit = delete_limit(self._settings.delete_limit, nodes)
-        allowed = brake.release(doomed, limit)
-        report.braked = len(doomed) - len(allowed)
-        self._metrics.brake.set(brake.engaged)
-        if brake.engaged:
-            logger.warning(
-                "Brake: {} of {} nodes are gone from the engine, more than delete_limit ({}): nothing is deleted "
-                "until {} sweeps in a row agree, or `eventwatch sweep --force`",
-                len(doomed), nodes, limit, AGREEING_SWEEPS,
-            )  # fmt: skip
-        return allowed
-
     async def _look_further(self) -> None:
         """Turn to containers that have no document."""
         if self._after_connect:
@@ -343,7 +348,13 @@ class Sweeper:
                     await self._reconciler.register(seen)
 
 
-def _warn(node_id: str, error: EngineError) -> None:
+def bring_up_to_date(node: ToolServerNode, written: Recorded) -> None:
+    """Let a manager's object say what the document says now, in the fields that are ours."""
+    node.status, node.health = written.status or node.status, written.health or node.health
+    node.ip, node.port = written.ip or "", written.port or node.port
+
+
+def _warn(node_id: str, error: EventwatchError) -> None:
     logger.warning("Failed to get node info from docker: {}", node_id)
     logger.warning("{}", error)
 
@@ -361,20 +372,60 @@ def set_watching(sweeper: Sweeper | None) -> None:
     _watching = sweeper
 
 
+class Manner(Enum):
+    """How a pass outside a watcher treats what many nodes, or nobody, are concerned by."""
+
+    #: A manager asks: what is gone is deleted, what is idle is stopped.
+    ASKED = auto()
+    #: A manager asks again and again: brakes hold mass deletions and mass stops.
+    LOOP = auto()
+    #: An operator sweeps by hand: as in a loop, and nobody's leftovers are left alone.
+    BY_HAND = auto()
+
+
 @asynccontextmanager
 async def one_off_sweeper(
-    engine: Engine | DockerClient | None = None, settings: Settings | None = None
+    engine: Engine | DockerClient | None = None,
+    settings: Settings | None = None,
+    *,
+    manner: Manner = Manner.ASKED,
 ) -> AsyncIterator[Sweeper]:
     """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops."""
     settings = settings or load_settings()
     own = DockerEngine(settings) if engine is None else None
     used = own or as_engine(engine, settings)  # type: ignore[arg-type]  # one of the two is there
-    store = Store()
-    reconciler = Reconciler(engine=used, store=store, settings=settings, engine_id="", clock=SystemClock())
+    store, clock = Store(), SystemClock()
+    reconciler = Reconciler(engine=used, store=store, settings=settings, engine_id="", clock=clock)
+    brakes = manner is not Manner.ASKED
+    time = KindestClock(clock, settings.idle_timeout)
     try:
         async with asyncio.TaskGroup() as tasks:
-            stopper = Stopper(engine=used, store=store, reconciler=reconciler, settings=settings, tasks=tasks)
-            yield Sweeper(engine=used, store=store, reconciler=reconciler, stopper=stopper, settings=settings)
+            stopper = IdleStopper(
+                engine=used,
+                store=store,
+                reconciler=reconciler,
+                settings=settings,
+                tasks=tasks,
+                time=time,
+                brake=MassBrake() if brakes else None,
+            )
+            deletions = Deletions(
+                store=store,
+                clock=clock,
+                twins=TwinWatch(used),
+                delete_limit=settings.delete_limit,
+                brake=MassBrake() if brakes else None,
+                grace=None if manner is Manner.BY_HAND else 0.0,
+            )
+            yield Sweeper(
+                engine=used,
+                store=store,
+                reconciler=reconciler,
+                stopper=stopper,
+                deletions=deletions,
+                time=time,
+                settings=settings,
+            )
     finally:
         if own:
             await own.close()
@@ -403,6 +454,8 @@ async def update_node_status(
     """
     async with _sweeper(engine, settings) as sweeper:
         await sweeper.check(node)
+    if sweeper.is_one_off and (written := (await Store().read([node.id])).get(node.id)):
+        bring_up_to_date(node, written)  # a stop that it began has ended since
 
 
 async def check_nodes_status(
@@ -431,8 +484,7 @@ async def check_nodes_status_loop(
     store = Store()
     async with AsyncExitStack() as stack:
         if _watching is None or engine is not None or settings is not None:
-            sweeper = await stack.enter_async_context(one_off_sweeper(engine, settings))
-            sweeper.brake, sweeper.company = Brake(), Company()
+            sweeper = await stack.enter_async_context(one_off_sweeper(engine, settings, manner=Manner.LOOP))
             stack.callback(_looping.reset, _looping.set(sweeper))
         while True:
             try:

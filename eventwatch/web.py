@@ -87,6 +87,7 @@ class Pages:
     feed: ChangeFeed
     nodes: Callable[[], Iterable[Mapping[str, Any]]]
     doubts: Callable[[], list[str]]
+    notes: Callable[[], list[str]]
 
     def application(self) -> web.Application:
         """The routes."""
@@ -114,9 +115,9 @@ class Pages:
         return web.Response(text="ok\n")
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """Whether the documents can be trusted, and the reasons why not."""
+        """Whether the documents can be trusted: 503 with the reasons why not, else 200 with notes."""
         reasons = self.doubts()
-        return web.json_response(reasons, status=503 if reasons else 200)
+        return web.json_response([*reasons, *self.notes()], status=503 if reasons else 200)
 
     async def show_metrics(self, _: web.Request) -> web.Response:
         """For Prometheus."""

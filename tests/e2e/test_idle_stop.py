@@ -10,7 +10,7 @@ import pytest
 
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import EngineError
-from eventwatch.model import STOPPING, Cause, Recorded, parse_time
+from eventwatch.model import STOPPING, Cause, Observation, Recorded, parse_time
 from eventwatch.reconciler import Reconciler
 from tests.e2e.watching import Document, Watched, World, ago, eventually, filmed, logged, texts
 from tests.nodes import Node
@@ -157,11 +157,11 @@ async def test_a_request_between_decision_and_claim_keeps_the_node_alive(
     real_claim, requested = Reconciler.claim, ago(0)
     claimed: list[bool] = []
 
-    async def claim(self: Reconciler, recorded: Recorded, **options: Any) -> bool:
+    async def claim(self: Reconciler, recorded: Recorded, seen: Observation, **options: Any) -> bool:
         nonlocal requested
         requested = ago(0)
         await world.collection.update_one({"_id": node.id}, {"$set": {"last_req_time": requested}})
-        claimed.append(await real_claim(self, recorded, **options))
+        claimed.append(await real_claim(self, recorded, seen, **options))
         return claimed[-1]
 
     monkeypatch.setattr(Reconciler, "claim", claim)

@@ -30,6 +30,7 @@ from eventwatch import Settings, watch
 from eventwatch.app import Application
 from eventwatch.model import Event
 from eventwatch.reconciler import Reconciler, Written
+from eventwatch.store import ENGINES, checker_id
 from tests.nodes import NODE_PORT, Node, Nodes
 
 Document = dict[str, Any]
@@ -298,6 +299,12 @@ class World:
         """Insert a node's document as a manager does, right after it made the container."""
         await self.collection.insert_one(manager_document(node if isinstance(node, str) else node.id, **fields))
 
+    async def begin_idle_stops(self) -> None:
+        """Let eventwatch find that it announced idle stops long ago: the grace of a first contact takes minutes."""
+        engine_id = str((await self.docker.system.info())["ID"])
+        row = {"_id": checker_id(engine_id), "engine_id": engine_id, "idle_stops_from": ago(1)}
+        await self.database[ENGINES].insert_one(row)
+
     async def document(self, node: Node) -> Document | None:
         return await self.collection.find_one({"_id": node.id})
 
@@ -328,6 +335,7 @@ async def opened_world(docker: Docker, nodes: Nodes, mongo_url: str, database: s
     async with AsyncMongoClient[Document](mongo_url) as client:
         world = World(docker, nodes, client, mongo_url, database)
         await world.database.create_collection("ToolServerNode")
+        await world.begin_idle_stops()
         yield world
 
 

@@ -21,16 +21,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from eventwatch.clock import Clock
+from eventwatch.clock import Clock, KindestClock
 from eventwatch.documents import ToolServerNode
 from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Change, Event, Observation, Recorded, parse_container
+from eventwatch.model import Change, Event, Observation, Owner, Recorded, parse_container
+from eventwatch.pipeline.deletion import Deletions
+from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import Settings
-from eventwatch.stopper import Stopper
-from eventwatch.store import Lease, Refused, Store
+from eventwatch.store import Lease, Peer, Refused, Store
 from eventwatch.sweeper import Sweeper
 from eventwatch.timeline import Busy, Simulation
 from eventwatch.watcher import Watcher
@@ -266,7 +268,13 @@ class UnaskedEngine:
     async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
         raise NotImplementedError
 
+    async def resolve(self, name: str) -> str | None:
+        raise NotImplementedError
+
     async def list_running(self, label: str | None = None) -> list[str]:
+        raise NotImplementedError
+
+    async def list_newest(self, limit: int) -> list[str]:
         raise NotImplementedError
 
     async def stop(self, node_id: str, *, grace: float) -> None:
@@ -366,6 +374,13 @@ class SimulatedEngine(UnaskedEngine):
         self.proven[key] = min(seen.time_nano, self.proven.get(key, seen.time_nano))
         return seen
 
+    async def list_newest(self, limit: int) -> list[str]:
+        self._check()
+        now = self._clock.time_ns()
+        there = [each for each in self._containers.values() if (state := each.at(now)) and state.status]
+        there.sort(key=lambda each: each.states[0].at, reverse=True)
+        return [each.id for each in there[:limit]]
+
 
 # -- the store ------------------------------------------------------------------------------------------------
 
@@ -415,6 +430,23 @@ class MemoryStore(Store):
 
     async def register(self, node: ToolServerNode, *, lease: Lease | None) -> bool:
         raise NotImplementedError
+
+    async def system_time(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.time_ns() / 1e9, UTC)
+
+    async def peers(self, engine_id: str, *, besides: str = "") -> list[Peer]:  # noqa: ARG002
+        return []
+
+    async def read_owners(
+        self,
+        node_ids: Collection[str] | None = None,  # noqa: ARG002
+        *,
+        engine_id: str | None = None,  # noqa: ARG002
+    ) -> dict[str, Owner]:
+        return {}
+
+    async def trace_of_others(self, engine_id: str) -> str | None:  # noqa: ARG002
+        return None
 
     def put(self, document: Recorded) -> None:
         self.documents[document.node_id] = document
@@ -493,11 +525,19 @@ class World:
         settings = self.settings
         if not self.sweeps:
             settings = settings.model_copy(update={"sweep_interval": 1e6})
-        stopper = Stopper(
-            engine=self.engine, store=self.store, reconciler=reconciler, settings=settings, tasks=tasks
+        time = KindestClock(self.clock, settings.idle_timeout)
+        stopper = IdleStopper(
+            engine=self.engine, store=self.store, reconciler=reconciler, settings=settings, tasks=tasks, time=time
         )
         sweeper = Sweeper(
-            engine=self.engine, store=self.store, reconciler=reconciler, stopper=stopper, settings=settings
+            engine=self.engine,
+            store=self.store,
+            reconciler=reconciler,
+            stopper=stopper,
+            deletions=Deletions(store=self.store, clock=self.clock, twins=TwinWatch(self.engine)),
+            time=time,
+            settings=settings,
+            manager_id="simulated",
         )
         reconciler.request_sweep = sweeper.request
 

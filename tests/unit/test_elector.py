@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from eventwatch.clock import VirtualClock
 from eventwatch.documents import NodeChecker
-from eventwatch.elector import RENEWALS, TRUSTED, Elector
-from eventwatch.errors import CheckerDeletedError, EventwatchError, LeaseLostError
+from eventwatch.elector import RENEWALS, SECOND_LOOK, Elector
+from eventwatch.errors import CheckerDeletedError, LeaseLostError
 from eventwatch.store import Lease, Store
 
 DURATION = 15.0
@@ -18,11 +18,19 @@ LEASE = Lease(manager_id="us", engine_id="engine", epoch=3, cursor=None)
 
 
 class ForgetfulStore:
-    """A database in which the checker's document is gone, and which takes `asleep` seconds to say so."""
+    """A database in which the checker's document is gone, and which takes `asleep` seconds to say so.
 
-    def __init__(self, clock: VirtualClock, asleep: float) -> None:
+    `returns`: how often it has been away by the second look. `remembers` what else was written with the lease.
+    """
+
+    def __init__(
+        self, clock: VirtualClock, *, asleep: float = 0.0, returns: int = 0, remembers: bool = True
+    ) -> None:
+        self.returns = 0
         self._clock = clock
         self._asleep = asleep
+        self._later = returns
+        self._remembers = remembers
 
     async def acquire_lease(self, *_: object, **__: object) -> Lease:
         return LEASE
@@ -32,28 +40,45 @@ class ForgetfulStore:
 
     async def lease_is_gone(self, _: Lease) -> bool:
         self._clock.advance(self._asleep)
+        self.returns = self._later
         return True
 
+    async def remembers(self, _: Lease) -> bool:
+        return self._remembers
 
-@pytest.mark.parametrize(
-    ("asleep", "conclusion"),
-    [
-        pytest.param(0.0, CheckerDeletedError, id="nobody else can have taken it: an operator deleted it"),
-        pytest.param(DURATION, LeaseLostError, id="another may have taken it, and released it again"),
-    ],
-)
-async def test_a_document_that_is_gone_was_deleted_only_if_nobody_can_have_taken_the_lease_meanwhile(
-    asleep: float, conclusion: type[EventwatchError]
-) -> None:
+
+async def conclude(**store: Any) -> None:
+    """Acquire the lease, have its renewal fail, and raise what the holder concludes."""
     clock = VirtualClock()
-    store = cast("Store", ForgetfulStore(clock, asleep))
     checker = NodeChecker.model_construct(manager_id="us")
-    elector = Elector(store=store, checker=checker, duration=DURATION, clock=clock)
+    database = cast("Store", ForgetfulStore(clock, **store))
+    elector = Elector(store=database, checker=checker, duration=DURATION, clock=clock)
     lease = await elector.acquire("engine")
     assert elector.holds()
     keeping = asyncio.create_task(elector.keep(lease, lambda: None))
     await asyncio.sleep(0)
     clock.advance(DURATION / RENEWALS)
-    assert DURATION / RENEWALS < DURATION * TRUSTED
-    with pytest.raises(conclusion):
-        await asyncio.wait_for(keeping, 5)
+    async with asyncio.timeout(5):
+        while not keeping.done():
+            await asyncio.sleep(0)
+            if clock.next_due() is not None:
+                clock.advance(SECOND_LOOK)
+        await keeping
+
+
+async def test_a_document_that_is_gone_was_deleted_by_an_operator() -> None:
+    with pytest.raises(CheckerDeletedError):
+        await conclude()
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        pytest.param({"asleep": DURATION}, id="another may have taken it meanwhile, and released it again"),
+        pytest.param({"returns": 1}, id="the database was away just now"),
+        pytest.param({"remembers": False}, id="what was written with it is gone too"),
+    ],
+)
+async def test_a_document_that_is_gone_for_another_reason_is_taken_again(store: dict[str, Any]) -> None:
+    with pytest.raises(LeaseLostError):
+        await conclude(**store)

@@ -7,20 +7,24 @@ from typing import Any
 
 import pytest
 
-from eventwatch.model import Event, Observation, Recorded
+from eventwatch.model import Claim, Event, Observation, Owner, Recorded
 from eventwatch.policy import (
     CLOCK_SET_BACK_NS,
     KNOWN_ACTIONS,
     Hint,
+    Ownership,
+    claim_on,
     complete_hint,
-    delete_limit,
     desired_fields,
     difference,
     hint_of,
     idleness,
     is_older,
     label_matches,
-    may_delete,
+    mass_limit,
+    ownership,
+    start_as_use,
+    why_not_to_stop,
 )
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -111,29 +115,85 @@ def test_only_what_differs_is_written() -> None:
     assert difference(recorded(), wanted) == {"status": "exited"}
 
 
+ASKED, STANDS = Claim(run=None), Claim(run=None, stands=True)
+
+
 def test_a_claimed_node_keeps_saying_stopping_and_a_leftover_claim_does_not() -> None:
-    stopping = recorded(status="stopping")
-    assert difference(stopping, {"status": "running"}, claimed=True) == {}
-    assert difference(stopping, {"status": "running"}, claimed=False) == {"status": "running"}
-    assert difference(stopping, {"status": "exited"}, claimed=True) == {"status": "exited"}
-    assert difference(recorded(status="exited"), {"status": "running"}, claimed=True) == {"status": "running"}
+    stopping, running = recorded(status="stopping"), {"status": "running"}
+    assert difference(stopping, running, claim=ASKED) == {}
+    assert difference(stopping, running, claim=STANDS) == {}
+    assert difference(stopping, running) == running
+    assert difference(stopping, {"status": "exited"}, claim=STANDS) == {"status": "exited"}
+
+
+def test_only_a_claim_that_stands_is_put_back_after_a_manager_wrote_running() -> None:
+    back = recorded(status="running")
+    assert difference(back, {"status": "running"}, claim=ASKED) == {}
+    assert difference(back, {"status": "running"}, claim=STANDS) == {"status": "stopping"}
+
+
+def test_a_claim_is_about_one_run_of_the_container() -> None:
+    started = datetime(2026, 5, 1, 11, 0, 0, 123_456, tzinfo=UTC)
+    claim = Claim(run=datetime(2026, 5, 1, 11, 0, 0, 123_000))  # noqa: DTZ001 - as the database keeps it
+    assert claim_on(seen(started_at=started), None, claim) is claim
+    assert claim_on(seen(started_at=started + timedelta(seconds=1)), claim) is None
 
 
 @pytest.mark.parametrize(
-    ("owner", "sole", "allowed"),
-    [("us", True, True), ("us", False, True), ("them", True, False), (None, True, True), (None, False, False)],
+    ("stamp", "owner", "whose"),
+    [
+        ("us", None, Ownership.OWN),
+        ("them", None, Ownership.OTHERS),
+        (None, None, Ownership.NOBODYS),
+        (None, "us", Ownership.OWN),
+        (None, "them", Ownership.OTHERS),
+        ("us", "them", Ownership.OTHERS),
+        ("them", "us", Ownership.OWN),
+    ],
 )
-def test_only_the_owner_or_a_sole_checker_may_delete(owner: str | None, *, sole: bool, allowed: bool) -> None:
-    assert may_delete(recorded(engine_id=owner), engine_id="us", sole_checker=sole) is allowed
+def test_the_record_of_owners_counts_more_than_a_stamp(
+    stamp: str | None, owner: str | None, whose: Ownership
+) -> None:
+    assert ownership(recorded(engine_id=stamp), Owner(owner) if owner else None, engine_id="us") is whose
 
 
 @pytest.mark.parametrize(
     ("configured", "nodes", "limit"), [(None, 0, 5), (None, 9, 5), (None, 30, 15), (2, 30, 2), (0, 30, 0)]
 )
-def test_the_delete_limit_is_half_of_the_nodes_and_at_least_five(
+def test_the_limit_of_a_mass_action_is_half_of_the_nodes_and_at_least_five(
     configured: int | None, nodes: int, limit: int
 ) -> None:
-    assert delete_limit(configured, nodes) == limit
+    assert mass_limit(configured, nodes) == limit
+
+
+@pytest.mark.parametrize(
+    ("restarts", "before", "use"),
+    [
+        pytest.param(0, None, NOW, id="started by somebody"),
+        pytest.param(0, NOW - timedelta(hours=1), NOW, id="started again by somebody"),
+        pytest.param(3, NOW - timedelta(hours=1), NOW - timedelta(hours=1), id="restarted by its policy"),
+        pytest.param(3, None, NOW, id="in a crash loop at the first look"),
+    ],
+)
+def test_a_start_by_the_restart_policy_is_no_use(restarts: int, before: datetime | None, use: datetime) -> None:
+    assert start_as_use(seen(started_at=NOW, restart_count=restarts), before) == use
+
+
+@pytest.mark.parametrize(
+    ("networks", "labels", "label", "reason"),
+    [
+        (("net",), {}, None, ""),
+        (("other", "net"), {}, None, ""),
+        (("other",), {}, None, "its container is not on net"),
+        (("other",), {"node": "1"}, None, "its container is not on net"),
+        (("other",), {"node": "1"}, "node", ""),
+        ((), {}, "node", "its container is not on net and has no label node"),
+    ],
+)
+def test_only_a_container_on_the_network_or_with_the_label_may_be_stopped(
+    networks: tuple[str, ...], labels: dict[str, str], label: str | None, reason: str
+) -> None:
+    assert why_not_to_stop(seen(networks=networks, labels=labels), network="net", label=label) == reason
 
 
 def ago(seconds: float) -> datetime:
@@ -162,6 +222,19 @@ def test_a_node_is_idle_only_when_request_and_start_are_old_enough(
     verdict = idleness(node, observed, now=NOW, timeout=timeout)
     assert verdict.idle is idle
     assert reason in verdict.reason
+
+
+def test_a_node_whose_last_request_only_its_registration_wrote_is_never_idle() -> None:
+    node = recorded(last_req_time=ago(9999))
+    registered = idleness(node, seen(), now=NOW, timeout=TIMEOUT, owner=Owner("us", registered=ago(9999)))
+    assert (registered.idle, registered.left) == (False, None)
+    assert idleness(node, seen(), now=NOW, timeout=TIMEOUT, owner=Owner("us", registered=ago(99999))).idle
+
+
+def test_a_crash_loop_becomes_idle() -> None:
+    node, looping = recorded(last_req_time=ago(9999)), seen(started_at=NOW, restart_count=9)
+    assert not idleness(node, looping, now=NOW, timeout=TIMEOUT).idle
+    assert idleness(node, looping, now=NOW, timeout=TIMEOUT, used_at=NOW - timedelta(hours=2)).idle
 
 
 def test_an_aware_last_request_counts_the_same_as_a_naive_one() -> None:

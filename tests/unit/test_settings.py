@@ -63,6 +63,7 @@ class TestDefaults:
             "EVENTWATCH_STOP_TIMEOUT": "10s",
             "EVENTWATCH_STOP_CONCURRENCY": "10",
             "EVENTWATCH_DELETE_LIMIT": "",
+            "EVENTWATCH_STOP_LIMIT": "",
             "EVENTWATCH_DRY_RUN": "false",
             "EVENTWATCH_REGISTER_LABEL": "",
             "EVENTWATCH_STOP_NODES_ON_EXIT": "false",
@@ -80,7 +81,8 @@ class TestDefaults:
 
     def test_what_is_off_is_none(self) -> None:
         settings = Settings(_env_file=None)
-        assert (settings.docker_host, settings.delete_limit, settings.register_label) == (None, None, None)
+        assert (settings.docker_host, settings.register_label) == (None, None)
+        assert (settings.delete_limit, settings.stop_limit) == (None, None)
 
     def test_settings_cannot_be_changed(self) -> None:
         settings = Settings(_env_file=None)
@@ -238,6 +240,13 @@ class TestSources:
         monkeypatch.setenv("DOCKER_TLS_VERIFY", "0")
         assert load_settings().docker_tls_verify is True
 
+    def test_tls_is_not_verified_where_there_is_none(self) -> None:
+        said = problem(DOCKER_HOST="http://engine:2375", DOCKER_TLS_VERIFY="1")
+        assert said.startswith("DOCKER_TLS_VERIFY: must be empty for an engine on http://")
+        assert "\n" not in said
+        for url in ("https://engine:2376", "tcp://engine:2376", "unix:///run/docker.sock", None):
+            assert Settings(_env_file=None, docker_host=url, docker_tls_verify=True).docker_tls_verify
+
     def test_settings_written_as_effective_read_back_the_same(self, tmp_path: Path) -> None:
         settings = Settings(
             _env_file=None,
@@ -245,6 +254,7 @@ class TestSources:
             docker_tls_verify=True,
             idle_timeout="90m",
             delete_limit=7,
+            stop_limit=3,
             http_listen="",
             register_label="team=blue",
             log_level="debug",
@@ -427,6 +437,7 @@ class TestRules:
             ("docker_host", "ssh://root@engine", "ssh://root@engine"),
             ("idle_timeout", 0, 0.0),
             ("delete_limit", 0, 0),
+            ("stop_limit", 0, 0),
             ("lease_duration", 1, 1.0),
             ("register_label", "team=", "team="),
             ("http_listen", "localhost:0", "localhost:0"),

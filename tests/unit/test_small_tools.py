@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from eventwatch.backoff import Pace
-from eventwatch.clock import JumpGuard, VirtualClock
+from eventwatch.clock import KindestClock, VirtualClock
 from eventwatch.engine import engine_time, split_lines
 from eventwatch.workqueue import WorkQueue
 
@@ -100,30 +100,65 @@ class _TwoClocks(VirtualClock):
         return super().time_ns() + self.leap_ns
 
 
-class TestJumpGuard:
+HOUR = 3600
+HOUR_NS = HOUR * 1_000_000_000
+
+
+class TestKindestClock:
     def test_a_wall_clock_that_leaps_ahead_is_held_back_until_it_no_longer_matters(self) -> None:
         clock = _TwoClocks()
-        guard = JumpGuard(clock, memory=1800)
-        before = guard.now()
-        clock.leap_ns = 3_600_000_000_000
-        assert guard.now() == before
+        time = KindestClock(clock, memory=1800)
+        before = time.now()
+        clock.leap_ns = HOUR_NS
+        assert time.now() == before
         clock.advance(1799)
-        assert (guard.now() - before).total_seconds() == 1799
+        assert (time.now() - before).total_seconds() == 1799
         clock.advance(1)
-        assert (guard.now() - before).total_seconds() == 3600 + 1800
+        assert (time.now() - before).total_seconds() == HOUR + 1800
 
     def test_a_leap_backwards_is_taken_as_it_is(self) -> None:
         clock = _TwoClocks()
-        guard = JumpGuard(clock, memory=1800)
-        before = guard.now()
-        clock.leap_ns = -3_600_000_000_000
-        assert (guard.now() - before).total_seconds() == -3600
+        time = KindestClock(clock, memory=1800)
+        before = time.now()
+        clock.leap_ns = -HOUR_NS
+        assert (time.now() - before).total_seconds() == -HOUR
+
+    def test_a_clock_that_is_set_right_again_stops_no_node_that_was_used_while_it_was_wrong(self) -> None:
+        clock = _TwoClocks()
+        time = KindestClock(clock, memory=1800)
+        clock.leap_ns = -HOUR_NS
+        used = time.now()
+        clock.advance(10)
+        time.sample()
+        clock.leap_ns = 0
+        assert (time.now() - used).total_seconds() == 10
+        clock.advance(1799)
+        assert (time.now() - used).total_seconds() == 1809
+        clock.advance(2)
+        assert (time.now() - used).total_seconds() == HOUR + 1811
 
     def test_without_a_leap_it_is_the_wall_clock(self) -> None:
         clock = VirtualClock()
-        guard = JumpGuard(clock, memory=60)
+        time = KindestClock(clock, memory=60)
         clock.advance(1000)
-        assert guard.now() == datetime.fromtimestamp(clock.time_ns() / 1e9, UTC)
+        assert time.now() == datetime.fromtimestamp(clock.time_ns() / 1e9, UTC)
+
+    @pytest.mark.parametrize("others", [-HOUR, HOUR])
+    def test_the_clock_that_is_behind_the_other_judges(self, others: int) -> None:
+        clock = VirtualClock()
+        time = KindestClock(clock, memory=60)
+        ours = time.now()
+        time.hear("engine", ours + timedelta(seconds=others), asked=clock.monotonic())
+        assert time.now() == min(ours, ours + timedelta(seconds=others))
+        assert time.skews() == {"engine": others}
+
+    def test_an_answer_that_took_long_proves_only_the_skew_that_it_cannot_have_taken(self) -> None:
+        clock = VirtualClock()
+        time = KindestClock(clock, memory=60)
+        asked, then = clock.monotonic(), time.now()
+        clock.advance(8)
+        time.hear("database", then, asked=asked)
+        assert time.skews() == {"database": 0.0}
 
 
 class TestBackoff:

@@ -1,0 +1,302 @@
+"""Stops nodes that sat idle, without ever stopping one that is in use, or anything that is no node.
+
+Only a container on the node network, or with the register label, is a node; eventwatch's own, its database's and
+its proxy's never are (essentials.py). A node is judged anew, on a fresh inspection, before anything is done.
+Then it is claimed: one atomic write that turns `running` into `stopping` only if its `last_req_time` is still old
+enough. A manager refuses to route to a node that does not say `running`, so from then on no request can start.
+The claim is on record where every process sees it, so that nobody takes `stopping` for a leftover. After
+`settle_delay` both are looked at again, because a manager that read the document before the claim may have
+written it back, and somebody may have restarted the container. Only then is it stopped; if that fails, the claim
+is taken back.
+
+In a sweep, many at once are held by the brake (deletion.py), and the first time that a database is seen with idle
+nodes, they are announced and given `FIRST_CONTACT_GRACE`. Stops run beside everything else, `stop_concurrency` at
+once, each with a deadline.
+
+Not promised: that a request which begins between the second look and the engine's SIGTERM survives; a manager
+that honours `status` sends none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from loguru import logger
+
+from eventwatch.clock import KindestClock
+from eventwatch.engine import CALL_DEADLINE, DENIED, NOBODY, Engine
+from eventwatch.errors import EngineError, EventwatchError
+from eventwatch.model import Cause, Observation, Owner, Recorded
+from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
+from eventwatch.pipeline.essentials import Essentials, find_essentials
+from eventwatch.policy import Idleness, idleness, mass_limit, why_not_to_stop
+from eventwatch.reconciler import Reconciler
+from eventwatch.settings import Settings
+from eventwatch.store import Store
+
+#: Seconds between the first look at a database with idle nodes and the first stop.
+FIRST_CONTACT_GRACE: Final = 180.0
+#: Seconds that a claim outlives its stop's deadline: what writes its end may have to wait for the database.
+CLAIM_RESERVE: Final = 30.0
+
+
+@dataclass(slots=True)
+class Stop:
+    """One stop under way; `claimed` ends when it is decided whether the node is stopped."""
+
+    recorded: Recorded
+    claimed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class IdleStopper:
+    """Background stops of idle nodes, owned by `tasks`. `brake`: hold mass stops, and announce the first ones."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        reconciler: Reconciler,
+        settings: Settings,
+        tasks: asyncio.TaskGroup,
+        time: KindestClock,
+        brake: MassBrake | None = None,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._reconciler = reconciler
+        self._settings = settings
+        self._tasks = tasks
+        self._time = time
+        self.brake = brake
+        self._slots = asyncio.Semaphore(settings.stop_concurrency)
+        self._under_way: dict[str, Stop] = {}
+        self._essentials = Essentials()
+        #: When idle stops begin (monotonic, s), once that is known.
+        self._begin_at: float | None = None
+        #: Whether the engine (a socket proxy, rather) refused to stop a container. Nothing is claimed then: a
+        #: claim that must be taken back each time would cost the node its requests for nothing.
+        self.denied = False
+
+    # -- judging ---------------------------------------------------------------------------------------
+
+    def idleness_of(self, recorded: Recorded, seen: Observation, owner: Owner | None) -> Idleness:
+        """Whether the node is idle and may be stopped, as of now."""
+        verdict = idleness(
+            recorded,
+            seen,
+            now=self._time.now(),
+            timeout=self._settings.idle_timeout,
+            used_at=self._reconciler.used_at(recorded.node_id),
+            owner=owner,
+        )
+        reason = self.why_not_to_stop(seen) if verdict.idle else ""
+        return Idleness(idle=False, left=None, reason=reason) if reason else verdict
+
+    def why_not_to_stop(self, seen: Observation) -> str:
+        """Why this container may not be stopped at all; empty when it may be."""
+        network, label = self._settings.node_network, self._settings.register_label
+        return self._essentials.why_not_to_stop(seen) or why_not_to_stop(seen, network=network, label=label)
+
+    async def _recognise_essentials(self) -> None:
+        self._essentials = await find_essentials(self._settings.docker_host, self._store.addresses())
+
+    async def _judge_anew(self, node_id: str) -> tuple[Recorded, Observation] | None:
+        """The idle node as it is now: what the sweep saw may be a while ago, and a start since then is a use."""
+        seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+        if not seen.found:
+            return None
+        self._reconciler.note_start(seen)
+        recorded = (await self._store.read([node_id])).get(node_id)
+        owner = (await self._store.read_owners([node_id])).get(node_id)
+        return (recorded, seen) if recorded and self.idleness_of(recorded, seen, owner).idle else None
+
+    # -- a sweep's idle nodes --------------------------------------------------------------------------
+
+    async def stop_idle(
+        self, documents: Mapping[str, Recorded], seen: Mapping[str, Observation], *, force: bool = False
+    ) -> int:
+        """Begin to stop the idle ones of the nodes that a sweep saw; how many. `force` lifts the brake."""
+        owners = self._reconciler.owned
+        idle = [
+            node_id
+            for node_id, observed in seen.items()
+            if node_id not in self._under_way
+            and self.idleness_of(documents[node_id], observed, owners.get(node_id)).idle
+        ]
+        if idle:
+            await self._recognise_essentials()
+            fresh = await self._store.read_owners(idle)
+            idle = [i for i in idle if self.idleness_of(documents[i], seen[i], fresh.get(i)).idle]
+        if self._settings.idle_timeout > 0 and self.brake is not None and not await self._is_announced(len(idle)):
+            return 0
+        running = sum(observed.status == "running" for observed in seen.values())
+        allowed = self._braked(set(idle), running, force=force)
+        return sum(self.stop_if_idle(documents[i], seen[i]) is not None for i in idle if i in allowed)
+
+    async def _is_announced(self, idle: int) -> bool:
+        """Whether idle stops have begun; at the first contact with a database that has idle nodes, they wait."""
+        now = self._reconciler.clock.monotonic()
+        if self._begin_at is None and not self._settings.dry_run:
+            engine_id, host = self._reconciler.engine_id, self._reconciler.host
+            left = await self._store.idle_stops_begin(
+                engine_id, host=host, grace=FIRST_CONTACT_GRACE if idle else 0.0
+            )
+            self._begin_at = now + left
+            if idle and left > 0:
+                logger.warning(
+                    "First contact with this database: {} nodes have used up their idle time; they are stopped in "
+                    "{:.0f} s unless requests come in (EVENTWATCH_IDLE_TIMEOUT=0 turns idle stops off)",
+                    idle, left,
+                )  # fmt: skip
+        return self._begin_at is None or now >= self._begin_at
+
+    def _braked(self, idle: set[str], running: int, *, force: bool) -> set[str]:
+        if self.brake is None or force:
+            return idle
+        limit = mass_limit(self._settings.stop_limit, running)
+        allowed = self.brake.release(idle, limit, now=self._reconciler.clock.monotonic())
+        if self.brake.engaged:
+            logger.warning(
+                "Brake: {} of {} running nodes are idle, more than stop_limit ({}): none is stopped until {} "
+                "sweeps in a row and {:.0f} s agree, or `eventwatch sweep --force`",
+                len(idle), running, limit, AGREEING_SWEEPS, AGREEING_SECONDS,
+            )  # fmt: skip
+        return allowed
+
+    # -- one node --------------------------------------------------------------------------------------
+
+    def stop_if_idle(self, recorded: Recorded, seen: Observation) -> Stop | None:
+        """Begin to stop the node if it is idle and no stop is under way. Returns at once."""
+        node_id = recorded.node_id
+        owner = self._reconciler.owned.get(node_id)
+        if node_id in self._under_way or not self.idleness_of(recorded, seen, owner).idle:
+            return None
+        if self._settings.dry_run:
+            logger.info("Dry run: would stop node {} due to idling time used up", node_id)
+            return None
+        stop = self._under_way[node_id] = Stop(recorded)
+        stop.task = self._tasks.create_task(self._stop(stop), name=f"stop-{recorded.short_id}")
+        stop.task.add_done_callback(lambda _: self._ended(stop))
+        return stop
+
+    def _ended(self, stop: Stop) -> None:
+        self._under_way.pop(stop.recorded.node_id, None)
+        stop.claimed.set()
+
+    async def drain(self) -> None:
+        """Wait for the stops that are under way."""
+        if tasks := {stop.task for stop in self._under_way.values() if stop.task}:
+            await asyncio.wait(tasks)
+
+    def cancel_all(self) -> None:
+        """Wait no longer for the stops under way: the engine ends them, the next start's sweep records it."""
+        for stop in self._under_way.values():
+            if stop.task:
+                stop.task.cancel()
+
+    async def _stop(self, stop: Stop) -> None:
+        node_id = stop.recorded.node_id
+        async with self._slots:
+            try:
+                if self.denied and not await self._is_allowed():
+                    return
+                await self._recognise_essentials()
+                result = await self._stop_claimed(stop)
+            except EventwatchError as error:
+                self.denied = isinstance(error, EngineError) and error.status == DENIED
+                logger.warning("Stopping node {} failed: {}", node_id, error)
+                if self.denied:
+                    logger.warning("Idle nodes are not stopped until the engine (or its proxy) allows it")
+                result = "failed"
+            finally:
+                self._reconciler.claims.pop(node_id, None)
+        self._reconciler.metrics.stops.labels("idle", result).inc()
+
+    async def _is_allowed(self) -> bool:
+        try:
+            await self._engine.stop(NOBODY, grace=0)
+        except EngineError as error:
+            self.denied = error.status == DENIED
+            return False
+        self.denied = False
+        return True
+
+    async def _stop_claimed(self, stop: Stop) -> str:
+        reconciler, short_id = self._reconciler, stop.recorded.short_id
+        now_idle = await self._judge_anew(stop.recorded.node_id)
+        idle_before = self._time.now() - timedelta(seconds=self._settings.idle_timeout)
+        lasts = self._settings.settle_delay + self._settings.stop_timeout + CALL_DEADLINE + CLAIM_RESERVE
+        if now_idle is None or not await reconciler.claim(*now_idle, idle_before=idle_before, seconds=lasts):
+            logger.debug("Node {} had a request just now and is left running", short_id)
+            return "withdrawn"
+        recorded, claimed = now_idle
+        node_id = recorded.node_id
+        stop.claimed.set()
+        try:
+            await reconciler.clock.sleep(self._settings.settle_delay)
+            # First the engine, then the document: what the claim keeps away are requests, not restarts.
+            seen = await self._engine.inspect(node_id, as_of=reconciler.newest)
+            same_run = seen.status == "running" and seen.started_at == claimed.started_at
+            if not (same_run and await reconciler.confirm_claim(node_id, idle_before=idle_before)):
+                logger.info("Node {} had a request just now and is left running", short_id)
+                await reconciler.withdraw_claim(node_id)
+                return "withdrawn"
+            logger.info("Stopping node: {} due to idling time used up", node_id)
+            await self._engine.stop(node_id, grace=self._settings.stop_timeout)
+        except EventwatchError:
+            await reconciler.withdraw_claim(node_id)
+            raise
+        await self._record_end(node_id)
+        await reconciler.end_claim(node_id)
+        return "stopped"
+
+    async def _record_end(self, node_id: str) -> None:
+        # The events of the stop tell the same, where somebody listens to them.
+        self._reconciler.claims.pop(node_id, None)
+        events_seen = self._reconciler.events_seen(node_id)
+        try:
+            seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+        except EngineError as error:
+            logger.debug("After stopping {}: {}", node_id, error)
+            return
+        if self._reconciler.accept_sweep(seen, events_seen=events_seen, cause=Cause.IDLE):
+            await self._reconciler.flush()
+
+    # -- at exit ---------------------------------------------------------------------------------------
+
+    async def stop_all(self) -> None:
+        """Stop every running node of ours and record its end (`stop_nodes_on_exit`)."""
+        running = [node for node in self._reconciler.known.values() if node.status in {"running", "paused"}]
+        if self._settings.dry_run:
+            for node in running:
+                logger.info("Dry run: would stop node {} at exit", node.node_id)
+            return
+        logger.info("Stopping all {} running nodes", len(running))
+        await self._recognise_essentials()
+        async with asyncio.TaskGroup() as tasks:
+            for node in running:
+                tasks.create_task(self._stop_at_exit(node), name=f"stop-{node.short_id}")
+
+    async def _stop_at_exit(self, recorded: Recorded) -> None:
+        node_id = recorded.node_id
+        async with self._slots:
+            try:
+                seen = await self._engine.inspect(node_id)
+                if not seen.found:
+                    return  # another engine's, or gone: not for us to judge on the way out
+                if reason := self.why_not_to_stop(seen):
+                    logger.info("Node {} is not stopped: {}", recorded.short_id, reason)
+                    return
+                await self._engine.stop(node_id, grace=self._settings.stop_timeout)
+                await self._record_end(node_id)
+                result = "stopped"
+            except EventwatchError as error:
+                logger.warning("Stopping node {} failed: {}", node_id, error)
+                result = "failed"
+        self._reconciler.metrics.stops.labels("exit", result).inc()
