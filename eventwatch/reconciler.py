@@ -511,7 +511,7 @@ class Reconciler:
         hints = [self._hint_change(i, p) for i, p in batch.items() if p.seen is None or p.delete]
         await self._send(hints, batch)
         if observed := {i: p.seen for i, p in batch.items() if p.seen is not None and not p.delete}:
-            documents = await self._store.read(observed)
+            documents = await self._store.read(observed, to_write=True)
             for node_id in observed.keys() - documents.keys():
                 self._forget(node_id)
             self.known.update(documents)

@@ -85,9 +85,12 @@ class ReplayStore(Store):
         is_behind = self.writer is not None and asyncio.current_task() is self.writer
         return _counted(attribute, self._behind if is_behind else self._busy)
 
-    async def read(self, node_ids: Collection[str] | None = None) -> dict[str, Recorded]:
+    async def read(
+        self, node_ids: Collection[str] | None = None, *, to_write: bool = False
+    ) -> dict[str, Recorded]:
         """Read documents of this recording only."""
-        return await super().read(self._ids if node_ids is None else self._ids.intersection(node_ids))
+        ids = self._ids if node_ids is None else self._ids.intersection(node_ids)
+        return await super().read(ids, to_write=to_write)
 
     async def make_ready(self, database: str, *, force: bool) -> None:
         """Remove what an earlier replay left. Raises ConfigError when the database serves something else."""

@@ -175,15 +175,23 @@ class Store:
 
     # -- node documents -------------------------------------------------------------------------------
 
-    async def read(self, node_ids: Collection[str] | None = None) -> dict[str, Recorded]:
-        """What the documents say now: of `node_ids`, or of all nodes."""
+    async def read(
+        self, node_ids: Collection[str] | None = None, *, to_write: bool = False
+    ) -> dict[str, Recorded]:
+        """What the documents say now: of `node_ids`, or of all nodes.
+
+        With their claims, where it takes no further query to see that there can be none: those of documents that
+        say `stopping`; `to_write`, and of all nodes, also of those to which a manager has written something else.
+        """
         query: dict[str, Any] = {} if node_ids is None else {"_id": {"$in": list(node_ids)}}
         async with _deadline("reading nodes"):
             rows = await self._nodes.find(query, _PROJECTION).to_list()
         found = {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
-        stopping = [node_id for node_id, node in found.items() if node.status == STOPPING]
-        if node_ids is None or stopping:  # a claim that stands counts for a document that says `running`, too
-            for node_id, claim in (await self._live_claims(stopping if node_ids is not None else None)).items():
+        suspects = None if node_ids is None else list(node_ids)
+        if node_ids is not None and not to_write:
+            suspects = [node_id for node_id, node in found.items() if node.status == STOPPING]
+        if suspects is None or suspects:
+            for node_id, claim in (await self._live_claims(suspects)).items():
                 if node_id in found:
                     found[node_id] = replace(found[node_id], claim=claim)
         return found

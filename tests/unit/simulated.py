@@ -401,7 +401,12 @@ class MemoryStore(Store):
         yield
         await self._clock.sleep(self._chance.choice((0.0, 0.0003, 0.02)))
 
-    async def read(self, node_ids: Collection[str] | None = None) -> dict[str, Recorded]:
+    async def read(
+        self,
+        node_ids: Collection[str] | None = None,
+        *,
+        to_write: bool = False,  # noqa: ARG002
+    ) -> dict[str, Recorded]:
         async with self._call():
             wanted = self.documents if node_ids is None else node_ids
             documents = {i: self.documents[i] for i in wanted if i in self.documents}
