@@ -27,7 +27,6 @@ import fcntl
 import importlib.util
 import os
 import re
-import select
 import shutil
 import signal
 import stat
@@ -481,24 +480,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def _stop_stale(db: Path) -> None:
     """End the mongod of an eventwatch that was killed; we hold the lock, so it has no other owner."""
     pid = _recorded_pid(db / "mongod.lock")
-    try:
-        # Its number may be given to another process any time; what this descriptor stands for stays the same.
-        process = os.pidfd_open(pid)
-    except (OSError, OverflowError):  # gone, or a kernel without this: mongod refuses to start beside another
+    if not _is_ours(pid, db):
         return
-    try:
-        if not _is_ours(pid, db):
-            return
-        logger.warning("stopping mongod {}, left in {} by an eventwatch that was killed", pid, db.parent)
-        ended = select.poll()
-        ended.register(process, select.POLLIN)
-        for number in (signal.SIGTERM, signal.SIGKILL):
+    logger.warning("stopping mongod {}, left in {} by an eventwatch that was killed", pid, db.parent)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if _is_ours(pid, db):  # just before each signal: the number may be given to another process any time
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(process, number)
-            if await _within(STOP_TIMEOUT, lambda: bool(ended.poll(0))):
-                return
-    finally:
-        os.close(process)
+                os.kill(pid, number)
+        if await _within(STOP_TIMEOUT, lambda: not _is_ours(pid, db)):
+            return
     raise StoreError(f"mongod {pid}, left by an eventwatch that was killed, cannot be stopped: stop it by hand")
 
 

@@ -35,7 +35,7 @@ NAME: Final = f"eventwatch-{PROJECT['project']['version']}"
 DERIVED: Final = (".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()))
 #: Beside the package, in the sdist: what it takes to test it, to build the image, and to run that.
 NEEDED: Final = (
-    *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile", "settings.env.example"),
+    *("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "pyproject.toml", "Makefile", "settings.env.example"),
     *("Dockerfile", ".dockerignore", "compose.yaml"),
 )
 PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
