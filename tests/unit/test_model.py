@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from eventwatch.model import Event, MalformedEventError, parse_container, parse_event, parse_time
+from eventwatch.model import (
+    Event,
+    MalformedEventError,
+    is_container_id,
+    parse_container,
+    parse_event,
+    parse_time,
+)
 
 
 def container_event(action: str, **attributes: str) -> dict[str, Any]:
@@ -128,3 +135,97 @@ def test_udp_ports_are_not_ports_of_a_node() -> None:
 )
 def test_engine_times_of_any_precision_are_read(text: str | None, moment: datetime | None) -> None:
     assert parse_time(text) == moment
+
+
+def test_a_time_that_lies_ahead_of_the_engines_clock_does_not_count() -> None:
+    started = 1_777_636_800_123_456_000
+    for not_after, expected in ((started - 1, 5), (started, started), (None, started)):
+        seen = parse_container(inspection("running"), network="net", as_of=5, not_after=not_after)
+        assert seen.time_nano == expected
+        assert seen.started_at is not None
+
+
+@pytest.mark.parametrize(
+    ("exposed", "ports"),
+    [
+        ({"80/tcp": {}, "443": {}, "53/udp": {}}, (80, 443)),
+        ({"\u00b2/tcp": {}, "99999/tcp": {}, "0/tcp": {}, "-1/tcp": {}, "9" * 5000 + "/tcp": {}, "x/tcp": {}}, ()),
+    ],
+)
+def test_what_is_no_port_is_not_exposed(exposed: dict[str, Any], ports: tuple[int, ...]) -> None:
+    container = inspection("running")
+    container["Config"]["ExposedPorts"] = exposed
+    assert parse_container(container, network="net").tcp_ports == ports
+
+
+def reachable() -> dict[str, Any]:
+    """What a published container on two networks looks like, on Engine 28."""
+    container = inspection("running") | {
+        "RestartCount": 3,
+        "Created": "2026-05-01T11:59:59Z",
+        "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}], "81/tcp": [{"HostPort": ""}]}},
+    }  # fmt: skip
+    container["Config"]["Hostname"] = "host"
+    container["NetworkSettings"] = {
+        "Ports": {"80/tcp": [{"HostPort": "8080"}, {"HostPort": "8081"}], "31942/tcp": None},
+        "Networks": {
+            "net": {"IPAddress": "10.0.0.2", "GlobalIPv6Address": "fd00::2", "Aliases": ["db", "c1"]},
+            "other": {"IPAddress": "10.1.0.2", "GlobalIPv6Address": "", "Aliases": None, "DNSNames": ["mongo"]},
+        },
+    }
+    return container
+
+
+def test_an_observation_tells_what_others_reach_the_container_by() -> None:
+    seen = parse_container(reachable(), network="net")
+    assert seen.names == {"one", "host", "db", "c1", "mongo"}
+    assert seen.addresses == {"10.0.0.2", "fd00::2", "10.1.0.2"}
+    assert seen.published_ports == {8080, 8081}
+    assert seen.restart_count == 3
+    assert seen.created_at == datetime(2026, 5, 1, 11, 59, 59, tzinfo=UTC)
+
+
+def test_an_inspection_without_these_says_nothing_of_them() -> None:
+    seen = parse_container({"Id": "c1", "State": {"Status": "created"}}, network="net")
+    assert (seen.restart_count, seen.created_at) == (0, None)
+    assert (seen.names, seen.addresses, seen.published_ports) == (frozenset(), frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(
+    "junk", [None, 7, -7, 1.5, True, "text", [], [None], {}, {"a": 1}, ["x", 7, {"HostPort": []}]]
+)
+def test_junk_where_these_stand_spoils_nothing(junk: Any) -> None:
+    container = reachable() | {"RestartCount": junk, "Created": junk}
+    container["Config"] |= {"Hostname": junk, "Labels": junk}
+    container["HostConfig"] = {"PortBindings": {"80/tcp": junk}}
+    container["NetworkSettings"]["Ports"] = {"80/tcp": junk, "81/tcp": [{"HostPort": junk}]}
+    container["NetworkSettings"]["Networks"]["other"] = {
+        "Aliases": junk,
+        "DNSNames": junk,
+        "GlobalIPv6Address": junk,
+    }
+    container["NetworkSettings"]["Networks"]["third"] = junk
+    assert parse_container(container, network="net").status == "running"
+    for part in ("HostConfig", "NetworkSettings"):
+        whole = reachable() | {part: junk if part == "HostConfig" else {"Ports": junk}}
+        assert parse_container(whole, network="net").status == "running"
+
+
+@pytest.mark.parametrize("status", [None, 7, "run\x1b[31m", "\ud800", ["running"]])
+def test_a_status_that_no_document_can_hold_is_refused(status: Any) -> None:
+    with pytest.raises(TypeError):
+        parse_container(inspection(status), network="net")
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-14:00", 7, ["2026-05-01T12:00:00Z"]])
+def test_a_time_that_cannot_be_read_is_never(text: Any) -> None:
+    assert parse_time(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0" * 64, True), ("0123456789abcdef" * 4, True), ("A" * 64, False), ("a" * 63, False), ("a" * 65, False),
+     ("a" * 64 + "\n", False), ("\u0661" * 64, False), ("", False), (None, False), (7, False)],
+)  # fmt: skip
+def test_only_64_hex_digits_are_an_id(text: object, expected: bool) -> None:
+    assert is_container_id(text) is expected
