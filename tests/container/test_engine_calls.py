@@ -7,6 +7,8 @@ from pathlib import Path
 from aiohttp import web
 
 import eventwatch.engine
+from eventwatch.engine import CALLS, NOBODY, DockerEngine
+from eventwatch.model import is_container_id
 from tests.e2e.watching import World, ago, eventually, run_program
 from tests.faults.proxies import EngineProxy
 from tests.nodes import NODE_LABEL
@@ -19,13 +21,15 @@ def call(request: web.Request) -> str:
     return f"{request.method} " + re.sub(r"^/containers/[^/]+/", "/containers/{id}/", path)
 
 
-async def test_eventwatch_makes_no_other_engine_calls_than_its_engine_module_lists(
+async def test_eventwatch_makes_exactly_the_engine_calls_that_its_engine_module_lists(
     world: World, docker_url: str, tmp_path: Path
 ) -> None:
     calls: set[str] = set()
+    names: set[str] = set()
 
     async def record(request: web.Request) -> None:
         calls.add(call(request))
+        names.update(re.findall(r"/containers/([^/]+)/", request.raw_path))
 
     with tempfile.TemporaryDirectory(prefix="ew") as folder:
         async with EngineProxy(Path(folder), docker_url) as proxy:
@@ -59,9 +63,34 @@ async def test_eventwatch_makes_no_other_engine_calls_than_its_engine_module_lis
                 ["doctor"],
                 ["sweep"],
                 ["status"],
-                ["explain", idle.id],
+                ["explain", idle.name],
                 ["record", "r", "--duration", "1"],
             ):
                 code, said = await run_program("-m", "eventwatch", *command, env=env, cwd=tmp_path)
                 assert code == 0, said
+    assert calls == {f"{call.method} {call.path}" for call in CALLS.values()}
     assert calls == set(DOCUMENTED.findall(eventwatch.engine.__doc__ or ""))
+    assert {name for name in names if not is_container_id(name)} == {idle.name}
+
+
+async def test_this_engine_says_of_itself_what_it_does_not_have(world: World) -> None:
+    engine = DockerEngine(world.settings())
+    try:
+        node = await world.start("node")
+        assert not (await engine.inspect(NOBODY)).found
+        await engine.stop(NOBODY, grace=0)
+        assert await engine.resolve(f"no-{node.name}") is None
+        assert [await engine.resolve(name) for name in (node.name, node.id[:12], node.id)] == [node.id] * 3
+        assert node.id in await engine.list_newest(1000)
+        assert len(await engine.list_newest(1)) == 1
+        seen = await engine.inspect(node.id)
+        assert {node.name, node.id[:12]} <= seen.names
+        assert seen.ip in seen.addresses
+        assert seen.created_at is not None
+        assert seen.started_at is not None
+        assert seen.created_at <= seen.started_at
+        await node.remove()
+        assert not (await engine.inspect(node.id)).found
+        await engine.stop(node.id, grace=0)
+    finally:
+        await engine.close()
