@@ -10,6 +10,8 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
+from eventwatch.engine import NOBODY, DockerEngine
+from eventwatch.settings import Settings
 from tests.engines import PrivateMongo
 from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, long
 from tests.podman import PrivatePodman
@@ -34,3 +36,27 @@ async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
             assert not await oracle.lost_requests()
             assert await watcher.terminate() == 0, watcher.tail()
             assert "Traceback" not in watcher.text()
+
+
+@long
+async def test_podman_says_of_itself_what_it_does_not_have(mongo: PrivateMongo) -> None:
+    async with PrivatePodman() as podman, World(podman.url, mongo.url, seed=6) as world:
+        await world.populate(1)
+        (node,) = world.nodes.values()
+        engine = DockerEngine(Settings(_env_file=None, **world.settings()))
+        try:
+            assert (await engine.identify()).id.startswith("podman-")
+            assert not (await engine.inspect(NOBODY)).found
+            await engine.stop(NOBODY, grace=0)
+            assert await engine.resolve(f"no-{node.name}") is None
+            assert await engine.resolve(node.name) == node.id
+            assert await engine.list_newest(1) == [node.id]
+            seen = await engine.inspect(node.id)
+            assert node.name in seen.names
+            assert seen.ip in seen.addresses
+            assert seen.created_at is not None
+            await node.remove()
+            assert not (await engine.inspect(node.id)).found
+            await engine.stop(node.id, grace=0)
+        finally:
+            await engine.close()
