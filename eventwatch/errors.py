@@ -21,7 +21,7 @@ class ConfigError(EventwatchError):
 
 
 class EngineError(EventwatchError):
-    """The engine did not answer as asked: unreachable, timed out, refused, or 4xx/5xx other than 404.
+    """The engine did not answer as asked, nor said that there is no such container (which is an answer).
 
     `status` is the HTTP status, 0 when there was no answer. Never a reason to delete a document.
     `unreachable`: there was no connection at all, so no other call can succeed now. `permanent`: waiting does

@@ -340,7 +340,7 @@ async def test_readiness_tells_of_a_brake_that_is_engaged(scene: Scene) -> None:
     ready = Readiness()
     async with scene.watched(http_listen=ready.listen, delete_limit=2) as watched:
         await eventually(ready.is_ready)
-        undo = scene.proxy.fail("/json", 404)
+        undo = scene.proxy.fail("/json", 404, b'{"message":"No such container"}')
         for _ in range(2):
             watched.app.sweep_now()
             await eventually(partial(ready.doubts, "brake: "))
