@@ -27,8 +27,9 @@ LOOK_INTERVAL: Final = 5.0
 #: Renewals per lease duration, and the part of it that a holder trusts by its own clock.
 RENEWALS: Final = 3
 TRUSTED: Final = 0.9
-#: Seconds until a second look at a checker document that is gone: the driver tells of a failover up to 1 s late.
-SECOND_LOOK: Final = 1.5
+#: The part of the lease duration until a second look at a checker document that is gone: the driver tells of a
+#: failover up to a second late.
+SECOND_LOOK: Final = 0.1
 
 
 class Elector:
@@ -152,7 +153,7 @@ class Elector:
         """
         if not await self._store.lease_is_gone(lease) or not await self._store.remembers(lease):
             return False
-        await self._clock.sleep(SECOND_LOOK)
+        await self._clock.sleep(self._duration * SECOND_LOOK)
         self._note_return()
         was_away = self._clock.monotonic() - self._away_at < self._duration
         return not was_away and await self._store.lease_is_gone(lease)

@@ -25,6 +25,9 @@ from eventwatch.model import (
 
 Fields = Mapping[str, str | int]
 
+#: What a node is that can be idle; one that its restart policy starts again and again is as good as running.
+AT_WORK: Final = frozenset({"running", "restarting"})
+
 #: An event this much older than the newest fact is no inversion (up to 0.1 s were measured): the engine's
 #: clock was set back, and believing the old reading would make every later event look stale.
 CLOCK_SET_BACK_NS: Final = 5_000_000_000
@@ -104,15 +107,15 @@ def difference(recorded: Recorded, wanted: Fields, *, claim: Claim | None = None
     request is noticed. Without a claim the word is the leftover of a process that died, and what the engine says
     replaces it.
     """
-    if claim and wanted.get("status") == "running" and (claim.stands or recorded.status == STOPPING):
+    if claim and wanted.get("status") in AT_WORK and (claim.stands or recorded.status == STOPPING):
         wanted = {**wanted, "status": STOPPING}
     return {name: value for name, value in wanted.items() if getattr(recorded, name) != value}
 
 
 def claim_on(seen: Observation, *claims: Claim | None) -> Claim | None:
-    """The first of `claims` that is about this run of the container."""
+    """The first of `claims` that is about this run of the container; a start by its restart policy is none."""
     run = as_run(seen)
-    return next((claim for claim in claims if claim and claim.run == run), None)
+    return next((claim for claim in claims if claim and (seen.restart_count or claim.run == run)), None)
 
 
 def as_run(seen: Observation) -> datetime | None:
@@ -185,7 +188,7 @@ def _why_never_idle(
 ) -> str:
     if timeout <= 0:
         return "idle stops are off (idle_timeout is 0)"
-    if seen.status != "running":
+    if seen.status not in AT_WORK:
         return f"it is {seen.status or 'gone'}, not running"
     if recorded.last_req_time is None:
         return "it has no last_req_time"

@@ -412,6 +412,7 @@ class Reconciler:
         for node_id, recorded in found.items():
             self.known[node_id] = recorded
             if self._orphans.pop(node_id, None) is not None:
+                self._own(node_id)  # the engine told of it, though it may be gone by now
                 self._node(node_id).events += 1
             self.inspect_soon(node_id, urgent=True)
         horizon = self.clock.monotonic() - self._settings.orphan_grace

@@ -53,7 +53,7 @@ from pymongo.monitoring import (
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.errors import ConfigError, StoreError
 from eventwatch.model import STOPPING, Change, Claim, Owner, Recorded, is_container_id
-from eventwatch.policy import as_utc
+from eventwatch.policy import AT_WORK, as_utc
 from eventwatch.settings import mask_url
 
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
@@ -304,9 +304,11 @@ class Store:
             )
         if row is None or row["claim"]["by"] != by:
             return False
-        guard = {"_id": node_id, "status": "running", "last_req_time": {"$lte": idle_before}, **_fence(lease)}
+        idle = {"status": {"$in": sorted(AT_WORK)}, "last_req_time": {"$lte": idle_before}}
         async with _deadline("claiming a node"):
-            result = await self._nodes_surely.update_one(guard, {"$set": {"status": STOPPING}})
+            result = await self._nodes_surely.update_one(
+                {"_id": node_id, **idle, **_fence(lease)}, {"$set": {"status": STOPPING}}
+            )
         if result.matched_count == 0:
             await self.end_claim(node_id, by=by)
         return result.matched_count == 1
@@ -671,10 +673,10 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
         ("epoch", int, True),
     ):
         value = row.get(name)
-        if name == "_id" and isinstance(value, str) and not is_container_id(value):
-            raise ValueError("its _id is no container's full id (64 lower-case hex digits)")
         if not (isinstance(value, kind) or (optional and value is None)):
             raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+    if not is_container_id(row["_id"]):
+        raise ValueError("its _id is no container's full id (64 lower-case hex digits)")
     fields: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
     fields["short_id"] = fields["short_id"] or row["_id"][:12]
     return Recorded(node_id=row["_id"], **fields)

@@ -188,8 +188,9 @@ class Sweeper:
             await self._identify()
         missing = {i: documents[i] for i in answers.keys() - found.keys()}
         verdict = await self.deletions.judge(
-            missing, engine=engine, found=found, manager_id=self._manager_id, force=force
-        )
+            missing, engine=engine, found=found, owned=self._reconciler.owned, manager_id=self._manager_id,
+            force=force,
+        )  # fmt: skip
         report.braked, report.spared = verdict.braked, verdict.spared
         if self.deletions.twins.doubtful:
             self._clock.call_later(SECOND_THOUGHT, self.request)
@@ -296,6 +297,7 @@ class Sweeper:
             {recorded.node_id: recorded},
             engine=await self._identify(anew=True),
             found=self._reconciler.owned,
+            owned=self._reconciler.owned,
             manager_id=self._manager_id,
             asked=True,
         )

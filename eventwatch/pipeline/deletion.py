@@ -35,6 +35,8 @@ AGREEING_SECONDS: Final = 60.0
 #: Seconds for which what nobody ever owned must have been unknown to the engine.
 LEFTOVER_GRACE: Final = 180.0
 
+_NOTHING: Final[Mapping[str, Owner]] = {}
+
 
 @dataclass(slots=True)
 class MassBrake:
@@ -107,12 +109,14 @@ class Deletions:
         *,
         engine: EngineInfo,
         found: Collection[str],
+        owned: Mapping[str, Owner] = _NOTHING,
         manager_id: str = "",
         asked: bool = False,
         force: bool = False,
     ) -> Verdict:
         """Which documents of `missing` containers may go; `found` are those that the engine has.
 
+        `owned` is what we know of our engine's containers and may not have put on record yet.
         `asked`: a manager asks for this one node by itself, which no brake and no grace holds up. `force` lifts
         the brake for what `engine` owns, and nothing else. Raises StoreError.
         """
@@ -122,7 +126,8 @@ class Deletions:
             self._ripe(set())
             self._brake(set(), own=len(found), force=force)
             return Verdict()
-        owners = await self._store.read_owners(missing)
+        owners = {i: owner for i in missing if (owner := owned.get(i))}
+        owners |= await self._store.read_owners(missing)
         whose = {i: ownership(node, owners.get(i), engine_id=engine.id) for i, node in missing.items()}
         own = {i for i, owner in whose.items() if owner is Ownership.OWN}
         nobodys = {i for i, owner in whose.items() if owner is Ownership.NOBODYS}

@@ -33,7 +33,7 @@ from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
 from eventwatch.pipeline.essentials import Essentials, find_essentials
-from eventwatch.policy import Idleness, idleness, mass_limit, why_not_to_stop
+from eventwatch.policy import AT_WORK, Idleness, idleness, mass_limit, why_not_to_stop
 from eventwatch.reconciler import Reconciler
 from eventwatch.settings import Settings
 from eventwatch.store import Store
@@ -135,7 +135,7 @@ class IdleStopper:
             idle = [i for i in idle if self.idleness_of(documents[i], seen[i], fresh.get(i)).idle]
         if self._settings.idle_timeout > 0 and self.brake is not None and not await self._is_announced(len(idle)):
             return 0
-        running = sum(observed.status == "running" for observed in seen.values())
+        running = sum(observed.status in AT_WORK for observed in seen.values())
         allowed = self._braked(set(idle), running, force=force)
         return sum(self.stop_if_idle(documents[i], seen[i]) is not None for i in idle if i in allowed)
 
@@ -235,15 +235,16 @@ class IdleStopper:
         if now_idle is None or not await reconciler.claim(*now_idle, idle_before=idle_before, seconds=lasts):
             logger.debug("Node {} had a request just now and is left running", short_id)
             return "withdrawn"
-        recorded, claimed = now_idle
+        recorded, _ = now_idle
         node_id = recorded.node_id
         stop.claimed.set()
         try:
             await reconciler.clock.sleep(self._settings.settle_delay)
             # First the engine, then the document: what the claim keeps away are requests, not restarts.
             seen = await self._engine.inspect(node_id, as_of=reconciler.newest)
-            same_run = seen.status == "running" and seen.started_at == claimed.started_at
-            if not (same_run and await reconciler.confirm_claim(node_id, idle_before=idle_before)):
+            used_at = reconciler.used_at(node_id)
+            unused = seen.status in AT_WORK and reconciler.note_start(seen).used_at == used_at
+            if not (unused and await reconciler.confirm_claim(node_id, idle_before=idle_before)):
                 logger.info("Node {} had a request just now and is left running", short_id)
                 await reconciler.withdraw_claim(node_id)
                 return "withdrawn"

@@ -144,8 +144,9 @@ async def test_a_node_that_eventwatch_registered_lives_until_somebody_has_used_i
 # -- what is no use -----------------------------------------------------------------------------------------
 
 
-async def test_a_crash_loop_is_idle_in_the_end(world: World) -> None:
-    node = await world.nodes.start("loop", command=("sleep", "0.5"), restart="always")
+@pytest.mark.parametrize("command", [("sleep", "0.5"), ("false",)], ids=["runs a little", "never runs"])
+async def test_a_crash_loop_is_idle_in_the_end(world: World, command: tuple[str, ...]) -> None:
+    node = await world.nodes.start("loop", command=command, restart="always")
     await world.insert(node, last_req_time=ago(3600))
 
     async def ended() -> bool:
@@ -155,6 +156,7 @@ async def test_a_crash_loop_is_idle_in_the_end(world: World) -> None:
     async with world.watching(**quick(idle_timeout=3, sweep_interval=0.3)) as watched:
         await eventually(lambda: stops(watched, "stopped"), within=30)
         await eventually(ended)
+    assert await world.says(node, status="exited")
 
 
 async def test_a_start_right_before_the_claim_keeps_the_node_alive(

@@ -93,8 +93,9 @@ async def test_healthcheck_tells_whether_a_watcher_is_ready(world: World, tmp_pa
 
 
 async def test_a_sweep_by_hand_heeds_the_brake_until_it_is_forced(world: World, tmp_path: Path) -> None:
+    engine_id = (await world.docker.system.info())["ID"]
     gone = [f"{number:064x}" for number in range(6)]
-    await world.collection.insert_many([manager_document(node_id) for node_id in gone])
+    await world.collection.insert_many([manager_document(node_id, engine_id=engine_id) for node_id in gone])
     code, text = await ask(world, tmp_path, "sweep")
     assert code == 1
     assert "6 containers are gone, more than delete_limit: nothing was deleted" in text
@@ -102,6 +103,19 @@ async def test_a_sweep_by_hand_heeds_the_brake_until_it_is_forced(world: World, 
     code, text = await ask(world, tmp_path, "sweep", "--force")
     assert code == 0, text
     assert await world.collection.count_documents({}) == 0
+
+
+async def test_a_sweep_by_hand_leaves_alone_what_another_engine_or_nobody_owns(
+    world: World, tmp_path: Path
+) -> None:
+    documents = [manager_document(f"{number:064x}", engine_id="another") for number in range(6)]
+    documents += [manager_document(f"{number:064x}") for number in range(6, 9)]
+    await world.collection.insert_many(documents)
+    for options in ([], ["--force"]):
+        code, text = await ask(world, tmp_path, "sweep", *options)
+        assert code == 0, text
+        assert "9 gone from this engine, but not its to delete" in text
+        assert await world.collection.count_documents({}) == 9
 
 
 async def test_json_logs_are_one_object_per_line(world: World, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ class World:
         await self.collection.insert_one(manager_document(node if isinstance(node, str) else node.id, **fields))
 
     async def begin_idle_stops(self) -> None:
-        """Let eventwatch find that it announced idle stops long ago: the grace of a first contact takes minutes."""
+        """Let eventwatch find that it announced idle stops long ago: a first contact's grace takes minutes."""
         engine_id = str((await self.docker.system.info())["ID"])
         row = {"_id": checker_id(engine_id), "engine_id": engine_id, "idle_stops_from": ago(1)}
         await self.database[ENGINES].insert_one(row)

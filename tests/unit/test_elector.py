@@ -62,7 +62,7 @@ async def conclude(**store: Any) -> None:
         while not keeping.done():
             await asyncio.sleep(0)
             if clock.next_due() is not None:
-                clock.advance(SECOND_LOOK)
+                clock.advance(DURATION * SECOND_LOOK)
         await keeping
 
 

@@ -122,6 +122,7 @@ def test_a_claimed_node_keeps_saying_stopping_and_a_leftover_claim_does_not() ->
     stopping, running = recorded(status="stopping"), {"status": "running"}
     assert difference(stopping, running, claim=ASKED) == {}
     assert difference(stopping, running, claim=STANDS) == {}
+    assert difference(stopping, {"status": "restarting"}, claim=STANDS) == {}
     assert difference(stopping, running) == running
     assert difference(stopping, {"status": "exited"}, claim=STANDS) == {"status": "exited"}
 
@@ -137,6 +138,7 @@ def test_a_claim_is_about_one_run_of_the_container() -> None:
     claim = Claim(run=datetime(2026, 5, 1, 11, 0, 0, 123_000))  # noqa: DTZ001 - as the database keeps it
     assert claim_on(seen(started_at=started), None, claim) is claim
     assert claim_on(seen(started_at=started + timedelta(seconds=1)), claim) is None
+    assert claim_on(seen(started_at=started + timedelta(seconds=1), restart_count=1), claim) is claim
 
 
 @pytest.mark.parametrize(
