@@ -167,10 +167,10 @@ class Application:
                 metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts, notes=self.notes
             )
             await stack.enter_async_context(serve(*self.settings.http_address, pages))
-        self._twins = TwinWatch(engine)
         self._watch_clock()
         stack.callback(self._unwatch_clock)
         store = await self._open_store(stack)
+        self._twins = TwinWatch(engine, store)
         self.ready.set()
         await self._lead_again_and_again(engine, store)
 
@@ -233,11 +233,11 @@ class Application:
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
-        lookout, twins = Lookout(engine), self._twins
+        lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
         while True:
             info = await self._patiently(engine.identify)
-            acquire = partial(elector.acquire, look=lookout.look, meet=twins.meet if twins else None)
-            lease = await self._patiently(partial(acquire, info.id))
+            meet = partial(twins.meet, engine_id=info.id)
+            lease = await self._patiently(partial(elector.acquire, info.id, look=lookout.look, meet=meet))
             began = self._clock.monotonic()
             try:
                 outcome = await self._lead(engine, store, elector, info, lease)
@@ -297,8 +297,8 @@ class Application:
             brake=MassBrake(),
         )  # fmt: skip
         deletions = Deletions(
-            store=store, clock=clock, twins=self._twins or TwinWatch(engine), delete_limit=settings.delete_limit,
-            brake=MassBrake(), grace=LEFTOVER_GRACE,
+            store=store, clock=clock, twins=self._twins or TwinWatch(engine, store),
+            delete_limit=settings.delete_limit, brake=MassBrake(), grace=LEFTOVER_GRACE,
         )  # fmt: skip
         sweeper = Sweeper(
             engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions,

@@ -109,14 +109,15 @@ async def _examine_database(settings: Settings, url: str, engine: Engine) -> Asy
 
 async def _examine_peers(store: Store, engine: Engine) -> Finding:
     """Whether who else watches an engine with our engine's id watches the same engine."""
-    twins = TwinWatch(engine)
+    twins = TwinWatch(engine, store)
     try:
-        peers = await store.peers((await engine.identify()).id)
-        await twins.meet(peers)
+        engine_id = (await engine.identify()).id
     except EngineError as error:
         return Finding("engine's id", f"not compared with other watchers': {error}")
-    if twins.doubtful:
-        hosts = ", ".join(sorted({peer.host for peer in peers}))
+    peers = await store.peers(engine_id)
+    await twins.meet(peers, engine_id=engine_id)
+    if not await twins.may_delete(engine_id):
+        hosts = ", ".join(sorted({peer.host for peer in peers})) or "another host"
         return Finding("engine's id", f"that of another engine too, which {hosts} watches", failed=True, cure=FIX)
     return Finding("engine's id", f"no other engine has it ({len(peers)} running watchers asked)")
 

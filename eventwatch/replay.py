@@ -355,7 +355,7 @@ class Replay:
             engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks, time=kindest
         )  # fmt: skip
         # Without a brake or grace: what a recording makes vanish is gone.
-        deletions = Deletions(store=store, clock=clock, twins=TwinWatch(engine))
+        deletions = Deletions(store=store, clock=clock, twins=TwinWatch(engine, store))
         sweeper = self._sweeper = Sweeper(
             engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions, time=kindest,
             settings=settings, manager_id=lease.manager_id,

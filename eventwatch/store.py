@@ -380,6 +380,24 @@ class Store:
                     return str(row["engine_id"])
         return None
 
+    async def note_twin(self, engine_id: str, *, host: str) -> None:
+        """Put on record that another engine, watched by `host`, has this id."""
+        seen = {"engine_id": {"$literal": engine_id}, "twin": {"host": {"$literal": host}, "seen_at": "$$NOW"}}
+        async with _deadline("recording another engine of one id"):
+            await self._engines.update_one({"_id": checker_id(engine_id)}, [{"$set": seen}], upsert=True)
+
+    async def twin_seen(self, engine_id: str, *, within: float) -> str | None:
+        """The host that watched another engine of this id within the last so many seconds; None for none."""
+        since = {"$subtract": ["$$NOW", round(within * 1000)]}
+        query = {
+            "_id": checker_id(engine_id),
+            "twin": {"$exists": True},
+            "$expr": {"$gt": ["$twin.seen_at", since]},
+        }
+        async with _deadline("looking for other engines of one id"):
+            row = await self._engines.find_one(query, {"twin": 1})
+        return str(row["twin"].get("host")) if row else None
+
     async def idle_stops_begin(self, engine_id: str, *, host: str, grace: float) -> float:
         """Seconds until this engine's idle nodes may be stopped; `grace` from the first time that it is asked."""
         update = {

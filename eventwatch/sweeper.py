@@ -414,7 +414,7 @@ async def one_off_sweeper(
             deletions = Deletions(
                 store=store,
                 clock=clock,
-                twins=TwinWatch(used),
+                twins=TwinWatch(used, store),
                 delete_limit=settings.delete_limit,
                 brake=MassBrake() if brakes else None,
                 grace=None if manner is Manner.BY_HAND else 0.0,

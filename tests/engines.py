@@ -426,6 +426,12 @@ class PrivateEngine:
         """Give it another id at its next start; what it knows of containers stays."""
         self._write_identity(uuid.uuid4())
 
+    async def become_twin_of(self, other: PrivateEngine) -> None:
+        """Start again with the other's id, as an engine on a cloned machine does."""
+        await self.terminate()
+        (self.folder / "data" / "engine-id").write_text((other.folder / "data" / "engine-id").read_text())
+        await self.start()
+
     # -- cleaning up -----------------------------------------------------------------------------------
 
     async def _clean_up(self) -> None:

@@ -121,7 +121,7 @@ class Deletions:
         the brake for what `engine` owns, and nothing else. Raises StoreError.
         """
         self._told &= missing.keys()
-        await self.twins.meet(await self._store.peers(engine.id, besides=manager_id))
+        await self.twins.meet(await self._store.peers(engine.id, besides=manager_id), engine_id=engine.id)
         if not missing:
             self._ripe(set())
             self._brake(set(), own=len(found), force=force)
@@ -131,7 +131,7 @@ class Deletions:
         whose = {i: ownership(node, owners.get(i), engine_id=engine.id) for i, node in missing.items()}
         own = {i for i, owner in whose.items() if owner is Ownership.OWN}
         nobodys = {i for i, owner in whose.items() if owner is Ownership.NOBODYS}
-        if self.twins.doubtful:
+        if not await self.twins.may_delete(engine.id):
             return Verdict(spared=len(missing))
         own -= await self._of_another_host(own, owners, engine=engine, found=found)
         if nobodys and (other := await self._store.trace_of_others(engine.id)):

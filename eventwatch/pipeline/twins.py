@@ -5,10 +5,11 @@ ever while the other takes the first one's containers for gone, and deletes thei
 
 How: each process that watches, leader or standby, publishes a few containers that it sees on its engine. Who
 finds none of them on its own engine has met a twin, or was too slow: so it waits for the other's next look
-before it says so. Until then, as soon as there is a doubt, nothing is deleted.
+before it says so. Until then, as soon as there is a doubt, nothing is deleted. A twin is remembered in the
+database for `TWIN_MEMORY`: its watcher may just be restarting.
 
 Not promised: to tell two engines apart that both have no container, which have nothing to lose either; nor
-while the other engine's watcher is away (the owner's host name on record helps then, see deletion.py).
+while the other engine's watcher is away for longer (the owner's host name on record helps then, see deletion.py).
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from loguru import logger
 
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError
-from eventwatch.store import Peer, Witness
+from eventwatch.store import Peer, Store, Witness
 
 #: Containers that a process publishes.
 PUBLISHED: Final = 8
+
+#: Seconds for which a twin that was seen counts after its watcher has gone.
+TWIN_MEMORY: Final = 3600.0
 
 FIX: Final = (
     "give one of them an id of its own: stop its Docker, remove /var/lib/docker/engine-id "
@@ -36,53 +40,60 @@ FIX: Final = (
 class TwinWatch:
     """One process's knowledge of other engines with its engine's id."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, store: Store) -> None:
         self._engine = engine
-        #: The look of a peer at which none of its containers was found here, and whether an earlier one was too.
-        self._doubted: dict[str, tuple[int, bool]] = {}
+        self._store = store
+        #: The look of each peer at which none of its containers was found here.
+        self._doubted: dict[str, int] = {}
         self._twins: dict[str, Peer] = {}
+        #: The host of a twin that is on record, though its watcher may be away.
+        self._remembered: str | None = None
 
     @property
     def doubtful(self) -> bool:
-        """Whether any peer may watch another engine: then nothing is deleted."""
+        """Whether any peer may watch another engine."""
         return bool(self._doubted)
 
     def unready_reasons(self) -> list[str]:
         """The engines that have our engine's id, with the fix; empty when there is none."""
+        hosts = {peer.host for peer in self._twins.values()} or {self._remembered} - {None}
         return [
-            f"twin: the engine that checker {peer.manager_id} (host {peer.host}) watches has the id of ours, "
-            f"nothing is deleted: {FIX}"
-            for peer in self._twins.values()
+            f"twin: the engine that host {host} watches has the id of ours, no sweep deletes anything: {FIX}"
+            for host in sorted(map(str, hosts))
         ]
 
-    async def meet(self, peers: Sequence[Peer]) -> None:
-        """Compare what the live peers see with our engine."""
-        present = {peer.manager_id for peer in peers}
-        for manager_id in self._doubted.keys() - present:
+    async def may_delete(self, engine_id: str) -> bool:
+        """Whether no twin is known, doubted or remembered. Raises StoreError."""
+        self._remembered = await self._store.twin_seen(engine_id, within=TWIN_MEMORY)
+        return not self._doubted and self._remembered is None
+
+    async def meet(self, peers: Sequence[Peer], *, engine_id: str) -> None:
+        """Compare what the live peers see with our engine. Raises StoreError."""
+        for manager_id in self._doubted.keys() - {peer.manager_id for peer in peers}:
             self._believe(manager_id)
         for peer in peers:
-            if peer.witness.containers:
-                await self._compare(peer)
+            if peer.witness.containers and self._doubted.get(peer.manager_id) != peer.witness.look:
+                await self._compare(peer, engine_id)
 
-    async def _compare(self, peer: Peer) -> None:
-        before = self._doubted.get(peer.manager_id)
-        if before and before[0] == peer.witness.look:
-            return
+    async def _compare(self, peer: Peer, engine_id: str) -> None:
         answers = await asyncio.gather(
             *(self._is_here(node_id) for node_id in peer.witness.containers[:PUBLISHED])
         )
         if any(answers):
             self._believe(peer.manager_id)
         elif not all(answer is None for answer in answers):
-            self._doubted[peer.manager_id] = (peer.witness.look, before is not None)
-            if before is not None and peer.manager_id not in self._twins:
+            doubted_before = peer.manager_id in self._doubted
+            self._doubted[peer.manager_id] = peer.witness.look
+            if not doubted_before:
+                return
+            if peer.manager_id not in self._twins:
                 self._twins[peer.manager_id] = peer
                 logger.error("{}", self.unready_reasons()[-1])
+            await self._store.note_twin(engine_id, host=peer.host)
 
     def _believe(self, manager_id: str) -> None:
         self._doubted.pop(manager_id, None)
-        if self._twins.pop(manager_id, None):
-            logger.info("Checker {} does not watch another engine with our engine's id any more", manager_id)
+        self._twins.pop(manager_id, None)
 
     async def _is_here(self, node_id: str) -> bool | None:
         """Whether our engine has this container; None when it does not say."""

@@ -450,6 +450,9 @@ class MemoryStore(Store):
     ) -> dict[str, Owner]:
         return {}
 
+    async def twin_seen(self, engine_id: str, *, within: float) -> str | None:  # noqa: ARG002
+        return None
+
     async def trace_of_others(self, engine_id: str) -> str | None:  # noqa: ARG002
         return None
 
@@ -539,7 +542,7 @@ class World:
             store=self.store,
             reconciler=reconciler,
             stopper=stopper,
-            deletions=Deletions(store=self.store, clock=self.clock, twins=TwinWatch(self.engine)),
+            deletions=Deletions(store=self.store, clock=self.clock, twins=TwinWatch(self.engine, self.store)),
             time=time,
             settings=settings,
             manager_id="simulated",

@@ -19,7 +19,7 @@ from eventwatch.pipeline.deletion import (
     MassBrake,
     Verdict,
 )
-from eventwatch.pipeline.twins import TwinWatch
+from eventwatch.pipeline.twins import TWIN_MEMORY, TwinWatch
 from eventwatch.store import Peer, Store, Witness
 
 US = EngineInfo("us", "host-a", "", "")
@@ -37,6 +37,14 @@ class Records:
         self.owners: dict[str, Owner] = {}
         self.present: list[Peer] = []
         self.trace: str | None = None
+        self.twin: str | None = None
+
+    async def note_twin(self, _: str, *, host: str) -> None:
+        self.twin = host
+
+    async def twin_seen(self, _: str, *, within: float) -> str | None:
+        assert within == TWIN_MEMORY
+        return self.twin
 
     async def read_owners(self, node_ids: Collection[str]) -> dict[str, Owner]:
         return {i: self.owners[i] for i in node_ids if i in self.owners}
@@ -66,7 +74,7 @@ class Case:
 
     def __init__(self, *, limit: int | None = None, grace: float | None = LEFTOVER_GRACE) -> None:
         self.clock, self.records, self.engine = VirtualClock(), Records(), Containers()
-        self.twins = TwinWatch(cast("Engine", self.engine))
+        self.twins = TwinWatch(cast("Engine", self.engine), cast("Store", self.records))
         self.deletions = Deletions(
             store=cast("Store", self.records), clock=self.clock, twins=self.twins, delete_limit=limit,
             brake=MassBrake(), grace=grace,
@@ -218,7 +226,10 @@ async def test_a_peer_that_sees_none_of_our_containers_stops_deletions_and_is_na
     (reason,) = case.twins.unready_reasons()
     assert "host-b" in reason
     assert "engine-id" in reason
-    case.records.present = []
+    case.records.present = []  # its watcher is restarting, or has gone for good
+    assert await case.sweep(ids(1, first=9), stamp="us") == Verdict(spared=1)
+    assert len(case.twins.unready_reasons()) == 1
+    case.records.twin = None  # it was not seen for an hour
     assert (await case.sweep(ids(1, first=9), stamp="us")).allowed == set(ids(1, first=9))
     assert case.twins.unready_reasons() == []
 
