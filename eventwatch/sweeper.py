@@ -32,7 +32,7 @@ from eventwatch.errors import EngineChangedError, EngineError, EventwatchError, 
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
-from eventwatch.pipeline.twins import PUBLISHED, TwinWatch
+from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
 from eventwatch.reconciler import Reconciler
 from eventwatch.settings import Settings, load_settings
 from eventwatch.store import UNSEEN, Store, Witness
@@ -248,13 +248,13 @@ class Sweeper:
             await self._store.record_owners(new)
 
     async def _testify(self, found: Collection[str]) -> None:
-        """Name some of the engine's containers: the oldest, which stay, and the newest, which no clone has."""
-        ids = [*found] if len(found) <= PUBLISHED else [*found][: PUBLISHED // 2] + [*found][-PUBLISHED // 2 :]
+        """Name some of the engine's containers."""
+        ids = [*found]
         try:
             ids = ids or await self._engine.list_newest(PUBLISHED)
         except EngineError:
             return
-        self.witness = Witness(tuple(ids), self.witness.look + 1)
+        self.witness = Witness(some_of(ids), self.witness.look + 1)
 
     async def unanswered(self, error: EngineError) -> SweepReport:
         """What a pass comes to when the engine does not even say who it is: a warning for every node."""
