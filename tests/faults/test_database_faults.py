@@ -164,3 +164,28 @@ async def test_a_write_that_a_crash_of_the_database_lost_is_repeated(
         standalone.roll_back()
         await standalone.start()
         assert await oracle.recovered() <= RECOVERY
+
+
+async def test_a_lease_that_the_database_lost_in_a_crash_is_taken_again_and_only_a_deleted_one_is_obeyed(
+    engine: PrivateEngine, tmp_path: Path
+) -> None:
+    async with PrivateMongo(standalone=True) as standalone, World(engine.url, standalone.url) as world:
+        await world.populate(2)
+        await standalone.kill()
+        standalone.save_data()
+        await standalone.start()
+        with closing(Eventwatch(tmp_path, world.settings(lease_duration="4s", sweep_interval="1s"))) as process:
+            process.start()
+            await process.logged("Nodes status checker started.")
+            await Oracle(world).recovered(within=10)
+            await standalone.kill()
+            standalone.roll_back()
+            await standalone.start()
+            await process.logged("Nodes status checker started.", times=2, within=20)
+            await Oracle(world).recovered(within=10)
+            assert process.running
+            await asyncio.sleep(5)  # a lease, in which the database was not away
+            await world.checkers.delete_many({})
+            await process.logged("The checker's document was deleted: stopping", within=10)
+            await eventually(lambda: not process.running)
+            assert process.process.returncode == 0
