@@ -304,7 +304,7 @@ class DockerEngine:
             return None
         container: dict[str, Any] = _decoded(body, dict, doing)
         if container.get("Id") != node_id:
-            raise EngineError(f"Engine failed while {doing}: it told of {_line(container.get('Id'))}")
+            raise EngineError(f"Engine failed while {doing}: it answered about {_line(container.get('Id'))}")
         return container
 
     async def resolve(self, name: str) -> str | None:
@@ -316,7 +316,7 @@ class DockerEngine:
             return None
         node_id = _decoded(body, dict, doing).get("Id")
         if not is_container_id(node_id):
-            raise EngineError(f"Engine failed while {doing}: it told of {_line(node_id)}")
+            raise EngineError(f"Engine failed while {doing}: it answered about {_line(node_id)}")
         return str(node_id)
 
     async def list_all(self) -> list[str]:
@@ -531,7 +531,7 @@ async def _refused(response: aiohttp.ClientResponse, doing: str, part: str = "")
             text = message.lower()
             if "no such container" in text and set(_SOME_ID.findall(text)) <= {part}:
                 return
-        why += ", which is not the engine's own word on a container"
+        why += ', which is not the engine\'s own "no such container"'
     elif HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
         why += ", a redirect, which is not followed"
     raise EngineError(f"Engine failed while {doing}: {why}", status=response.status)

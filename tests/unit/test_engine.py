@@ -288,7 +288,7 @@ async def test_another_404_is_an_error(fake: FakeEngine, engine: DockerEngine, b
     fake.always("/containers/{id}/json", 404, body)
     fake.always("/containers/{id}/stop", 404, body)
     for call in (engine.inspect(NODE), engine.stop(NODE, grace=1), engine.resolve("name")):
-        with pytest.raises(EngineError, match="not the engine's own word") as raised:
+        with pytest.raises(EngineError, match="not the engine's own") as raised:
             await call
         assert raised.value.status == 404
 
@@ -350,7 +350,7 @@ async def test_a_name_is_resolved_to_an_id(fake: FakeEngine, engine: DockerEngin
     assert await engine.resolve("some.node_1-x") == NODE
     assert fake.asked[-1] == "GET /v1.41/containers/some.node_1-x/json"
     fake.always("/containers/{id}/json", 200, json.dumps(inspection("some.node")).encode())
-    with pytest.raises(EngineError, match=r"told of some\.node"):
+    with pytest.raises(EngineError, match=r"answered about some\.node"):
         await engine.resolve("some.node_1-x")
     fake.always("/containers/{id}/json", 404, told("No such container: some.node_1-x"))
     assert await engine.resolve("some.node_1-x") is None

@@ -224,3 +224,27 @@ async def test_the_engine_needs_no_simulation(tmp_path: Path) -> None:
     recording = scene.engine.recording
     engine = ReplayEngine(recording, VirtualClock(recording.ended_at))
     assert (await engine.inspect(NODE)).status == "exited"
+
+
+async def test_containers_that_are_there_are_found_by_name_and_by_age(tmp_path: Path) -> None:
+    def named(at: int, node_id: str, name: str, created: str) -> dict[str, Any]:
+        record = seen(at, "running", node_id)
+        record["container"] |= {"Name": f"/{name}", "Created": created}
+        return record
+
+    scene = Scene(
+        tmp_path,
+        named(10, NODE, "one", "2026-01-01T00:00:00Z"), named(20, OTHER, "two", "2026-01-02T00:00:00Z"),
+        inspect_record(40 * MS, OTHER, None),
+    )  # fmt: skip
+    await scene.at(15)
+    assert await scene.engine.list_newest(5) == [NODE]
+    assert await scene.engine.resolve("two") is None
+    await scene.at(30)
+    assert await scene.engine.list_newest(5) == [OTHER, NODE]
+    assert await scene.engine.list_newest(1) == [OTHER]
+    assert [await scene.engine.resolve(name) for name in ("two", OTHER, OTHER[:12], "nobody", "")] == [
+        *[OTHER] * 3, None, None,
+    ]  # fmt: skip
+    await scene.at(50)
+    assert await scene.engine.list_newest(5) == [NODE]
