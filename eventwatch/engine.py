@@ -255,7 +255,8 @@ class DockerEngine:
             params["since"] = engine_time(since)
         docker = self._new_client()
         try:
-            async with self._deadline(doing, CALL_DEADLINE):
+            # An engine that is silent here is silent on the other client too, which would only find out later.
+            async with self._deadline(doing, CALL_DEADLINE, self._session):
                 response = await self._request(await self._negotiated(docker), "events", params=params)
                 if response.status not in CALLS["events"].statuses:
                     await _refused(response, doing)
