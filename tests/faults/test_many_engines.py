@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.e2e.watching import eventually
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import CALL, OLDER_MODEL, Document, Eventwatch, Oracle, World
+from tests.faults.harness import CALL, OLDER_MODEL, Document, Eventwatch, Oracle, World, long
 
 LEADS = "Nodes status checker started."
 BRAKE = "Brake: "
@@ -131,37 +132,89 @@ async def test_documents_without_their_engines_id_survive_a_restart_of_their_own
     await other.is_right()
 
 
-@pytest.mark.parametrize("stamped", [True, False], ids=["stamped", "written back by an older manager"])
-async def test_a_wiped_engine_brakes_its_own_watcher_and_leaves_the_others_nodes_alone(
-    newer_engine: PrivateEngine, mongo: PrivateMongo, tmp_path: Path, stamped: bool
+async def test_documents_that_nobody_owns_yet_survive_a_watcher_of_another_engine_that_starts_first(
+    engine: PrivateEngine, newer_engine: PrivateEngine, mongo: PrivateMongo, tmp_path: Path
 ) -> None:
-    """Wiped, but with its id kept: three sweeps in a row have to agree before its documents go."""
+    """A fleet's first day: a manager's documents without a stamp, and hosts that are upgraded one by one."""
     async with (
-        PrivateEngine() as doomed,
-        World(newer_engine.url, mongo.url) as kept_world,
-        World(doomed.url, mongo.url, seed=1, database=kept_world.database) as doomed_world,
+        World(engine.url, mongo.url) as early_world,
+        World(newer_engine.url, mongo.url, seed=1, database=early_world.database) as late_world,
     ):
         hosts = []
-        for number, (private, world) in enumerate(((newer_engine, kept_world), (doomed, doomed_world))):
+        for number, (private, world) in enumerate(((engine, early_world), (newer_engine, late_world))):
             settings = world.settings(sweep_interval="1s", lease_duration="2s")
             hosts.append(Host(private, world, Eventwatch(tmp_path, settings, name=f"watcher{number}")))
-        kept, lost = hosts
-        with closing(kept.watcher), closing(lost.watcher):
-            await begin(hosts)
-            if not stamped:
-                await kept_world.documents.update_many({}, {"$unset": {"engine_id": "", "epoch": ""}})
-            await doomed.wipe()
-            await doomed.start()
-            await lost.watcher.logged(BRAKE, within=30)
-            assert sorted(await kept.documents()) == kept.ids, lost.watcher.tail()
-            await asyncio.sleep(CALL)
-            assert sorted(await kept.documents()) == kept.ids, lost.watcher.tail()
-            assert not [node_id for node_id in kept.ids if DELETED + node_id in lost.watcher.text()]
-            await kept.is_right()
-            if stamped:
-                # What it owned and what three sweeps agree on is gone for good.
-                assert not await lost.documents(), lost.watcher.tail()
-                assert lost.watcher.text().count(BRAKE) >= 2
+        early, late = hosts
+        with closing(early.watcher), closing(late.watcher):
+            await early.world.populate(2)
+            await late.world.populate(3)
+            early.watcher.start()
+            await early.watcher.logged("3 documents belong to no engine on record")
+            await asyncio.sleep(3)
+            assert sorted(await late.documents()) == late.ids, early.watcher.tail()
+            late.watcher.start()
+            for host in hosts:
+                await host.is_right()
+            # From now on it is on record whose they are, even with their watcher down and their stamps dropped.
+            assert await late.watcher.terminate() == 0
+            await late.world.documents.update_many({}, {"$unset": {"engine_id": "", "epoch": ""}})
+            await asyncio.sleep(3)
+            assert sorted(await late.documents()) == late.ids, early.watcher.tail()
+            assert DELETED not in early.watcher.text()
+
+
+async def wipe_one_of_two(kept: Host, lost: Host, *, stamped: bool) -> None:
+    await begin([kept, lost])
+    if not stamped:
+        await kept.world.documents.update_many({}, {"$unset": {"engine_id": "", "epoch": ""}})
+    await lost.engine.wipe()
+    await lost.engine.start()
+    await lost.watcher.logged(BRAKE, within=30)
+    await asyncio.sleep(CALL)  # several sweeps, but no minute
+    assert sorted(await kept.documents()) == kept.ids, lost.watcher.tail()
+    assert sorted(await lost.documents()) == lost.ids, lost.watcher.tail()
+    assert lost.watcher.text().count(BRAKE) >= 3
+    assert not [node_id for node_id in kept.ids if DELETED + node_id in lost.watcher.text()]
+    await kept.is_right()
+
+
+@pytest.fixture
+async def doomed(
+    newer_engine: PrivateEngine, mongo: PrivateMongo, tmp_path: Path
+) -> AsyncIterator[tuple[Host, Host]]:
+    """A host to keep and one to lose, nothing started yet."""
+    async with (
+        PrivateEngine() as engine,
+        World(newer_engine.url, mongo.url) as kept_world,
+        World(engine.url, mongo.url, seed=1, database=kept_world.database) as lost_world,
+    ):
+        hosts = []
+        for number, (private, world) in enumerate(((newer_engine, kept_world), (engine, lost_world))):
+            settings = world.settings(sweep_interval="1s", lease_duration="2s")
+            hosts.append(Host(private, world, Eventwatch(tmp_path, settings, name=f"watcher{number}")))
+        with closing(hosts[0].watcher), closing(hosts[1].watcher):
+            yield hosts[0], hosts[1]
+
+
+@pytest.mark.parametrize("stamped", [True, False], ids=["stamped", "written back by an older manager"])
+async def test_a_wiped_engine_brakes_its_own_watcher_and_leaves_the_others_nodes_alone(
+    doomed: tuple[Host, Host], stamped: bool
+) -> None:
+    await wipe_one_of_two(*doomed, stamped=stamped)
+
+
+@long
+async def test_what_an_engine_owned_and_all_sweeps_of_a_minute_miss_is_gone_for_good(
+    doomed: tuple[Host, Host],
+) -> None:
+    kept, lost = doomed
+    await wipe_one_of_two(kept, lost, stamped=True)
+
+    async def gone() -> bool:
+        return not await lost.documents()
+
+    await eventually(gone, within=90)
+    assert sorted(await kept.documents()) == kept.ids, lost.watcher.tail()
 
 
 async def test_an_engine_with_another_id_deletes_nothing(
