@@ -1,9 +1,9 @@
 """What every fault test is made of: eventwatch as a process, a busy world around it, and an oracle.
 
 `World` holds nodes on a real engine and their documents in a real MongoDB. While it is `busy`, nodes live at
-random and a manager writes `last_req_time`, also by replacing whole documents with an older model. `Oracle`
-compares every document with an inspection, by the end-to-end tests' own copy of the documents' rules, so that a
-mistake in eventwatch's rules cannot hide itself.
+random and a manager writes `last_req_time`, also by replacing whole documents with an older model, and, if
+`stale_s` says so, with what it read a while ago. `Oracle` compares every document with an inspection, by the
+end-to-end tests' own copy of the documents' rules, so that a mistake in eventwatch's rules cannot hide itself.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ QUIET: Final = 0.7
 CALL: Final = 4.0
 #: What the manager's older model knows; a replace with it drops everything else.
 OLDER_MODEL: Final = ("_id", "short_id", "status", "health", "ip", "port", "last_req_time")
+OBSERVED: Final = ("status", "health", "ip", "port")
+#: The share of the manager's writes that replace a whole document.
+REPLACES: Final = 0.3
 EXPECTED_ERRORS: Final = (DockerError, aiohttp.ClientError, OSError, TimeoutError, RuntimeError)
 
 #: What must not leak from the caller's environment into the process under test.
@@ -79,6 +82,7 @@ class Eventwatch:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._begins_at = 0
+        self._told_to = 0
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -146,6 +150,14 @@ class Eventwatch:
     def text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def news(self) -> str:
+        """What it has logged since the last call."""
+        with self.log.open("rb") as log:
+            log.seek(self._told_to)
+            text = log.read()
+        self._told_to += len(text)
+        return text.decode(errors="replace")
+
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.text().splitlines()[-lines:])
 
@@ -184,18 +196,52 @@ class Requests:
     unsure: set[datetime] = field(default_factory=set)
 
 
-class World:
-    """Nodes on one engine, and a manager that knows them."""
+@dataclass
+class PutBack:
+    """What a stale replace of the manager has put into a document, and when at the latest, as Docker writes it."""
 
-    def __init__(self, docker_url: str, mongo_url: str, *, seed: int = 0, database: str = "") -> None:
+    fields: Document
+    at: str
+
+    def explains(self, document: Document, container: Document, network: str) -> bool:
+        """Whether the document is wrong because of it, and not because of what befell the container since."""
+        truth = true_fields(container, network=network)
+        wrong = [name for name, value in truth.items() if document.get(name) != value]
+        changed = max(container["State"][name] for name in ("StartedAt", "FinishedAt"))
+        return changed <= self.at and all(document.get(name) == self.fields[name] for name in wrong)
+
+
+class World:
+    """Nodes on one engine, at most `most`, and a manager that knows them.
+
+    The manager replaces a document with what it read up to `stale_s` before.
+    """
+
+    def __init__(
+        self,
+        docker_url: str,
+        mongo_url: str,
+        *,
+        seed: int = 0,
+        database: str = "",
+        most: int = 16,
+        stale_s: float = 0.0,
+    ) -> None:
         self.docker_url = docker_url
         self.mongo_url = mongo_url
         self.database = database or f"ew_faults_{secrets.token_hex(4)}"
         self.random = random.Random(seed)
         self.nodes: dict[str, Node] = {}
         self.requests: dict[str, Requests] = {}
-        #: Containers whose document the database has acknowledged.
+        #: Containers whose document the database has acknowledged, and all that it was asked to insert.
         self.inserted: set[str] = set()
+        self.offered: set[str] = set()
+        #: Containers that were told to go.
+        self.removed: set[str] = set()
+        self.put_back: dict[str, PutBack] = {}
+        self.most = most
+        self.stale_s = stale_s
+        self.replace_share = REPLACES
         self.operations = 0
         self.network = f"ewf-{secrets.token_hex(3)}"
         self._stack = contextlib.AsyncExitStack()
@@ -274,6 +320,7 @@ class World:
         """Insert the document; while the database is away, try again until it is back."""
         now = ago(0)
         document = manager_document(node.id, status="running", last_req_time=now, session="made by the manager")
+        self.offered.add(node.id)
         while True:
             try:
                 await self.documents.update_one({"_id": node.id}, {"$setOnInsert": document}, upsert=True)
@@ -287,33 +334,61 @@ class World:
 
     async def manage(self, stop: asyncio.Event, *, replaces: bool = True) -> None:
         """Write `last_req_time` without a rest: mostly that field alone, sometimes the whole document."""
+        held: list[tuple[float, Document]] = []
         while not stop.is_set():
             await asyncio.sleep(self.random.uniform(0.01, 0.05))
-            if self.requests:
-                node_id = self.random.choice(list(self.requests))
-                await self.request(node_id, replace=replaces and self.random.random() < 0.3)
+            if not self.requests:
+                continue
+            node_id = self.random.choice(list(self.requests))
+            if not replaces or self.random.random() >= self.replace_share:
+                await self.request(node_id)
+            elif document := await self.read(node_id):
+                held.append((time.monotonic() + self.random.uniform(0, self.stale_s), document))
+            now = time.monotonic()
+            due, held = [entry for entry in held if entry[0] <= now], [entry for entry in held if entry[0] > now]
+            for _, document in due:
+                await self.request(document["_id"], document)
 
-    async def request(self, node_id: str, *, replace: bool) -> None:
-        """One request to a node, as the manager notes it down."""
+    async def read(self, node_id: str) -> Document | None:
+        """Read a document as the older model knows it."""
+        with contextlib.suppress(PyMongoError):
+            return await self.documents.find_one({"_id": node_id}, OLDER_MODEL)
+        return None
+
+    async def request(self, node_id: str, document: Document | None = None) -> None:
+        """Note down one request to a node; with `document`, by writing all of that back."""
         now = ago(0)
         requests = self.requests[node_id]
+        requests.unsure.add(now)
         try:
-            if replace:
-                document = await self.documents.find_one({"_id": node_id})
-                if document is None:
-                    return
-                older = {str(name): value for name, value in document.items() if name in OLDER_MODEL}
-                requests.unsure.add(now)
-                done = await self.documents.replace_one({"_id": node_id}, {**older, "last_req_time": now})
+            if document:
+                arrived = await self.replace({**document, "last_req_time": now})
             else:
-                requests.unsure.add(now)
-                done = await self.documents.update_one({"_id": node_id}, {"$set": {"last_req_time": now}})
+                change = {"$set": {"last_req_time": now}}
+                arrived = (await self.documents.update_one({"_id": node_id}, change)).matched_count > 0
         except PyMongoError:
             await asyncio.sleep(0.1)
             return
-        if done.matched_count:
+        # Others stay unsure: what a frozen database was asked to write may arrive much later.
+        requests.unsure.discard(now)
+        if arrived:
             requests.acknowledged = now
-            requests.unsure.clear()
+
+    async def replace(self, document: Document) -> bool:
+        node_id, fields = document["_id"], {name: document[name] for name in OBSERVED}
+        try:
+            before = await self.documents.find_one_and_replace({"_id": node_id}, document)
+        except PyMongoError:
+            self.put_back[node_id] = PutBack(fields, at="9999")
+            raise
+        if before and any(before[name] != value for name, value in fields.items()):
+            self.put_back[node_id] = PutBack(fields, at=ago(0).isoformat(timespec="milliseconds"))
+        return before is not None
+
+    def was_put_back(self, document: Document, container: Document | None) -> bool:
+        """Whether what is wrong in the document is the manager's doing."""
+        put_back = self.put_back.get(document["_id"])
+        return bool(put_back and container and put_back.explains(document, container, self.network))
 
     # -- node life -------------------------------------------------------------------------------------
 
@@ -335,7 +410,7 @@ class World:
         )[0]
         alive = list(self.nodes.values())
         if operation == "add" or not alive:
-            if len(alive) < 16:
+            if len(alive) < self.most:
                 await self.add()
             return
         node = self.random.choice(alive)
@@ -343,6 +418,7 @@ class World:
             case "remove":
                 if len(alive) > 4:
                     self.nodes.pop(node.id, None)
+                    self.removed.add(node.id)
                     await node.remove()
             case "stop" | "restart":
                 await getattr(node, operation)(grace_s=1)
@@ -381,16 +457,25 @@ class StillWrongError(AssertionError):
 class Oracle:
     """Says which documents are wrong, and how long it took until none was."""
 
-    def __init__(self, world: World, *, only_ours: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        only_ours: bool = False,
+        excuse: Callable[[Document, Document | None], bool] = lambda _document, _container: False,
+    ) -> None:
         self._world = world
         #: Other worlds have documents in the same collection, which are not looked at.
         self._only_ours = only_ours
+        #: What the last look found wrong and `excuse` knew a reason for: the containers, if they are there.
+        self.excused: dict[str, Document | None] = {}
+        self._excuse = excuse
         self._truths: dict[str, tuple[object, float]] = {}
         self._last_look = float("-inf")
 
     @property
     def _query(self) -> Document:
-        return {"_id": {"$in": list(self._world.inserted)}} if self._only_ours else {}
+        return {"_id": {"$in": list(self._world.offered)}} if self._only_ours else {}
 
     async def inspect(self, node_id: str) -> Document | None:
         try:
@@ -406,6 +491,7 @@ class Oracle:
         world, look = self._world, time.monotonic()
         documents = {row["_id"]: row async for row in world.documents.find(self._query)}
         found: dict[str, float] = {}
+        self.excused.clear()
         for node_id in documents.keys() | world.inserted:
             container, document = await self.inspect(node_id), documents.get(node_id)
             since = self._true_since(node_id, container)
@@ -413,13 +499,15 @@ class Oracle:
                 # An engine may have kept us waiting: the document is to be no older than the inspection.
                 document = await world.documents.find_one({"_id": node_id})
             if container is None:
-                if document is not None:
-                    found[f"{node_id[:12]}: has a document, but no container"] = since
+                texts = ["has a document, but no container"] if document else []
             elif document is None:
-                found[f"{node_id[:12]}: has a container, but no document"] = since
+                texts = ["has a container, but no document"]
             else:
-                for text in differences(document, container, world.network):
-                    found[f"{node_id[:12]}: {text}"] = since
+                texts = [*differences(document, container, world.network)]
+            if texts and document and self._excuse(document, container):
+                self.excused[node_id] = container
+            else:
+                found |= {f"{node_id[:12]}: {text}": since for text in texts}
         self._last_look = look
         return found
 
