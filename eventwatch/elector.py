@@ -72,8 +72,6 @@ class Elector:
         backoff = Pace(base=0.1, cap=1.0).start()
         witness, looked_at = UNSEEN, float("-inf")
         while True:
-            if look and self._clock.monotonic() - looked_at >= LOOK_INTERVAL:
-                witness, looked_at = await look(), self._clock.monotonic()
             asked = self._clock.monotonic()
             try:
                 answer = await self._store.acquire_lease(
@@ -100,6 +98,8 @@ class Elector:
                     answer.manager_id, answer.host, answer.pid,
                 )  # fmt: skip
             self.holder = answer
+            if look and self._clock.monotonic() - looked_at >= LOOK_INTERVAL:
+                witness, looked_at = await look(), self._clock.monotonic()
             if meet:
                 await meet([answer])
             await self._clock.sleep(min(1.0, self._duration / RENEWALS))
