@@ -44,7 +44,7 @@ test: setup engine check ## everything: check, then all tests against a real eng
 test-engines: setup engine ## the end-to-end tests on Docker 26.1 and 28.5 (root on Debian; fetches them at first)
 	@$(BIN)/python -m tests.run_on_engines
 
-soak: setup engine ## random life and random faults for 5 minutes (SECONDS=3600 SEED=7), root on Debian
+soak: setup engine ## random faults on two engines with one database, 5 minutes (SECONDS=3600 SEED=7), root on Debian
 	@$(BIN)/python -m tests.faults.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: setup engine $(BENCH_READY) ## measure every figure beside its floor, about 6 minutes (BENCH="--rounds 5")
