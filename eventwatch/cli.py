@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep_parser.add_argument(
         "--force",
         action="store_true",
-        help="delete every document whose container is gone, even past the brake or owned by another engine",
+        help="past the brakes: delete and stop however many there are of this engine's own nodes, and no others",
     )
     status_parser = add("status", "list the nodes, their idle time left, and whether the engine agrees")
     status_parser.add_argument(

@@ -107,7 +107,7 @@ def test_the_path_of_an_event_can_be_followed() -> None:
 
 
 def test_every_message_among_the_symptoms_is_one_of_ours() -> None:
-    source = "".join(path.read_text() for path in PACKAGE.glob("*.py"))
+    source = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     source = re.sub(r"\{[^{}\n]*\}", "…", source)
     quoted = [
         span for cell in first_cells(section("When something is wrong")) for span in re.findall(r"`([^`]+)`", cell)
