@@ -203,6 +203,8 @@ class Reconciler:
         node_id = event.node_id
         if event.action == "start" and self._settings.register_label:
             self.inspect_soon(node_id, urgent=True)
+        if event.action == "destroy":
+            self.disown(node_id)  # a manager deletes the document by itself, as a rule before the container
         if node_id in self._strangers:
             if event.action == "destroy":
                 del self._strangers[node_id]
@@ -569,7 +571,7 @@ class Reconciler:
         self.metrics.writes.labels(kind).inc()
         if change.delete:
             self._forget(node_id)
-            self._disown(node_id)
+            self.disown(node_id)
             logger.info("Node deleted from db: {}(not in docker)", node_id)
         else:
             self._own(node_id)
@@ -613,7 +615,8 @@ class Reconciler:
                 self.owned[node_id] = self._to_own[node_id] = Owner(self.engine_id, self.host, registered)
                 self._has_ownership.set()
 
-    def _disown(self, node_id: str) -> None:
+    def disown(self, node_id: str) -> None:
+        """Have a container taken off the record that is gone, and its document with it."""
         self._to_own.pop(node_id, None)
         if self.owned.pop(node_id, None):
             self._to_disown.add(node_id)

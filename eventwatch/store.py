@@ -587,13 +587,15 @@ class Store:
     # -- for the doctor -------------------------------------------------------------------------------
 
     async def check_writable(self) -> None:
-        """Raise StoreError unless this login may write nodes and checkers. Changes nothing."""
+        """Raise StoreError unless this login may write nodes, checkers and what we record. Changes nothing."""
         nobody = {"_id": "nobody", "status": "nobody"}
         async with _deadline("checking the right to write"):
             await self._nodes.update_one(nobody, {"$set": {"status": "nobody"}})
             await self._nodes.delete_one(nobody)
             await self._checkers.update_one({"_id": checker_id("nobody"), "pid": -1}, {"$set": {"pid": -1}})
             await self._checkers.delete_one({"_id": checker_id("nobody"), "pid": -1})
+            await self._owners.delete_one({"_id": "nobody"})
+            await self._engines.delete_one({"_id": checker_id("nobody"), "pid": -1})
 
     async def system_time(self) -> datetime:
         """The database server's wall clock (aware UTC)."""

@@ -15,9 +15,10 @@ pipeline/idle.py. Any other answer than 200 or the engine's own 404 changes noth
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -206,6 +207,7 @@ class Sweeper:
         brakes = (self.deletions.brake, self.stopper.brake)
         self._metrics.show_brakes(*(brake is not None and brake.engaged for brake in brakes))
         await self._look_further()
+        await self._disown_some(documents)
         await self._testify(found)
         self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
         if not report.failed:
@@ -246,6 +248,14 @@ class Sweeper:
             mine = Owner(engine.id, engine.name)
             new = {i: mine for i in found if i not in owners or owners[i].engine_id != engine.id}
             await self._store.record_owners(new)
+
+    async def _disown_some(self, documents: Collection[str]) -> None:
+        """Take off the record some of the containers that went together with their documents, while nobody saw."""
+        without = [node_id for node_id in self._reconciler.owned if node_id not in documents]
+        for node_id in random.sample(without, min(len(without), CONCURRENCY)):
+            with suppress(EngineError):
+                if not (await self._engine.inspect(node_id)).found:
+                    self._reconciler.disown(node_id)
 
     async def _testify(self, found: Collection[str]) -> None:
         """Name some of the engine's containers."""

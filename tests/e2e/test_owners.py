@@ -1,0 +1,70 @@
+"""The record of which engine had a container: apart from the document, as long as the container, and no longer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from eventwatch.store import OWNERS
+from tests.e2e.test_idle_stop import sweep
+from tests.e2e.watching import Document, World, eventually
+from tests.nodes import Node
+
+
+async def owner(world: World, node: Node) -> Document | None:
+    return await world.database[OWNERS].find_one({"_id": node.id})
+
+
+async def is_off_record(world: World, node: Node) -> bool:
+    return await owner(world, node) is None
+
+
+async def test_a_node_is_on_record_under_its_engines_id_and_name_until_it_is_gone(world: World) -> None:
+    info = await world.docker.system.info()
+    node, later = await world.start("one"), await world.nodes.start("later")
+    async with world.watching():
+        await eventually(partial(owner, world, node))
+        assert await owner(world, node) == {"_id": node.id, "engine_id": info["ID"], "host": info["Name"]}
+        await world.insert(later)
+        await eventually(partial(owner, world, later))
+        await node.remove()
+        await eventually(partial(is_off_record, world, node))
+        assert await owner(world, later)
+
+
+async def test_a_replace_of_the_document_leaves_the_record_alone(world: World) -> None:
+    node = await world.start("one")
+    async with world.watching() as watched:
+        recorded = await eventually(partial(owner, world, node))
+        await world.collection.delete_one({"_id": node.id})
+        await sweep(watched)
+        await world.insert(node)
+        await sweep(watched)
+        assert await owner(world, node) == recorded
+
+
+async def test_a_node_whose_document_the_manager_deletes_by_itself_goes_off_record(world: World) -> None:
+    node = await world.start("one")
+    async with world.watching():
+        await eventually(partial(owner, world, node))
+        await world.collection.delete_one({"_id": node.id})
+        await node.remove()
+        await eventually(partial(is_off_record, world, node))
+
+
+async def test_a_node_that_went_while_nobody_watched_goes_off_record(world: World) -> None:
+    node, kept = await world.start("one"), await world.start("kept")
+    async with world.watching():
+        await eventually(partial(owner, world, node))
+        await eventually(partial(owner, world, kept))
+    await world.collection.delete_many({"_id": {"$in": [node.id, kept.id]}})
+    await node.remove()
+    async with world.watching():
+        await eventually(partial(is_off_record, world, node))
+        assert await owner(world, kept), "its container is still there, and its document may come back"
+
+
+async def test_a_dry_run_puts_nothing_on_record(world: World) -> None:
+    await world.start("one")
+    async with world.watching(dry_run=True) as watched:
+        await sweep(watched)
+    assert await world.database[OWNERS].count_documents({}) == 0
