@@ -63,6 +63,8 @@ SERVER_SELECTION_MS: Final = 3000
 #: What outlives a replaced node document, and what is remembered of each engine.
 OWNERS: Final = "NodeOwner"
 ENGINES: Final = "NodeEngine"
+#: Seconds that idle stops wait at most, whatever is on record.
+MAX_GRACE: Final = 3600.0
 #: Seconds after which a standby that has not asked for the lease again is gone.
 STANDBY_GONE: Final = 10.0
 
@@ -293,7 +295,7 @@ class Store:
         # On record first: a document that says `stopping` without a live claim is taken for a leftover.
         until = {"$add": ["$$NOW", round(seconds * 1000)]}
         claim = {"by": {"$literal": by}, "leads": lease is not None, "run": run, "until": until, "stands": False}
-        taken = {"$and": [{"$gt": ["$claim.until", "$$NOW"]}, {"$ne": ["$claim.by", {"$literal": by}]}]}
+        taken = {"$and": [_is_ahead("$claim.until"), {"$ne": ["$claim.by", {"$literal": by}]}]}
         claimed = {
             "claim": {"$cond": [taken, "$claim", claim]},
             "engine_id": {"$ifNull": ["$engine_id", {"$literal": engine_id}]},
@@ -319,7 +321,7 @@ class Store:
         async with _deadline("checking a claim"):
             if await self._nodes.count_documents(guard, limit=1) == 0:
                 return False
-            ours = {"_id": node_id, "claim.by": by, "$expr": {"$not": [_PAST]}}
+            ours = {"_id": node_id, "claim.by": by, "$expr": _is_ahead("$claim.until")}
             return (await self._owners.update_one(ours, {"$set": {"claim.stands": True}})).matched_count == 1
 
     async def end_claim(self, node_id: str, *, by: str) -> None:
@@ -328,12 +330,13 @@ class Store:
             await self._owners.update_one({"_id": node_id, "claim.by": by}, {"$unset": {"claim": 1}})
 
     async def _live_claims(self, node_ids: Collection[str] | None) -> dict[str, Claim]:
-        query: dict[str, Any] = {"claim.until": {"$exists": True}, "$expr": {"$not": [_PAST]}}
+        query: dict[str, Any] = {"claim.until": {"$exists": True}, "$expr": _is_ahead("$claim.until")}
         if node_ids is not None:
             query["_id"] = {"$in": list(node_ids)}
         async with _deadline("reading claims"):
             rows = await self._owners.find(query, {"claim": 1}).to_list()
-        return {row["_id"]: Claim(row["claim"].get("run"), row["claim"].get("stands") is True) for row in rows}
+        claims = {row["_id"]: row["claim"] for row in rows if isinstance(row["claim"], dict)}
+        return {i: Claim(claim.get("run"), claim.get("stands") is True) for i, claim in claims.items()}
 
     # -- which engine had a container -----------------------------------------------------------------
 
@@ -389,14 +392,11 @@ class Store:
     async def twin_seen(self, engine_id: str, *, within: float) -> str | None:
         """The host that watched another engine of this id within the last so many seconds; None for none."""
         since = {"$subtract": ["$$NOW", round(within * 1000)]}
-        query = {
-            "_id": checker_id(engine_id),
-            "twin": {"$exists": True},
-            "$expr": {"$gt": ["$twin.seen_at", since]},
-        }
+        recent = {"$and": [{"$gt": ["$twin.seen_at", since]}, {"$lte": ["$twin.seen_at", "$$NOW"]}]}
+        query = {"_id": checker_id(engine_id), "twin.seen_at": {"$type": "date"}, "$expr": recent}
         async with _deadline("looking for other engines of one id"):
             row = await self._engines.find_one(query, {"twin": 1})
-        return str(row["twin"].get("host")) if row else None
+        return str(row["twin"].get("host")) if row and isinstance(row["twin"], dict) else None
 
     async def idle_stops_begin(self, engine_id: str, *, host: str, grace: float) -> float:
         """Seconds until this engine's idle nodes may be stopped; `grace` from the first time that it is asked."""
@@ -416,7 +416,7 @@ class Store:
         if row is None:
             raise StoreError("Database does not say when idle stops begin")
         begin, now = row["idle_stops_from"], row["seen_at"]
-        return (begin - now).total_seconds() if isinstance(begin, datetime) else 0.0
+        return min((begin - now).total_seconds(), MAX_GRACE) if isinstance(begin, datetime) else 0.0
 
     async def announced_idle_stops(self, engine_id: str) -> bool:
         """Whether `idle_stops_begin` was ever asked for this engine."""
@@ -736,8 +736,13 @@ def _standbys_without(manager_id: str) -> dict[str, Any]:
     return {"$filter": {"input": known, "as": "this", "cond": {"$and": [alive, other]}}}
 
 
-#: An expression: whether the claim on a container has run out, by the database's clock.
-_PAST: Final = {"$lte": ["$claim.until", "$$NOW"]}
+#: Milliseconds. No moment of ours lies further ahead; one that does is somebody else's, and counts as past.
+_HORIZON: Final = 24 * 3600 * 1000
+
+
+def _is_ahead(field: str) -> dict[str, Any]:
+    """An expression: whether a date lies in the future, by the database's clock, but within reason."""
+    return {"$and": [{"$gt": [field, "$$NOW"]}, {"$lt": [field, {"$add": ["$$NOW", _HORIZON]}]}]}
 
 
 def _fence(lease: Lease | None) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 
-from eventwatch.store import OWNERS
+import pytest
+
+from eventwatch.store import ENGINES, OWNERS, checker_id
 from tests.e2e.test_idle_stop import sweep
-from tests.e2e.watching import Document, World, eventually
+from tests.e2e.watching import Document, World, ago, eventually, logged, texts
 from tests.nodes import Node
 
 
@@ -61,6 +64,41 @@ async def test_a_node_that_went_while_nobody_watched_goes_off_record(world: Worl
     async with world.watching():
         await eventually(partial(is_off_record, world, node))
         assert await owner(world, kept), "its container is still there, and its document may come back"
+
+
+FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        (OWNERS, {"engine_id": 7, "host": ["?"], "registered": "yesterday", "claim": "mine"}),
+        (OWNERS, {"engine_id": None, "claim": {"until": FUTURE, "by": "?", "run": ago(0), "stands": True}}),
+        (OWNERS, {"claim": [{"until": FUTURE}]}),
+        (OWNERS, {"claim": {"until": "soon", "by": 7}}),
+        (ENGINES, {"idle_stops_from": FUTURE, "twin": {"seen_at": FUTURE}}),
+        (ENGINES, {"idle_stops_from": "soon", "twin": {"seen_at": "now", "host": 7}, "epoch": "high"}),
+        (ENGINES, {"twin": ["?"], "engine_id": 7}),
+        ("NodeChecker", {"standbys": "?", "containers": {"?": 1}, "look": "?", "host": 7}),
+        ("NodeChecker", {"standbys": [1, None, {"seen_at": FUTURE}], "containers": ["../?", 7], "look": None}),
+    ],
+)
+async def test_odd_rows_end_nothing(world: World, name: str, row: Document) -> None:
+    node, gone = await world.start("one"), await world.start("gone")
+    engine_id = (await world.docker.system.info())["ID"]
+    _id = node.id if name == OWNERS else checker_id(engine_id)
+    await world.database[name].replace_one({"_id": _id}, {"engine_id": engine_id, **row}, upsert=True)
+    with logged("WARNING") as lines:
+        async with world.watching() as watched:
+            first = watched.app.sweeper
+            await world.becomes_true()
+            await node.kill()
+            await gone.remove()
+            await world.becomes_true()
+            await sweep(watched)
+            await eventually(partial(is_off_record, world, gone))
+            assert watched.app.sweeper is first
+    assert not [text for text in texts(lines) if "Starting over" in text or "Sweep failed" in text]
 
 
 async def test_a_dry_run_puts_nothing_on_record(world: World) -> None:
