@@ -58,6 +58,8 @@ T = TypeVar("T")
 #: Seconds between looks at our own wall clock, and the skew (s) against another's from which on it is told of.
 CLOCK_LOOK: Final = 1.0
 SKEW: Final = 5.0
+#: Nodes that are named where they cannot be vouched for.
+NAMED: Final = 100
 #: Seconds between attempts to reach the database or the engine at the start.
 RETRY: Final = Pace(base=0.2, cap=2.0)
 
@@ -137,9 +139,15 @@ class Application:
 
     def notes(self) -> list[str]:
         """What an operator should know although the documents can be trusted; empty when there is nothing."""
-        return [
-            f"clock: the {whose}'s is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours: "
-            "synchronise them (NTP); until then idle times are judged by the kindest"
+        unanswered = list(self.reconciler.unanswered) if self.reconciler else []
+        names = ", ".join(node_id[:12] for node_id in unanswered[:NAMED])
+        more = ", ..." if len(unanswered) > NAMED else ""
+        exceptions = f"nodes: {len(unanswered)} cannot be vouched for, as they cannot be inspected: {names}{more}"
+        return ([exceptions] if unanswered else []) + [
+            (
+                f"clock: the {whose}'s is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours: "
+                "synchronise them (NTP); until then idle times are judged by the kindest"
+            )
             for whose, seconds in self._time.skews().items()
             if abs(seconds) > SKEW
         ]
@@ -307,6 +315,7 @@ class Application:
         reconciler.request_sweep = store.on_return = sweeper.request
         reconciler.listeners.append(self.feed.publish)
         self.metrics.queue_depth.set_function(reconciler.depth)
+        self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock)
         if settings.history:
             reconciler.listeners.append(history.remember)

@@ -293,8 +293,8 @@ class DockerEngine:
         not_after = None if offset is None else time.monotonic_ns() + offset + CLOCK_TOLERANCE
         try:
             return parse_container(container, network=self._network, as_of=as_of, not_after=not_after)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EngineError(f"Engine's answer about {node_id} is no inspection: {error!r}") from None
+        except Exception as error:  # noqa: BLE001 - whatever one container's answer is like, it harms no other
+            raise EngineError(f"Engine's answer about {node_id} is no inspection: {_line(repr(error))}") from None
 
     async def container(self, node_id: str) -> dict[str, Any] | None:
         """An inspection in the engine's own words; None when there is no such container."""

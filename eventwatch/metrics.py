@@ -62,6 +62,9 @@ class Metrics:
         self.drift = self._counter("eventwatch_drift_corrections", "Fields that only a sweep put right.", "field")
         self.stops = self._counter("eventwatch_stops", "Stops of nodes by eventwatch.", "reason", "result")
         self.nodes = Gauge("eventwatch_nodes", "Nodes by recorded status.", ["status"], registry=self.registry)
+        self.unvouched = self._gauge(
+            "eventwatch_nodes_unvouched", "Nodes whose last inspection failed, so that they cannot be vouched for."
+        )
         self.leader = self._gauge("eventwatch_leader", "1 while this process holds the engine's lease.")
         self.queue_depth = self._gauge("eventwatch_queue_depth", "Nodes that wait for an inspection or a write.")
         self._brake = self._gauge("eventwatch_brake_engaged", "1 while sweeps refuse to delete, or to stop, many.")

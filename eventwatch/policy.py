@@ -236,6 +236,13 @@ def is_elsewhere(seen: Observation, network: str) -> bool:
     return seen.status == "running" and network not in seen.networks
 
 
+def where_it_is(seen: Observation) -> str:
+    """On which networks a container is, in words."""
+    if seen.networks == ("host",):
+        return "uses its host's network and has no address of its own"
+    return f"is on {', '.join(seen.networks)} only" if seen.networks else "is on no network"
+
+
 def label_matches(wanted: str, labels: Mapping[str, str]) -> bool:
     """Whether `labels` has `key`, or `key=value`, as the engine's own label filter reads it."""
     key, separator, value = wanted.partition("=")

@@ -17,7 +17,7 @@ from eventwatch.errors import EventwatchError
 DEADLINE: Final = 4.0
 STANDBY: Final = "lease: standing by,"
 #: What begins a line that is no doubt.
-NOTES: Final = ("clock:",)
+NOTES: Final = ("clock:", "nodes:")
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - everywhere includes here
 
 

@@ -54,6 +54,7 @@ from eventwatch.policy import (
     is_older,
     label_matches,
     start_as_use,
+    where_it_is,
 )
 from eventwatch.settings import Settings
 from eventwatch.store import Lease, Refused, Store, naive_utc
@@ -63,6 +64,8 @@ from eventwatch.workqueue import WorkQueue
 SETTLE_LIMIT: Final = 4
 #: Inspections in flight. An inspection may block for seconds on one container's lock; others must not wait.
 INSPECTORS: Final = 32
+#: Nodes that are inspected again and again while their inspections fail; of more, the sweeps ask.
+RETRIED: Final = 16
 #: Orphans are looked for after an eighth of their age, between these bounds (seconds).
 ORPHAN_POLL: Final = (0.01, 0.25)
 #: Containers remembered as no nodes, and orphans waiting: bounds on memory, the sweep finds what they lose.
@@ -84,6 +87,8 @@ class _Node:
     first_event: float | None = None
     last_event: float = 0.0
     settle: Timer | None = None
+    retry: Timer | None = None
+    failed: int = 0
     elsewhere: bool = False
     started_at: datetime | None = None
     used_at: datetime | None = None
@@ -156,11 +161,16 @@ class Reconciler:
         self._newest = 0
         self._nodes: dict[str, _Node] = {}
         self._orphans: dict[str, float] = {}
-        self._strangers: OrderedDict[str, None] = OrderedDict()
+        #: Containers that are no nodes, and whether their start was told while their documents were waited for.
+        self._strangers: OrderedDict[str, bool] = OrderedDict()
+        self._started: set[str] = set()
         self._pending: dict[str, _Pending] = {}
         self._has_pending = asyncio.Event()
         self._has_orphans = asyncio.Event()
         self._writing = asyncio.Lock()
+        #: Nodes whose last inspection failed, the longest first.
+        self.unanswered: dict[str, None] = {}
+        self._retrying: set[str] = set()
         self._claimant = lease.manager_id if lease else secrets.token_hex(16)
         self._to_own: dict[str, Owner] = {}
         self._to_disown: set[str] = set()
@@ -205,10 +215,15 @@ class Reconciler:
             self.inspect_soon(node_id, urgent=True)
         if event.action == "destroy":
             self.disown(node_id)  # a manager deletes the document by itself, as a rule before the container
-        if node_id in self._strangers:
+        started = self._strangers.get(node_id)
+        if started is not None:
             if event.action == "destroy":
                 del self._strangers[node_id]
-            return
+            if event.action != "start" or started:
+                return
+            del self._strangers[node_id]  # made long ago: its document may come only now
+        if event.action == "start":
+            self._started.add(node_id)
         self._wait_for_document(node_id)
 
     def expect(self, node_ids: Iterable[str]) -> None:
@@ -286,12 +301,9 @@ class Reconciler:
         try:
             seen = await self._engine.inspect(node_id, as_of=self._newest)
         except EngineError as error:
-            if not node.failures.failures:
-                logger.warning("Failed to get node info from docker: {}", node_id)
-                logger.warning("{}", error)
-            self.clock.call_later(node.failures.next_delay(), lambda: self.inspect_soon(node_id, urgent=urgent))
+            self.inspection_failed(node_id, error, urgent=urgent)
             return
-        node.failures.succeeded_for(0)
+        self.inspection_succeeded(node_id)
         if node.status_hints != before[0]:
             return  # a newer fact is on its way: a hint, or the inspection that it asked for
         if node_id not in self.known:
@@ -322,8 +334,8 @@ class Reconciler:
         if not node.elsewhere and is_elsewhere(seen, self._settings.node_network):
             node.elsewhere = True
             logger.warning(
-                "Node {} is on {} but not on {}, so it gets no ip: attach it, or set EVENTWATCH_NODE_NETWORK",
-                seen.node_id[:12], ", ".join(seen.networks) or "no network", self._settings.node_network,
+                "Node {} {}, so it gets no ip: attach it to {}, or set EVENTWATCH_NODE_NETWORK",
+                seen.node_id[:12], where_it_is(seen), self._settings.node_network,
             )  # fmt: skip
         return desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
 
@@ -358,6 +370,40 @@ class Reconciler:
         node = self._nodes.get(node_id)
         return node.started_at if node else None
 
+    def inspection_failed(self, node_id: str, error: EngineError, *, urgent: bool = False) -> None:
+        """Have the node inspected again later: by one timer each, and of many that fail at once only some.
+
+        The rest of them is inspected when one succeeds again, or by the next sweep.
+        """
+        node = self._node(node_id)
+        self.unanswered[node_id] = None
+        if node_id not in self._retrying and len(self._retrying) >= RETRIED:
+            return
+        self._retrying.add(node_id)
+        node.failed += 1
+        # An engine that is away is the watcher's to tell of. Else: the 1st, 2nd, 4th, 8th ... time.
+        if not error.unreachable and node.failed & (node.failed - 1) == 0:
+            logger.warning("Failed to get node info from docker: {}", node_id)
+            logger.warning("{}{}", error, f" ({node.failed} times by now)" if node.failed > 1 else "")
+        if node.retry is None:
+            delay = node.failures.next_delay()
+            node.retry = self.clock.call_later(delay, lambda: self._retry(node_id, node, urgent=urgent))
+
+    def _retry(self, node_id: str, node: _Node, *, urgent: bool) -> None:
+        node.retry = None
+        self.inspect_soon(node_id, urgent=urgent)
+
+    def inspection_succeeded(self, node_id: str) -> None:
+        """The engine has answered for the node, and maybe does again for those that wait for that."""
+        node = self._node(node_id)
+        node.failures.succeeded_for(0)
+        node.failed = 0
+        if self.unanswered.pop(node_id, self) is self:
+            return
+        self._retrying.discard(node_id)
+        for waiting in [i for i in self.unanswered if i not in self._retrying][:INSPECTORS]:
+            self.inspect_soon(waiting)
+
     def note_start(self, seen: Observation) -> _Node:
         """Remember when the container started, and whether that start was a use of the node."""
         node = self._node(seen.node_id)
@@ -391,9 +437,12 @@ class Reconciler:
 
     def _forget(self, node_id: str) -> None:
         self.known.pop(node_id, None)
+        self.unanswered.pop(node_id, None)
+        self._retrying.discard(node_id)
         node = self._nodes.pop(node_id, None)
-        if node and node.settle:
-            node.settle.cancel()
+        for timer in (node.settle, node.retry) if node else ():
+            if timer:
+                timer.cancel()
 
     async def run_orphanage(self) -> None:
         """Look for the documents of unknown containers, more and more rarely, for `orphan_grace`. Never ends."""
@@ -413,6 +462,7 @@ class Reconciler:
     def _adopt(self, found: Mapping[str, Recorded]) -> None:
         for node_id, recorded in found.items():
             self.known[node_id] = recorded
+            self._started.discard(node_id)
             if self._orphans.pop(node_id, None) is not None:
                 self._own(node_id)  # the engine told of it, though it may be gone by now
                 self._node(node_id).events += 1
@@ -421,7 +471,8 @@ class Reconciler:
         for node_id in [i for i, since in self._orphans.items() if since <= horizon]:
             del self._orphans[node_id]
             self._nodes.pop(node_id, None)
-            self._strangers[node_id] = None
+            self._strangers[node_id] = node_id in self._started
+            self._started.discard(node_id)
         while len(self._strangers) > REMEMBERED:
             self._strangers.popitem(last=False)
         if not self._orphans:

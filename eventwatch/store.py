@@ -63,6 +63,8 @@ SERVER_SELECTION_MS: Final = 3000
 #: What outlives a replaced node document, and what is remembered of each engine.
 OWNERS: Final = "NodeOwner"
 ENGINES: Final = "NodeEngine"
+#: No number of takeovers leads here: what is beyond was written by somebody else.
+MAX_EPOCH: Final = 2**48
 #: Seconds that idle stops wait at most, whatever is on record.
 MAX_GRACE: Final = 3600.0
 #: Seconds after which a standby that has not asked for the lease again is gone.
@@ -76,8 +78,8 @@ _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time",
 _PROJECTION: Final = dict.fromkeys(_FIELDS, 1)
 #: Server error codes of a refused login or missing rights: waiting does not help.
 _REFUSED: Final = {13, 18}
-#: Server error codes that concern one document for good (schema validation, document too large, bad value).
-_POISON: Final = {2, 121, 10334, 17419}
+#: Server error codes that concern the server, not the document: it is shutting down, or no primary any more.
+_PASSING: Final = {91, 189, 10058, 10107, 11600, 11602, 13435, 13436, 14031}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,11 @@ class Refused:
     vanished: frozenset[str] = frozenset()
     fenced: frozenset[str] = frozenset()
     conflicting: frozenset[str] = frozenset()
+    #: Refused by the server for what the document is like, whatever is tried.
+    impossible: frozenset[str] = frozenset()
 
     def __contains__(self, node_id: object) -> bool:
-        return node_id in self.vanished or node_id in self.fenced or node_id in self.conflicting
+        return any(node_id in ids for ids in (self.vanished, self.fenced, self.conflicting, self.impossible))
 
 
 def checker_id(engine_id: str) -> ObjectId:
@@ -230,23 +234,21 @@ class Store:
             try:
                 result = await nodes.bulk_write(operations, ordered=False)
             except BulkWriteError as error:
-                self._report_poison(changes, error)
-                return Refused()
+                return Refused(impossible=self._impossible(changes, error))
         if result.matched_count + result.deleted_count == len(changes):
             return Refused()
         return await self._why_refused(changes, lease)
 
-    def _report_poison(self, changes: Sequence[Change], error: BulkWriteError) -> None:
+    def _impossible(self, changes: Sequence[Change], error: BulkWriteError) -> frozenset[str]:
+        """The documents that the server will not have written so, each told of once. Raises what concerns all."""
         failures = error.details.get("writeErrors", [])
-        if error.details.get("writeConcernErrors") or any(f.get("code") not in _POISON for f in failures):
+        if error.details.get("writeConcernErrors") or any(f.get("code") in _PASSING for f in failures):
             raise error
-        for failure in failures:
-            node_id = changes[failure["index"]].node_id
-            if node_id not in self._reported:
-                self._reported.add(node_id)
-                logger.warning(
-                    "Document {} cannot be written: {}", node_id, _first_line(failure.get("errmsg", ""))
-                )
+        refused = {changes[failure["index"]].node_id: failure.get("errmsg") for failure in failures}
+        for node_id in refused.keys() - self._reported:
+            self._reported.add(node_id)
+            logger.warning("Document {} cannot be written: {}", node_id, _first_line(str(refused[node_id])))
+        return frozenset(refused)
 
     async def _why_refused(self, changes: Sequence[Change], lease: Lease | None) -> Refused:
         asked = {change.node_id: change for change in changes}
@@ -435,8 +437,8 @@ class Store:
         """
         floor = await self._highest_epoch()
         mine = {"$eq": ["$manager_id", {"$literal": checker.manager_id}]}
-        free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$lte": ["$expires_at", "$$NOW"]}]}
-        known_epoch = {"$max": [{"$ifNull": ["$epoch", 0]}, floor]}
+        free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$not": [_is_ahead("$expires_at")]}]}
+        known_epoch = {"$max": [_SANE_EPOCH, floor]}
         standbys = _standbys_without(checker.manager_id)
         taken: dict[str, Any] = {
             "manager_id": {"$literal": checker.manager_id},
@@ -447,7 +449,9 @@ class Store:
             "version": {"$literal": checker.version},
             "renewed_at": "$$NOW",
             "expires_at": {"$add": ["$$NOW", round(duration * 1000)]},
-            "epoch": {"$cond": [mine, "$epoch", {"$add": [known_epoch, 1]}]},
+            "epoch": {
+                "$cond": [{"$and": [mine, {"$gt": [_SANE_EPOCH, 0]}]}, "$epoch", {"$add": [known_epoch, 1]}]
+            },
             "containers": list(witness.containers),
             "look": witness.look,
             "standbys": standbys,
@@ -473,7 +477,7 @@ class Store:
             raise StoreError("Database took the lease but did not say so")
         if row["manager_id"] != checker.manager_id:
             return _parse_peer(row, holds=True)
-        lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), row.get("cursor"))
+        lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), _sane_cursor(row.get("cursor")))
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
         async with _deadline("stamping the epoch"):
             await self._nodes_surely.update_many(
@@ -492,7 +496,8 @@ class Store:
         # A released lease leaves no document behind, but the nodes remember its epoch. Of all engines: one that
         # lost its id finds its own nodes under the old id, and must not be fenced off by their epoch for ever.
         async with _deadline("reading the epoch"):
-            row = await self._nodes.find_one({"epoch": {"$type": "number"}}, {"epoch": 1}, sort=[("epoch", -1)])
+            sane = {"epoch": {"$type": ["int", "long"], "$lt": MAX_EPOCH}}
+            row = await self._nodes.find_one(sane, {"epoch": 1}, sort=[("epoch", -1)])
         return int(row["epoch"]) if row else 0
 
     async def renew_lease(
@@ -529,7 +534,7 @@ class Store:
     async def peers(self, engine_id: str, *, besides: str = "") -> list[Peer]:
         """The live processes that watch an engine with this id, the holder first; `besides` is who asks."""
         live = {
-            "holds": {"$gt": ["$expires_at", "$$NOW"]},
+            "holds": _is_ahead("$expires_at"),
             "standbys": _standbys_without(besides),
             **dict.fromkeys(("manager_id", "host", "pid", "containers", "look"), 1),
         }
@@ -548,7 +553,7 @@ class Store:
 
     async def other_live_engines(self, engine_id: str) -> frozenset[str]:
         """The other engines that have a live checker of their own."""
-        query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": {"$gt": ["$expires_at", "$$NOW"]}}
+        query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": _is_ahead("$expires_at")}
         async with _deadline("reading the checkers"):
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
@@ -695,6 +700,8 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
         value = row.get(name)
         if not (isinstance(value, kind) or (optional and value is None)):
             raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+    if (row.get("epoch") or 0) >= MAX_EPOCH:
+        raise ValueError("its epoch is beyond any takeover's")
     if not is_container_id(row["_id"]):
         raise ValueError("its _id is no container's full id (64 lower-case hex digits)")
     fields: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
@@ -736,8 +743,25 @@ def _standbys_without(manager_id: str) -> dict[str, Any]:
     return {"$filter": {"input": known, "as": "this", "cond": {"$and": [alive, other]}}}
 
 
+#: ns: the year 2200.
+_FARTHEST_CURSOR: Final = 7_258_118_400_000_000_000
 #: Milliseconds. No moment of ours lies further ahead; one that does is somebody else's, and counts as past.
 _HORIZON: Final = 24 * 3600 * 1000
+
+
+#: An expression: the epoch on record, 0 for what is none.
+_SANE_EPOCH: Final = {
+    "$cond": [
+        {"$and": [{"$isNumber": "$epoch"}, {"$gte": ["$epoch", 0]}, {"$lt": ["$epoch", MAX_EPOCH]}]},
+        {"$toLong": "$epoch"},
+        0,
+    ]
+}
+
+
+def _sane_cursor(value: object) -> int | None:
+    """The cursor on record; None for what is none, or what an engine would not be asked for."""
+    return value if type(value) is int and 0 < value < _FARTHEST_CURSOR else None
 
 
 def _is_ahead(field: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -34,7 +33,7 @@ from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
-from eventwatch.reconciler import Reconciler
+from eventwatch.reconciler import RETRIED, Reconciler
 from eventwatch.settings import Settings, load_settings
 from eventwatch.store import UNSEEN, Store, Witness
 
@@ -118,6 +117,7 @@ class Sweeper:
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
         self.last_success: float | None = None
+        self._silences = 0
         #: Some of the containers that the last pass found.
         self.witness = UNSEEN
 
@@ -128,7 +128,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep when asked and every `sweep_interval`; repeat a pass that failed, soon. Never ends."""
-        backoff = Pace(base=0.1, cap=1.0).start()
+        backoff, silence = Pace(base=0.1, cap=1.0).start(), Pace(base=0.5, cap=10.0).start()
         while True:
             timer = self._clock.call_later(self._settings.sweep_interval, self._requested.set)
             await self._requested.wait()
@@ -144,12 +144,23 @@ class Sweeper:
                 await self._clock.sleep(backoff.next_delay())
                 self._requested.set()
                 continue
+            backoff.succeeded_for(0)
+            self._tell_of_silence(report)
             if report.failed == report.checked > 0:
-                await self._clock.sleep(backoff.next_delay())
+                await self._clock.sleep(silence.next_delay())
                 self._requested.set()
                 continue
-            backoff.succeeded_for(0)
+            silence.succeeded_for(0)
             logger.debug("Sweep: {}", report)
+
+    def _tell_of_silence(self, report: SweepReport) -> None:
+        """Tell of many nodes that cannot be inspected in one line, the 1st, 2nd, 4th ... time in a row."""
+        if report.failed <= RETRIED:
+            self._silences = 0
+            return
+        self._silences += 1
+        if self._silences & (self._silences - 1) == 0:
+            logger.warning("{} of {} nodes cannot be inspected: the engine fails", report.failed, report.checked)
 
     def doubts(self) -> list[str]:
         """Why what sweeps are for may be undone right now; empty when it is done."""
@@ -210,7 +221,7 @@ class Sweeper:
         await self._disown_some(documents)
         await self._testify(found)
         self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
-        if not report.failed:
+        if report.failed < report.checked or not report.checked:
             self.last_success = self._clock.monotonic()
             self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
         return report
@@ -334,11 +345,13 @@ class Sweeper:
                 self._reconciler.inspect_soon(node_id)
                 continue
             except EngineError as error:
-                _warn(node_id, error)
+                if self.is_one_off:
+                    _warn(node_id, error)
+                self._reconciler.inspection_failed(node_id, error)
                 if error.unreachable:
-                    deque(ids, maxlen=0)  # nobody need ask for the rest
-                self._reconciler.inspect_soon(node_id)
+                    return  # nobody need ask for the rest
                 continue
+            self._reconciler.inspection_succeeded(node_id)
             answers[node_id] = (seen, events_seen)
 
     async def _look_further(self) -> None:
@@ -355,7 +368,11 @@ class Sweeper:
     async def _register_missing(self, label: str) -> None:
         for node_id in await self._engine.list_running(label):
             if node_id not in self._reconciler.known:
-                seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+                try:
+                    seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+                except EngineError as error:
+                    self._reconciler.inspection_failed(node_id, error)
+                    continue
                 if seen.found and seen.status in {"running", "paused"}:
                     await self._reconciler.register(seen)
 

@@ -100,6 +100,7 @@ class Watcher:
         self._malformed = 0
         self._renew = asyncio.Event()
         self.connected_at: float | None = None
+        self._away_since: float | None = None
         #: Whether a sweep saw what the open stream ought to have told, and it has told nothing since.
         self.deaf = False
 
@@ -120,6 +121,8 @@ class Watcher:
             if self.connected_at is not None:
                 backoff.succeeded_for(self._clock.monotonic() - self.connected_at)
             self.connected_at = None
+            if self._away_since is None:
+                self._away_since = self._clock.monotonic()
             self._metrics.connected.set(0)
             self._metrics.reconnects.labels(reason).inc()
             if backoff.failures == 0:
@@ -143,8 +146,11 @@ class Watcher:
         stack = AsyncExitStack()
         try:
             reader = await self._open(stack)
-            if backoff.failures > 1:
-                logger.info("The engine is back, event stream open")
+            if self._away_since is not None:
+                if backoff.failures > 1:
+                    away = self._clock.monotonic() - self._away_since
+                    logger.info("The engine is back after {:.1f} s, event stream open", away)
+                self._away_since = None
             life = self._chance.uniform(*LIFETIME)
             while True:
                 wake = self._renew = asyncio.Event()
