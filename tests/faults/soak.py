@@ -89,7 +89,7 @@ class Figures:
     seed: int
     seconds: float = 0.0
     cycles: int = 0
-    #: The fault of the cycle that did not end.
+    #: The last cycle: its number, its faults, and where.
     under_way: str = ""
     faults: dict[str, int] = field(default_factory=dict)
     operations: int = 0
@@ -134,8 +134,8 @@ class Figures:
             f"seed {self.seed}: {self.cycles} fault cycles in {self.seconds:.0f} s ({faults}); "
             f"{self.operations} things happened to nodes; {self.documents} documents checked, "
             f"{len(self.divergent)} divergent, {self.swept} swept after a stale replace, "
-            f"{self.unowned} never owned; "
-            f"{self.deletions} deletions, {len(self.wrong_deletions)} wrong; {len(self.wrong_stops)} wrong stops; "
+            f"{self.unowned} never owned; {self.deletions} deletions, {len(self.wrong_deletions)} wrong; "
+            f"{len(self.wrong_stops)} wrong stops; "
             f"{len(self.lost_requests)} requests lost; {self.locked} x an engine had locked a container for ever "
             f"and was killed; longest recovery {self.longest_recovery:.2f} s ({self.slowest_fault}), at most "
             f"{self.longest_since_return:.2f} s since the fault's end; longest wrong without a fault "
@@ -370,12 +370,10 @@ class Soak:
             self._mongo = await stack.enter_async_context(PrivateMongo())
             for names in self._names:
                 self._hosts.append(await self._enter_host(stack, names))
-            # The watchers first: documents that no engine has owned yet are at the mercy of one that is alone.
+            # Before there are nodes: a watcher that has never seen another has the say over what nobody owns.
             for watcher in self._watchers:
                 watcher.start()
             await eventually(lambda: all(host.led for host in self._hosts))
-            for host in self._hosts:
-                await host.world.populate(NODES // len(self._hosts))
             try:
                 await self._soak(seconds)
             except* (WrongDeletionError, StillWrongError):
@@ -408,13 +406,15 @@ class Soak:
         return Host(str(number + 1), engine, world, watchers, self.figures)
 
     async def _soak(self, seconds: float) -> None:
-        await all_of(host.recovered(host.strict) for host in self._hosts)
         follower = Follower(self._hosts, self.figures)
-        self._began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(follower.run(), name="follower")]
             beside += [tasks.create_task(host.monitor.run(), name="monitor") for host in self._hosts]
             await follower.follows.wait()
+            for host in self._hosts:
+                await host.world.populate(NODES // len(self._hosts))
+            await all_of(host.recovered(host.strict) for host in self._hosts)
+            self._began = time.monotonic()
             while time.monotonic() - self._began < seconds:
                 await self._cycle()
                 self._count()
