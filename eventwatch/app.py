@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from enum import Enum, auto
@@ -38,13 +38,14 @@ from eventwatch.errors import (
     StoreError,
 )
 from eventwatch.history import History
+from eventwatch.http.access import Access
 from eventwatch.metrics import Metrics
 from eventwatch.model import nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
-from eventwatch.readiness import is_standby
+from eventwatch.readiness import identity, is_standby
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import Lease, Store, open_store
@@ -58,6 +59,8 @@ T = TypeVar("T")
 #: Seconds between looks at our own wall clock, and the skew (s) against another's from which on it is told of.
 CLOCK_LOOK: Final = 1.0
 SKEW: Final = 5.0
+#: Seconds that a host's start waits for the database.
+START_TIMEOUT: Final = 60.0
 #: Nodes that are named where they cannot be vouched for.
 NAMED: Final = 100
 #: Seconds between attempts to reach the database or the engine at the start.
@@ -76,9 +79,20 @@ class _Outcome(Enum):
 
 
 class Application:
-    """One watcher for one engine. `run` it once; `stop` and `sweep_now` may be called from signal handlers."""
+    """One watcher for one engine. `run` it once; `stop` and `sweep_now` may be called from signal handlers.
 
-    def __init__(self, settings: Settings, *, engine: Engine | None = None, clock: Clock | None = None) -> None:
+    `embedded`: nobody would notice its end, so once the database was reached, nothing but `stop` and the deletion
+    of its checker document ends it: what waiting cannot mend is logged as an error, and tried again all the same.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: Engine | None = None,
+        clock: Clock | None = None,
+        embedded: bool = False,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics(KNOWN_ACTIONS | {"other", "malformed"})
         self.checker = NodeChecker.model_construct(
@@ -101,6 +115,9 @@ class Application:
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
         self._stopping = asyncio.Event()
+        self._embedded = embedded
+        #: What it is waiting to be over, if it waits for the engine or the database.
+        self.trouble = ""
 
     def stop(self) -> None:
         """Ask `run` to drain and return."""
@@ -111,21 +128,25 @@ class Application:
         if self.sweeper:
             self.sweeper.request()
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """The node documents as last read or written by us, and the idle time that is left to each (s)."""
+    def node_ids(self) -> Iterable[str]:
+        """The ids of the nodes that have a document."""
+        return self.reconciler.known if self.reconciler else ()
+
+    def node(self, node_id: str) -> dict[str, Any] | None:
+        """A node's document as last read or written by us, and the idle time that is left to it (s)."""
         reconciler = self.reconciler
-        if reconciler is None:
-            return []
-        now, timeout = self._time.now(), self.settings.idle_timeout
-        return [
-            asdict(node)
-            | {
-                "idle_left": recorded_idleness(
-                    node, reconciler.used_at(node_id), now, timeout, reconciler.owned.get(node_id)
-                ).left
-            }
-            for node_id, node in reconciler.known.items()
-        ]
+        node = reconciler.known.get(node_id) if reconciler else None
+        if reconciler is None or node is None:
+            return None
+        idleness = recorded_idleness(
+            node, reconciler.used_at(node_id), self._time.now(), self.settings.idle_timeout,
+            reconciler.owned.get(node_id),
+        )  # fmt: skip
+        return asdict(node) | {"idle_left": idleness.left}
+
+    def statuses(self) -> Iterable[str | None]:
+        """The status of each node."""
+        return (node.status for node in self.reconciler.known.values()) if self.reconciler else ()
 
     def doubts(self) -> list[str]:
         """Why the documents cannot be trusted right now; empty when they can."""
@@ -134,7 +155,8 @@ class Application:
         reasons = self._elector.doubts() if self._elector else []
         reasons += self._twins.unready_reasons() if self._twins else []
         if self.watcher is None or self.sweeper is None:
-            return reasons if is_standby(reasons) else [*reasons, "engine: not watched yet"]
+            waiting = f"engine: not watched{': ' + self.trouble if self.trouble else ' yet'}"
+            return reasons if is_standby(reasons) else [*reasons, waiting]
         return [*reasons, *self.watcher.doubts(), *self.sweeper.doubts()]
 
     def notes(self) -> list[str]:
@@ -172,8 +194,10 @@ class Application:
             stack.push_async_callback(engine.close)
         if self.settings.http_address:
             pages = Pages(
-                metrics=self.metrics, feed=self.feed, nodes=self.nodes, doubts=self.doubts, notes=self.notes
-            )
+                metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
+                statuses=self.statuses, doubts=self.doubts, notes=self.notes,
+                identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
+            )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, pages))
         self._watch_clock()
         stack.callback(self._unwatch_clock)
@@ -181,6 +205,13 @@ class Application:
         self._twins = TwinWatch(engine, store)
         self.ready.set()
         await self._lead_again_and_again(engine, store)
+
+    def _http_access(self) -> Access:
+        settings = self.settings
+        return Access.load(
+            hosts=settings.http_hosts, token_file=settings.http_token_file,
+            cert_file=settings.http_tls_cert_file, key_file=settings.http_tls_key_file,
+        )  # fmt: skip
 
     def _watch_clock(self) -> None:
         """Look at our own clock now and then, standing by as well: a leap must be seen before it is judged by."""
@@ -209,17 +240,25 @@ class Application:
         return await self._patiently(connect)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat until it works; a cause that waiting cannot mend is a ConfigError."""
+        """Repeat until it works; a cause that waiting cannot mend is a ConfigError, unless nobody would see it."""
         backoff = RETRY.start()
         while True:
             try:
-                return await self._unless_stopped(attempt())
-            except (StoreError, EngineError) as error:
-                if error.permanent:
-                    raise ConfigError(str(error)) from None
-                if not backoff.failures:
-                    logger.warning("{}. Retrying until it is there", error)
+                done = await self._unless_stopped(attempt())
+            except (StoreError, EngineError, ConfigError) as error:
+                self._fail(error, again=backoff.failures > 0)
                 await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+            else:
+                self.trouble = ""
+                return done
+
+    def _fail(self, error: EventwatchError, *, again: bool) -> None:
+        self.trouble = str(error)
+        lasting = isinstance(error, ConfigError) or getattr(error, "permanent", False)
+        if lasting and not (self._embedded and self.ready.is_set()):
+            raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
+        if not again:
+            logger.log("ERROR" if lasting else "WARNING", "{}. Retrying until it is there", error)
 
     async def _unless_stopped(self, awaitable: Awaitable[T]) -> T:
         work = asyncio.ensure_future(awaitable)
@@ -391,22 +430,28 @@ class Application:
 
 
 @asynccontextmanager
-async def watch(settings: Settings | None = None) -> AsyncIterator[Application]:
+async def watch(
+    settings: Settings | None = None, *, start_timeout: float | None = START_TIMEOUT
+) -> AsyncIterator[Application]:
     """Run a whole watcher inside a host application, for instance a FastAPI lifespan.
 
     Entered once the database is set up (so the Beanie documents can be used), even while the engine is away
-    or another checker leads. Raises ConfigError for a setting that can never work. Left when everything is
-    drained; what the host's own code raises passes through unchanged.
+    or another checker leads. Raises ConfigError for a setting that can never work, StoreError when the database
+    cannot be reached within `start_timeout` seconds (None: wait for ever). Once entered, nothing but the host ends
+    it, or the deletion of its checker document: what it cannot get over by itself it logs as an error, and goes on
+    trying. Left when everything is drained; what the host's own code raises passes through unchanged.
     """
-    app = Application(settings or load_settings())
+    app = Application(settings or load_settings(), embedded=True)
     # Not a TaskGroup: one must not be held open across the yield of a context manager (PEP 789), and a host's
     # exception must not come back wrapped in a group.
     running = asyncio.create_task(app.run(), name="eventwatch")
     ready = asyncio.create_task(app.ready.wait(), name="eventwatch-ready")
     try:
-        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
-        if not app.ready.is_set():
+        await asyncio.wait({running, ready}, timeout=start_timeout, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
             await running
+        if not app.ready.is_set():
+            raise StoreError(f"Not started within {start_timeout:.0f} s: {app.trouble or 'no answer'}")
         yield app
     finally:
         ready.cancel()

@@ -168,7 +168,9 @@ class Store:
         self._history = database.get_collection(HISTORY, read_preference=primary)
         self._history_ready = False
         self._owners_indexed = False
+        #: Documents that were told of, as they cannot be read, or not be written as they should be.
         self._reported: set[str] = set()
+        self._unwritable: set[str] = set()
 
     def addresses(self) -> frozenset[tuple[str, int]]:
         """Host and port of each member of the database that the driver knows of; a Unix socket has no port."""
@@ -245,8 +247,8 @@ class Store:
         if error.details.get("writeConcernErrors") or any(f.get("code") in _PASSING for f in failures):
             raise error
         refused = {changes[failure["index"]].node_id: failure.get("errmsg") for failure in failures}
-        for node_id in refused.keys() - self._reported:
-            self._reported.add(node_id)
+        for node_id in refused.keys() - self._unwritable:
+            self._unwritable.add(node_id)
             logger.warning("Document {} cannot be written: {}", node_id, _first_line(str(refused[node_id])))
         return frozenset(refused)
 

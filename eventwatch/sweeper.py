@@ -28,7 +28,7 @@ from eventwatch.backoff import Pace
 from eventwatch.clock import Clock, KindestClock, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
-from eventwatch.errors import EngineChangedError, EngineError, EventwatchError, LeaseLostError
+from eventwatch.errors import ConfigError, EngineChangedError, EngineError, EventwatchError, LeaseLostError
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
@@ -277,7 +277,7 @@ class Sweeper:
             return
         self.witness = Witness(some_of(ids), self.witness.look + 1)
 
-    async def unanswered(self, error: EngineError) -> SweepReport:
+    async def unanswered(self, error: EventwatchError) -> SweepReport:
         """What a pass comes to when the engine does not even say who it is: a warning for every node."""
         documents = await self._store.read()
         for node_id in documents:
@@ -301,7 +301,7 @@ class Sweeper:
                 await self._put_on_record([node_id], await self._identify(anew=True))
             if idle:
                 await self._look_at_clocks()
-        except (EngineError, EngineChangedError) as error:
+        except (EngineError, EngineChangedError, ConfigError) as error:
             _warn(node_id, error)
             return
         self._reconciler.known.setdefault(node_id, recorded)
@@ -455,6 +455,9 @@ async def one_off_sweeper(
                 time=time,
                 settings=settings,
             )
+    except BaseExceptionGroup as group:
+        # What the caller's block raised, and nothing else, is not to come back wrapped.
+        raise group.exceptions[0] if len(group.exceptions) == 1 else group from None
     finally:
         if own:
             await own.close()
@@ -482,7 +485,10 @@ async def update_node_status(
     database does not answer. Outside `watch()`, returns when a stop that it began has ended.
     """
     async with _sweeper(engine, settings) as sweeper:
-        await sweeper.check(node)
+        try:
+            await sweeper.check(node)
+        except LeaseLostError as error:
+            _warn(node.id, error)
     if sweeper.is_one_off and (written := (await Store().read([node.id])).get(node.id)):
         bring_up_to_date(node, written)  # a stop that it began has ended since
 
@@ -494,7 +500,7 @@ async def check_nodes_status(
     async with _sweeper(engine, settings) as sweeper:
         try:
             return await sweeper.sweep()
-        except EngineError as error:
+        except (EngineError, EngineChangedError, ConfigError, LeaseLostError) as error:
             return await sweeper.unanswered(error)
 
 

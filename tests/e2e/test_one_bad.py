@@ -1,0 +1,244 @@
+"""One bad container, document or row: all others stay right, and one line says what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+import pytest
+from bson import Int64
+
+from eventwatch import ToolServerNode, update_node_status, watch
+from eventwatch.engine import DockerEngine
+from eventwatch.errors import EngineError, LeaseLostError, StoreError
+from eventwatch.model import Observation
+from eventwatch.reconciler import RETRIED, Reconciler
+from eventwatch.store import Lease, Peer, Store, checker_id
+from tests.conftest import free_address, free_port
+from tests.e2e.test_idle_stop import sweep
+from tests.e2e.test_never_stopped import get
+from tests.e2e.watching import Document, World, ago, eventually, logged, manager_document, texts
+
+LABEL = "eventwatch.test-bad"
+FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
+
+
+class Failing:
+    """An engine that fails about some containers, and counts what it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bad: set[str] = set()
+        self.asked: Counter[str] = Counter()
+        real = DockerEngine.inspect
+
+        async def inspect(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
+            self.asked[node_id] += 1
+            if node_id in self.bad:
+                raise EngineError("Engine failed while inspecting it: RWLayer is unexpectedly nil", status=500)
+            return await real(engine, node_id, as_of=as_of)
+
+        monkeypatch.setattr(DockerEngine, "inspect", inspect)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    return Failing(monkeypatch)
+
+
+# -- containers ---------------------------------------------------------------------------------------------
+
+
+async def test_one_container_that_cannot_be_inspected_is_named_and_harms_no_other(
+    world: World, failing: Failing
+) -> None:
+    bad, good, address = await world.start("bad"), await world.start("good"), free_address()
+    with logged("INFO") as lines:
+        async with world.watching(http_listen=address, sweep_interval=0.5) as watched:
+            await world.becomes_true()
+            failing.bad.add(bad.id)
+            failing.asked.clear()
+            await bad.pause()
+            await eventually(lambda: watched.count("eventwatch_nodes_unvouched"))
+            await good.kill()
+            await eventually(lambda: world.says(good, status="exited"), within=1)
+            before = watched.count("eventwatch_sweep_duration_seconds_count")
+            await eventually(lambda: watched.count("eventwatch_sweep_duration_seconds_count") > before + 4)
+            status, notes = await get(address, "/readyz")
+            assert status == 200
+            assert [note for note in json.loads(notes) if note.startswith("nodes: 1 ") and bad.id[:12] in note]
+            assert failing.asked[bad.id] < 4 * watched.count("eventwatch_sweep_duration_seconds_count")
+            failing.bad.clear()
+            await bad.unpause()
+            await world.becomes_true()
+            await eventually(lambda: not watched.count("eventwatch_nodes_unvouched"))
+            assert json.loads((await get(address, "/readyz"))[1]) == []
+    told = [text for text in texts(lines, "WARNING") if bad.id in text or "RWLayer" in text]
+    assert 2 <= len(told) <= 10, told
+
+
+async def test_of_many_failing_inspections_only_some_are_repeated_and_told_of(
+    world: World, failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventwatch.reconciler.RETRIED", 2)
+    monkeypatch.setattr("eventwatch.sweeper.RETRIED", 2)
+    nodes = [await world.start(f"node-{number}") for number in range(6)]
+    with logged("INFO") as lines:
+        async with world.watching() as watched:
+            await world.becomes_true()
+            failing.bad |= {node.id for node in nodes}
+            await asyncio.gather(*(node.pause() for node in nodes))
+            await eventually(lambda: watched.count("eventwatch_nodes_unvouched") == 6)
+            failing.asked.clear()
+            await asyncio.sleep(2)
+            assert sum(failing.asked.values()) <= 2 * 8
+            assert len(failing.asked) == 2
+            failing.bad.clear()  # the first that succeeds has all the others inspected
+            await eventually(lambda: not watched.count("eventwatch_nodes_unvouched"))
+            await world.becomes_true()
+    named = {text for text in texts(lines, "WARNING") if text.startswith("Failed to get node info from docker: ")}
+    assert len(named) == 2
+    assert RETRIED > 2
+
+
+async def test_one_container_that_cannot_be_inspected_keeps_no_other_from_being_registered(
+    world: World, failing: Failing
+) -> None:
+    nodes = [await world.nodes.start(f"labelled-{number}", labels={LABEL: "yes"}) for number in range(3)]
+    failing.bad.add(nodes[1].id)
+    async with world.watching(register_label=LABEL) as watched:
+        for node in (nodes[0], nodes[2]):
+            await eventually(partial(world.says, node, status="running"))
+        assert await world.document(nodes[1]) is None
+        failing.bad.clear()
+        await sweep(watched)
+        await eventually(lambda: world.says(nodes[1], status="running"))
+
+
+async def test_a_container_made_long_before_its_start_becomes_true_at_its_start(world: World) -> None:
+    async with world.watching(orphan_grace=0.3) as watched:
+        node = await world.nodes.create("patient")
+        await eventually(lambda: watched.events(node, "create"))
+        await eventually(lambda: node.id in watched.app.reconciler._strangers if watched.app.reconciler else False)
+        await node.start()
+        await world.insert(node)
+        await eventually(lambda: world.says(node, status="running"), within=2)
+
+
+# -- documents and rows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"manager_id": "m", "epoch": "abc", "expires_at": ago(60)},
+        {"manager_id": "m", "epoch": float("inf"), "expires_at": ago(60)},
+        {"manager_id": "m", "epoch": Int64(2**63 - 1), "expires_at": ago(60)},
+        {"manager_id": "m", "epoch": 1, "cursor": "abc", "expires_at": ago(60)},
+        {"manager_id": "m", "epoch": 1, "cursor": -5, "expires_at": ago(60)},
+        {"manager_id": "m", "epoch": 1, "cursor": Int64(2**63 - 1), "expires_at": ago(60)},
+        {"manager_id": "m", "epoch": 1, "pid": "abc", "host": 7, "expires_at": FUTURE},
+        {"manager_id": 7, "epoch": 1, "expires_at": "soon"},
+    ],
+    ids=str,
+)
+async def test_an_odd_checker_document_is_taken_over(world: World, row: Document) -> None:
+    node = await world.start("one")
+    engine_id = (await world.docker.system.info())["ID"]
+    await world.checkers.insert_one({"_id": checker_id(engine_id), "engine_id": engine_id, **row})
+    async with world.watching():
+        await world.becomes_true()
+        await node.kill()
+        await world.becomes_true()
+
+
+@pytest.mark.parametrize("epoch", [float("inf"), float("nan"), Int64(2**63 - 1), 1e300, "abc"], ids=str)
+async def test_an_odd_epoch_is_reported_once_and_left_alone(world: World, epoch: object) -> None:
+    node = await world.start("one")
+    odd = manager_document("f" * 64, epoch=epoch)
+    await world.collection.insert_one(odd)
+    with logged("WARNING") as lines:
+        async with world.watching() as watched:
+            await node.kill()
+            await eventually(lambda: world.says(node, status="exited"))
+            await sweep(watched)
+            await sweep(watched)
+    assert len([text for text in texts(lines) if f"Document {'f' * 64} is skipped" in text]) == 1
+    assert await world.collection.count_documents({"_id": "f" * 64}) == 1
+    assert not [text for text in texts(lines) if "Starting over" in text]
+
+
+async def test_a_document_that_the_server_will_not_have_written_is_named_and_holds_up_no_other(
+    world: World,
+) -> None:
+    bad, good = await world.start("bad"), await world.start("good")
+    rule = {"$or": [{"_id": {"$ne": bad.id}}, {"status": "created"}]}
+    await world.database.command("collMod", "ToolServerNode", validator=rule)
+    with logged("INFO") as lines:
+        async with world.watching() as watched:
+            await eventually(lambda: world.says(good, status="running"))
+            await sweep(watched)
+            await good.kill()
+            await eventually(lambda: world.says(good, status="exited"))
+    told = [text for text in texts(lines, "WARNING") if f"Document {bad.id} cannot be written" in text]
+    assert len(told) == 1
+    assert f"Node {bad.id[:12]} status updated" not in "".join(texts(lines))
+
+
+# -- inside a host ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def refused_login(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    async def refuse(_: Store, *__: object, **___: object) -> Lease | Peer:
+        raise StoreError("Database refused the login while taking the lease", permanent=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "acquire_lease", refuse)
+        yield
+
+
+async def test_inside_a_host_the_watcher_goes_on_trying_whatever_happens(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await world.start("one")
+    with logged("INFO") as lines:
+        async with world.watching() as watched:
+            await world.becomes_true()
+            async with refused_login(monkeypatch):
+                await world.checkers.update_one({}, {"$set": {"manager_id": "somebody", "expires_at": ago(1)}})
+                await eventually(lambda: any("refused the login" in doubt for doubt in watched.app.doubts()))
+            await node.kill()
+            await world.becomes_true()
+            await eventually(lambda: not watched.app.doubts())
+    told = [text for text in texts(lines, "ERROR") if "refused the login" in text]
+    assert len(told) == 1
+
+
+async def test_a_hosts_start_waits_for_the_database_so_long_and_no_longer(world: World) -> None:
+    settings = world.settings(mongo_url=f"mongodb://127.0.0.1:{free_port()}/")
+    with pytest.raises(StoreError, match="Not started within 1 s: "):
+        async with watch(settings, start_timeout=1):
+            pytest.fail("entered without a database")
+
+
+async def test_a_managers_call_raises_nothing_when_the_lease_is_lost_in_the_middle(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await world.start("one")
+    async with world.watching():
+        await world.becomes_true()
+        given = await ToolServerNode.get(node.id)
+        assert given is not None
+
+        async def lost(_: Reconciler) -> None:
+            raise LeaseLostError("The lease ran out")
+
+        with monkeypatch.context() as patch, logged("WARNING") as lines:
+            patch.setattr(Reconciler, "flush", lost)
+            await update_node_status(given)
+    assert f"Failed to get node info from docker: {node.id}" in texts(lines)
