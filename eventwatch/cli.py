@@ -162,7 +162,9 @@ async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
         raise ConfigError(
             "EVENTWATCH_HTTP_LISTEN: is off, so health cannot be asked for; set it, e.g. 127.0.0.1:9471"
         )
-    ready, reasons = ask_readiness(*settings.http_address)
+    ready, reasons = ask_readiness(
+        *settings.http_address, watched=settings.watched, certificate=settings.http_tls_cert_file
+    )
     if not ready and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
     say("; ".join(["ready", *reasons] if ready else reasons))

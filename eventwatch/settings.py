@@ -122,6 +122,13 @@ def _check_address(text: str) -> str:
     return text
 
 
+def _check_host_names(text: str) -> str:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if not all(re.fullmatch(r"[a-z0-9_.-]{1,255}", name, re.ASCII) for name in names):
+        raise ValueError("must be host names without port, separated by commas")
+    return ",".join(names)
+
+
 def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
@@ -271,7 +278,23 @@ class Settings(BaseSettings):
 
     http_listen: Annotated[_Address | None, _Optional] = "127.0.0.1:9471"
     """HOST:PORT or [IPV6]:PORT of the status page, the probes and the metrics; empty is off. Loopback only by
-    default, because none of them asks for a password."""
+    default, because none of them asks for a password unless EVENTWATCH_HTTP_TOKEN_FILE is set."""
+
+    http_allowed_hosts: Annotated[str, AfterValidator(_check_host_names)] = ""
+    """Host names, separated by commas, by which HTTP is served besides IP addresses, localhost and the host that
+    is listened on: a container's own name, for instance. Empty by default, so that no page on the internet can
+    read the nodes through a name that it lets point here."""
+
+    http_token_file: Annotated[str | None, _Optional] = None
+    """File that holds a token which HTTP asks for, as a bearer token or as the password of any user, save for
+    /livez and /readyz. Empty, the default, asks for none: on loopback only this machine can ask."""
+
+    http_tls_cert_file: Annotated[str | None, _Optional] = None
+    """PEM file with the certificate chain for HTTPS; EVENTWATCH_HTTP_TLS_KEY_FILE must be set too. Read at the
+    start. Empty, the default, is HTTP, which is enough on loopback."""
+
+    http_tls_key_file: Annotated[str | None, _Optional] = None
+    """PEM file with the key of that certificate, without a password. Empty by default, as the certificate is."""
 
     history: bool = True
     """Whether the last changes of the nodes are kept in a capped collection (NodeHistory, 16 MB), for
@@ -331,6 +354,15 @@ class Settings(BaseSettings):
             raise ValueError("must be at least 1s")
         return seconds
 
+    @field_validator("http_tls_key_file")
+    @classmethod
+    def _key_has_a_certificate(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("http_tls_cert_file") and not key:
+            raise ValueError("must be set when EVENTWATCH_HTTP_TLS_CERT_FILE is")
+        if key and not info.data.get("http_tls_cert_file"):
+            raise ValueError("needs EVENTWATCH_HTTP_TLS_CERT_FILE to be set too")
+        return key
+
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -344,6 +376,17 @@ class Settings(BaseSettings):
     def http_address(self) -> tuple[str, int] | None:
         """`http_listen` as host and port; None when HTTP is off. Port 0 lets the system choose."""
         return None if self.http_listen is None else _parse_address(self.http_listen)
+
+    @property
+    def http_hosts(self) -> frozenset[str]:
+        """The names by which HTTP is served: those that are allowed, and the host that is listened on."""
+        listens = self.http_address[0] if self.http_address else ""
+        return frozenset(filter(None, (*self.http_allowed_hosts.split(","), listens)))
+
+    @property
+    def watched(self) -> tuple[str, str, str]:
+        """Engine, database server and database, without secrets."""
+        return (self.docker_host or "", mask_url(self.mongo_url.get_secret_value()), self.mongo_database)
 
     def effective(self) -> dict[str, str]:
         """Every setting's variable with its value as a user would write it, secrets masked."""

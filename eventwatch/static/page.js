@@ -119,13 +119,31 @@ function plot() {
     `99 % within ${at(0.99)} ms, of the last ${sorted.length}`;
 }
 
+// An address of ours without the user and password that the page's own may have, which fetch() refuses.
+function at(path) {
+  return new URL(path, location.origin + location.pathname).href;
+}
+
+async function everyNode() {
+  const all = [];
+  let page = at("api/nodes");
+  while (page) {
+    const answer = await fetch(page);
+    if (!answer.ok) throw new Error(`${answer.status}`);
+    all.push(...await answer.json());
+    const next = /<\/([^>]*)>; rel="next"/.exec(answer.headers.get("Link") || "");
+    page = next ? at(next[1]) : null;
+  }
+  return all;
+}
+
 async function refresh() {
   try {
-    const fresh = await (await fetch("api/nodes")).json();
+    const fresh = await everyNode();
     nodes.clear();
     for (const node of fresh) nodes.set(node.node_id, node);
     showNodes();
-    const reasons = await (await fetch("readyz")).json();
+    const reasons = await (await fetch(at("readyz"))).json();
     $("readiness").className = reasons.length ? "bad" : "good";
     const text = reasons.length ? `Not ready: ${reasons.join("; ")}` : "Ready: the documents can be trusted";
     if ($("readiness").textContent !== text) $("readiness").textContent = text;
@@ -136,7 +154,7 @@ async function refresh() {
 }
 
 function follow() {
-  const changes = new EventSource("api/changes");
+  const changes = new EventSource(at("api/changes"));
   const opened = Date.now();
   changes.onopen = () => { $("changes").replaceChildren(); latencies.length = 0; plot(); };
   changes.onmessage = (message) => {

@@ -1,0 +1,229 @@
+"""Accepts connections, and keeps them few: idle ones end after some seconds, and what comes above the cap at once.
+
+Why not asyncio's own server: it accepts without bound, and when descriptors run out it logs a traceback for each
+attempt and stops listening for a second each time. The descriptors belong to the engine and the database first.
+
+Contract: at most `cap` connections (and a few that are just being closed) are open. A newcomer above that takes
+the place of the one that has been idle longest; where none is idle, it is closed. An eighth of the places is for
+the machine's own probes only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from loguru import logger
+
+from eventwatch.http.access import is_loopback
+
+MOST_CONNECTIONS: Final = 512
+#: Seconds for a first request, header and TLS handshake included, and between two requests.
+FIRST_REQUEST: Final = 5.0
+NEXT_REQUEST: Final = 15.0
+#: Seconds for which a newcomer keeps its place even when others want it, between looks at idle ones, after an
+#: accept that failed, and between two lines of log.
+GRACE: Final = 0.1
+LOOK: Final = 1.0
+RETRY: Final = 0.5
+QUIET: Final = 60.0
+#: Connections above the cap that may be on their way out.
+LEAVING: Final = 16
+BACKLOG: Final = 128
+
+
+def default_cap() -> int:
+    """A quarter of the descriptors that this process may have open, and at most 512."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, soft // 4))
+
+
+class _Protocol(web.RequestHandler):
+    """aiohttp's, whose log and whose answer to what is no HTTP are one line without a banner."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - cites what was sent
+    ) -> web.StreamResponse:
+        """A bug is logged with its traceback; a request that cannot be read is not our fault and is not."""
+        if status == web.HTTPInternalServerError.status_code:
+            logger.opt(exception=exc).error("HTTP: {} could not be answered: {!r}", request.path, exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        text = "the request cannot be read\n" if status < web.HTTPInternalServerError.status_code else "failed\n"
+        answer = web.Response(status=status, text=text, headers={"Cache-Control": "no-store", "Server": ""})
+        answer.force_close()
+        return answer
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    since: float
+    requests: int = 0
+    busy: bool = False
+    leaving: bool = False
+
+
+class Connections:
+    """The open connections of one server."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, cap: int | None = None) -> None:
+        self.cap = default_cap() if cap is None else cap
+        self._tls = tls
+        self._open: dict[Any, _Connection] = {}  # by protocol; what has been idle longest comes first
+        self._starting: set[asyncio.Task[None]] = set()
+        self._quiet_until = 0.0
+
+    @asynccontextmanager
+    async def listening(self, server: web.Server, host: str, port: int) -> AsyncIterator[None]:
+        """Accept for the duration of the block. Raises OSError when the address cannot be listened on."""
+        listeners = await _listeners(host, port)
+        tasks = [asyncio.create_task(self._accept(server, each), name="http-accept") for each in listeners]
+        tasks.append(asyncio.create_task(self._close_idle(), name="http-idle"))
+        try:
+            yield
+        finally:
+            for task in (*tasks, *self._starting):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._starting, return_exceptions=True)
+            for each in listeners:
+                each.close()
+
+    @contextmanager
+    def answering(self, protocol: object) -> Iterator[None]:
+        """Keep a connection open for as long as one of its requests is being answered."""
+        connection = self._open.get(protocol)
+        if connection is None:
+            yield
+            return
+        connection.busy = True
+        connection.requests += 1
+        try:
+            yield
+        finally:
+            connection.busy = False
+            connection.since = time.monotonic()
+            if self._open.pop(protocol, None):
+                self._open[protocol] = connection
+
+    # -- coming --------------------------------------------------------------------------------------------
+
+    async def _accept(self, server: web.Server, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listener)
+            except OSError as error:
+                self._say(f"no connection can be accepted: {error.strerror or error}")
+                await asyncio.sleep(RETRY)
+                continue
+            self._admit(server, accepted, local=is_loopback(str(address[0])))
+            await asyncio.sleep(0)  # many may be waiting, and each is accepted without a pause of its own
+
+    def _admit(self, server: web.Server, accepted: socket.socket, *, local: bool) -> None:
+        limit = self.cap if local else self.cap - self.cap // 8
+        if len(self._open) >= limit and not self._make_room(limit):
+            accepted.close()
+            self._say(f"{limit} connections are open, what comes above is closed at once")
+            return
+        protocol = _Protocol(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]
+            keepalive_timeout=NEXT_REQUEST,
+            lingering_time=1.0,
+        )
+        connection = self._open[protocol] = _Connection(accepted, time.monotonic())
+        start = asyncio.create_task(self._start(protocol, connection), name="http-connection")
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
+
+    async def _start(self, protocol: _Protocol, connection: _Connection) -> None:
+        deadline = FIRST_REQUEST if self._tls else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol, connection.socket, ssl=self._tls,
+                ssl_handshake_timeout=deadline, ssl_shutdown_timeout=deadline,
+            )  # fmt: skip
+        except OSError:  # no TLS, or gone already
+            connection.socket.close()
+            self._open.pop(protocol, None)
+
+    # -- going ---------------------------------------------------------------------------------------------
+
+    def _make_room(self, limit: int) -> bool:
+        self._forget_closed()
+        if len(self._open) < limit:
+            return True
+        if len(self._open) >= self.cap + LEAVING:
+            return False
+        now = time.monotonic()
+        for connection in self._open.values():
+            if not connection.busy and not connection.leaving and now - connection.since > GRACE:
+                self._say(f"{limit} connections are open, those that are idle longest make room")
+                _end(connection)
+                return True
+        return False
+
+    async def _close_idle(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            self._forget_closed()
+            now = time.monotonic()
+            for connection in self._open.values():
+                patience = NEXT_REQUEST if connection.requests else FIRST_REQUEST
+                if not connection.busy and now - connection.since > patience:
+                    _end(connection)
+
+    def _forget_closed(self) -> None:
+        gone = [protocol for protocol, connection in self._open.items() if connection.socket.fileno() < 0]
+        for protocol in gone:
+            del self._open[protocol]
+
+    def _say(self, text: str) -> None:
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET
+            logger.warning("HTTP: {}", text)
+
+
+def _end(connection: _Connection) -> None:
+    """End a connection whatever it is in the middle of: a handshake, half a header, an answer nobody reads."""
+    connection.leaving = True
+    with contextlib.suppress(OSError):
+        connection.socket.shutdown(socket.SHUT_RDWR)
+
+
+async def _listeners(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on every address of that host."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+    listeners: list[socket.socket] = []
+    try:
+        for bound in server.sockets:
+            listener = socket.socket(fileno=os.dup(bound.fileno()))
+            listeners.append(listener)
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    finally:
+        server.close()
+    return listeners

@@ -1,0 +1,554 @@
+"""The HTTP server by itself, over real sockets: what it costs, whom it answers, and how it ends connections."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+
+from eventwatch import web as pages_module
+from eventwatch.errors import ConfigError
+from eventwatch.http import answers, connections
+from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
+from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
+from eventwatch.metrics import Metrics
+from eventwatch.model import Cause
+from eventwatch.reconciler import Written
+from eventwatch.web import ChangeFeed, Pages, serve
+from tests.certificates import make_certificates
+from tests.conftest import free_port
+from tests.e2e.watching import eventually, logged, texts
+
+ID = "0123456789ab" * 5 + "cdef"
+CHANGE = Written(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
+
+
+@dataclass
+class Served:
+    """A server of made-up nodes, and how often each was asked for."""
+
+    nodes: dict[str, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    built: int = 0
+    port: int = field(default_factory=free_port)
+    feed: ChangeFeed = field(default_factory=ChangeFeed)
+
+    def node(self, node_id: str) -> dict[str, Any]:
+        self.built += 1
+        return {"node_id": node_id, "status": self.nodes[node_id], "padding": "x" * 200}
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)
+
+    @asynccontextmanager
+    async def running(self, access: Access | None = None, host: str = "127.0.0.1") -> AsyncIterator[Served]:
+        pages = Pages(
+            metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
+            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0",
+            access=access or Access(),
+        )  # fmt: skip
+        async with serve(host, self.port, pages):
+            yield self
+
+
+def many(count: int) -> dict[str, str]:
+    return {f"{number:064x}": "running" for number in range(count)}
+
+
+# -- what an answer costs -----------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_made_once_however_many_ask_for_it_within_a_moment() -> None:
+    async with Served(many(50)).running() as served, served.client() as client:
+        replies = await asyncio.gather(*(client.get("/api/nodes") for _ in range(15)))
+        assert {reply.content for reply in replies} == {replies[0].content}
+        assert len(replies[0].json()) == 50
+        assert served.built == 50
+        await asyncio.sleep(answers.MOMENT + 0.1)
+        assert len((await client.get("/api/nodes")).json()) == 50
+        assert served.built == 100
+
+
+async def test_an_answer_is_compressed_for_those_who_ask_for_that() -> None:
+    async with Served(many(200)).running() as served, served.client() as client:
+        packed = await client.get("/api/nodes", headers={"Accept-Encoding": "gzip"})
+        plain = await client.get("/api/nodes", headers={"Accept-Encoding": "identity"})
+        assert packed.headers["Content-Encoding"] == "gzip"
+        assert "Content-Encoding" not in plain.headers
+        assert packed.json() == plain.json()
+        assert int(packed.headers["Content-Length"]) < int(plain.headers["Content-Length"]) / 5
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [("gzip", True), ("br, GZIP;q=0.5", True), ("*", True), ("", False), ("br", False), ("gzip; q=0", False)],
+)
+def test_accept_encoding_is_read(header: str, accepted: bool) -> None:
+    assert accepts_gzip(header) is accepted
+
+
+async def test_the_list_of_nodes_comes_in_pages_that_link_to_the_next() -> None:
+    nodes = many(25)
+    async with Served(nodes).running() as served, served.client() as client:
+        seen: list[str] = []
+        path, asked = "/api/nodes?limit=10", 0
+        while path:
+            reply = await client.get(path)
+            seen += [node["node_id"] for node in reply.json()]
+            asked += 1
+            found = re.fullmatch(r'<([^>]*)>; rel="next"', reply.headers.get("Link", ""))
+            path = found[1] if found else ""
+        assert seen == sorted(nodes)
+        assert asked == 3
+        assert (await client.get("/api/nodes", params={"after": seen[-1]})).json() == []
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "many", "1e3", "10 ", "99999999999999999999"])
+async def test_a_wrong_limit_is_refused_in_one_line(limit: str) -> None:
+    async with Served().running() as served, served.client() as client:
+        reply = await client.get("/api/nodes", params={"limit": limit})
+        assert (reply.status_code, reply.text) == (400, "limit must be a number from 1 to 1000\n")
+
+
+async def test_a_page_holds_a_thousand_nodes_unless_told_otherwise() -> None:
+    async with Served(many(1001)).running() as served, served.client() as client:
+        assert len((await client.get("/api/nodes")).json()) == 1000
+
+
+async def test_making_a_long_list_lets_others_run_in_between() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def node(node_id: str) -> dict[str, Any]:
+        return {"node_id": node_id, "work": sum(range(20_000))}
+
+    running = asyncio.create_task(others())
+    await NodePages(lambda: many(200), node).page(after="", limit=200)
+    running.cancel()
+    assert turns > 20
+
+
+async def test_who_gives_up_waiting_does_not_take_the_answer_from_the_others() -> None:
+    made, made_up = Answers(), asyncio.Event()
+
+    async def make() -> Answer:
+        await made_up.wait()
+        return Answer(b"body", {})
+
+    first, second = (asyncio.create_task(made.get("key", make)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    made_up.set()
+    assert (await second).body == b"body"
+
+
+async def test_an_answer_that_could_not_be_made_is_tried_again() -> None:
+    made = Answers()
+
+    async def fail() -> Answer:
+        raise ValueError("not now")
+
+    async def succeed() -> Answer:
+        return Answer(b"body", {})
+
+    with pytest.raises(ValueError, match="not now"):
+        await made.get("key", fail)
+    assert (await made.get("key", succeed)).body == b"body"
+
+
+async def test_few_different_answers_are_kept() -> None:
+    made = Answers()
+
+    async def make() -> Answer:
+        return Answer(b"body", {})
+
+    for number in range(200):
+        await made.get(number, make)
+    assert len(made._made) <= answers.KEPT_ANSWERS
+
+
+async def test_more_requests_than_the_rate_wait_and_too_many_are_told_so() -> None:
+    turns = Turns(rate=100.0, burst=5, longest=0.2)
+    began = asyncio.get_running_loop().time()
+    taken = await asyncio.gather(*(turns.take() for _ in range(60)))
+    assert 20 <= sum(taken) <= 30
+    assert 0.1 < asyncio.get_running_loop().time() - began < 1.0
+
+
+async def test_a_flood_of_pages_holds_up_no_probe_and_little_of_the_loop() -> None:
+    served = Served(many(1000))
+    async with served.running(), aiohttp.ClientSession() as flooding, served.client() as client:
+        answered = 0
+
+        async def flood() -> None:
+            nonlocal answered
+            while True:
+                async with flooding.get(f"http://127.0.0.1:{served.port}/api/nodes") as reply:
+                    await reply.read()
+                    answered += 1
+
+        clients = [asyncio.create_task(flood()) for _ in range(8)]
+        await asyncio.sleep(0.5)
+        before = answered
+        for _ in range(10):
+            assert (await client.get("/livez")).text == "ok\n"
+            await asyncio.sleep(0.1)
+        assert answered - before < 10 * pages_module.RATE / 5
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def test_metrics_count_the_nodes_without_building_them() -> None:
+    async with Served(many(30)).running() as served, served.client() as client:
+        assert 'eventwatch_nodes{status="running"} 30.0' in (await client.get("/metrics")).text
+        assert served.built == 0
+
+
+async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages_module, "READING", 0.3)
+
+    def long(node_id: str) -> dict[str, Any]:
+        return {"node_id": node_id, "padding": "x" * 20_000}
+
+    served = Served(many(1000))
+    monkeypatch.setattr(served, "node", long)
+    async with served.running():
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
+        writer.write(b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        await asyncio.sleep(1.5)
+        with contextlib.suppress(ConnectionError):
+            assert len(await reader.read(-1)) < 20_000_000
+        await left(writer)
+
+
+async def test_only_so_many_follow_the_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages_module, "MOST_READERS", 2)
+    async with Served().running() as served, contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(served.client())
+        for _ in range(2):
+            reply = await stack.enter_async_context(client.stream("GET", "/api/changes"))
+            assert reply.status_code == 200
+        await eventually(lambda: served.feed.is_full)
+        assert (await client.get("/api/changes")).status_code == 503
+
+
+async def test_changes_are_followed_and_silence_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages_module, "SILENCE", 0.1)
+    served = Served()
+    served.feed.publish(CHANGE)
+    async with served.running(), served.client() as client, client.stream("GET", "/api/changes") as reply:
+        lines = reply.aiter_lines()
+        seen: list[str] = []
+        while ":" not in seen:
+            seen.append(await anext(lines))
+        [data] = [line for line in seen if line.startswith("data: ")]
+        assert json.loads(data.removeprefix("data: "))["new"] == {"status": "exited"}
+
+
+# -- whom it answers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [
+        ("127.0.0.1", True), ("127.0.0.1:9471", True), ("[::1]:9471", True), ("[fe80::1%25eth0]", True),
+        ("localhost", True), ("LOCALHOST.:9471", True), ("10.1.2.3:80", True), ("", True),
+        ("sidecar:9471", True), ("Sidecar.", True),
+        ("attacker.example", False), ("attacker.example:9471", False), ("localhost.attacker.example", False),
+        ("127.0.0.1.attacker.example", False), ("sidecar.attacker.example", False), ("a:b:c", False),
+        ("127.0.0.1@attacker.example", False),
+    ],
+)  # fmt: skip
+def test_only_addresses_localhost_and_allowed_names_are_served(host: str, served: bool) -> None:
+    assert Access.load(hosts=["sidecar"]).serves_host(host) is served
+
+
+async def test_a_name_that_only_points_here_reads_nothing() -> None:
+    async with Served(many(1)).running() as served, served.client() as client:
+        for path in ("/", "/api/nodes", "/metrics", "/readyz", "/nothing"):
+            reply = await client.get(path, headers={"Host": "attacker.example"})
+            assert reply.status_code == 421
+            assert "EVENTWATCH_HTTP_ALLOWED_HOSTS" in reply.text
+            assert reply.text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "foreign"),
+    [
+        ("/api/nodes", {}, False),
+        ("/api/nodes", {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, False),
+        ("/api/nodes", {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, False),
+        ("/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, False),
+        ("/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, True),
+        ("/api/nodes", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, True),
+        ("/api/nodes", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, True),
+        ("/api/nodes", {"Origin": "http://here:1", "Host": "here:1"}, False),
+        ("/api/nodes", {"Origin": "http://here:2", "Host": "here:1"}, True),
+        ("/api/nodes", {"Origin": "null", "Host": "here:1"}, True),
+    ],
+)
+def test_what_a_browser_asks_on_behalf_of_another_site_is_refused(
+    path: str, headers: dict[str, str], foreign: bool
+) -> None:
+    assert is_foreign(headers, path) is foreign
+
+
+async def test_no_answer_is_kept_or_tells_what_serves_it() -> None:
+    async with Served(many(1)).running() as served, served.client() as client:
+        for path in ("/", "/livez", "/readyz", "/metrics", "/api/nodes", "/nothing"):
+            reply = await client.get(path)
+            assert reply.headers["Cache-Control"] == "no-store", path
+            assert "Server" not in reply.headers
+        script = await client.get("/static/page.js")
+        assert script.headers["Cache-Control"] == "no-cache"
+        again = await client.get("/static/page.js", headers={"If-None-Match": script.headers["ETag"]})
+        assert again.status_code == 304
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+async def test_a_token_is_asked_for_except_by_the_probes() -> None:
+    served = Served(many(1), doubts=[f"lease: standing by, checker {ID[:32]} watches this engine"])
+    async with served.running(Access(token=b"s3cret:1")), served.client() as client:
+        for path in ("/", "/api/nodes", "/api/changes", "/metrics", "/static/page.js", "/nothing"):
+            refused = await client.get(path)
+            assert refused.status_code == 401, path
+            assert refused.headers["WWW-Authenticate"].startswith("Basic ")
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).json() == ["lease: standing by, checker ... watches this engine"]
+        right = {"Authorization": "Bearer s3cret:1"}
+        assert ID[:32] in (await client.get("/readyz", headers=right)).text
+        lower = {"Authorization": "bearer  s3cret:1"}
+        for headers in (right, lower, basic("any", "s3cret:1"), basic("", "s3cret:1")):
+            assert (await client.get("/api/nodes", headers=headers)).status_code == 200
+        for headers in (
+            {"Authorization": "Bearer s3cret"}, {"Authorization": "s3cret:1"}, {"Authorization": "Bearer"},
+            {"Authorization": "Basic s3cret:1"}, {"Authorization": "Digest s3cret:1"}, basic("s3cret:1", ""),
+        ):  # fmt: skip
+            assert (await client.get("/api/nodes", headers=headers)).status_code == 401
+
+
+def test_ids_are_left_out_of_reasons_and_nothing_else() -> None:
+    engine = ":".join(["ABCD"] * 12)
+    said = f"nodes: 1, {ID[:12]}, {ID}, {engine}, 123e4567-e89b-12d3-a456-426614174000; sweep: 12 s old"
+    assert without_ids(said) == "nodes: 1, ..., ..., ..., ...; sweep: 12 s old"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(None, "cannot be read, No such file"), (b" \n", "is empty"), (b"two words", "must hold one line of visible"),
+     (b"\xff\xfe", "must hold one line of visible"), (b"x" * 5000, "must hold one line of visible")],
+)  # fmt: skip
+def test_a_token_file_that_cannot_be_used_is_one_line(content: bytes | None, fault: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_token(str(file))
+    assert str(caught.value).startswith(f"EVENTWATCH_HTTP_TOKEN_FILE: {file} {fault}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_token(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no file"):
+        read_token(str(tmp_path))
+
+
+def test_a_token_is_read_without_its_line_end(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    assert read_token(str(tmp_path / "token")) == b"s3cret"
+
+
+def test_tls_files_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+    make_certificates(tmp_path, "127.0.0.1")
+    (tmp_path / "empty").touch()
+    cert, key, other, empty, none = (
+        str(tmp_path / name) for name in ("server.crt", "server.key", "key.pem", "empty", "none")
+    )
+    for files, start in (
+        ((none, key), f"EVENTWATCH_HTTP_TLS_CERT_FILE: {none} cannot be read"),
+        ((cert, none), f"EVENTWATCH_HTTP_TLS_KEY_FILE: {none} cannot be read"),
+        ((empty, key), f"EVENTWATCH_HTTP_TLS_CERT_FILE: {empty} is empty"),
+        ((cert, other), "EVENTWATCH_HTTP_TLS_CERT_FILE and EVENTWATCH_HTTP_TLS_KEY_FILE: "),
+        ((key, cert), "EVENTWATCH_HTTP_TLS_CERT_FILE and EVENTWATCH_HTTP_TLS_KEY_FILE: "),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_tls(*files)
+        assert str(caught.value).startswith(start)
+        assert "\n" not in str(caught.value)
+
+
+async def test_over_tls_the_pages_are_served_and_plain_http_is_not(tmp_path: Path) -> None:
+    make_certificates(tmp_path, "127.0.0.1")
+    access = Access.load(cert_file=str(tmp_path / "server.crt"), key_file=str(tmp_path / "server.key"))
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    async with Served(many(3)).running(access) as served:
+        async with httpx.AsyncClient(verify=trusted) as client:
+            reply = await client.get(f"https://127.0.0.1:{served.port}/api/nodes")
+            assert len(reply.json()) == 3
+        async with served.client() as plain:
+            with pytest.raises(httpx.TransportError):
+                await plain.get("/livez")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("localhost", True),
+     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("sidecar", False)],
+)  # fmt: skip
+def test_what_is_loopback_is_known(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+async def test_off_loopback_without_a_token_there_is_one_warning() -> None:
+    with logged("WARNING") as lines:
+        async with Served().running(host="0.0.0.0"), Served().running(), Served().running(Access(token=b"x")):
+            pass
+        async with Served().running(Access(token=b"x"), host="0.0.0.0"):
+            pass
+    assert len(lines) == 1
+    assert "EVENTWATCH_HTTP_TOKEN_FILE" in lines[0].text
+
+
+# -- connections --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def idle_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
+    held: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)))  # noqa: PERF401
+        yield held
+
+
+async def left(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+def is_closed(held: socket.socket) -> bool:
+    held.setblocking(False)
+    try:
+        return held.recv(1024, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def set_all(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(connections, name, value)
+
+    monkeypatch.setattr(connections, "default_cap", lambda: 16)
+    monkeypatch.setattr(connections, "LOOK", 0.1)
+    return set_all
+
+
+async def test_idle_connections_take_no_probes_place(small: Callable[..., None]) -> None:
+    small(GRACE=0.0)
+    async with Served().running() as served, served.client() as client:
+        with logged("WARNING") as lines, idle_connections(served.port, 100) as held:
+            await asyncio.sleep(0.3)
+            for _ in range(20):
+                assert (await client.get("/readyz", headers={"Connection": "close"})).status_code == 200
+            assert sum(not is_closed(each) for each in held) <= 16
+        assert len(texts(lines)) == 1
+
+
+async def test_what_comes_above_the_cap_is_closed_at_once_when_none_is_idle(small: Callable[..., None]) -> None:
+    async with Served().running() as served, contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(served.client())
+        chunks: list[AsyncIterator[bytes]] = []
+        for _ in range(16):
+            reply = await stack.enter_async_context(client.stream("GET", "/api/changes"))
+            chunks.append(reply.aiter_raw())
+            await anext(chunks[-1])
+        await asyncio.sleep(connections.GRACE)
+        with idle_connections(served.port, 4) as held:
+            await eventually(lambda: all(map(is_closed, held)), 2)
+        served.feed.publish(CHANGE)  # those that are busy stay
+        assert len(served.feed._readers) == 16
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ",
+        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    ],
+    ids=["nothing", "half a header", "an answered request"],
+)
+async def test_idle_and_half_sent_requests_end(small: Callable[..., None], sent: bytes) -> None:
+    small(FIRST_REQUEST=0.3, NEXT_REQUEST=0.3)
+    async with Served().running() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(sent)
+        async with asyncio.timeout(3):
+            with contextlib.suppress(ConnectionError):
+                await reader.read(-1)
+        await left(writer)
+
+
+async def test_a_tls_handshake_that_is_never_made_ends(small: Callable[..., None], tmp_path: Path) -> None:
+    small(FIRST_REQUEST=0.3)
+    make_certificates(tmp_path, "127.0.0.1")
+    access = Access.load(cert_file=str(tmp_path / "server.crt"), key_file=str(tmp_path / "server.key"))
+    async with Served().running(access) as served:
+        with idle_connections(served.port, 4) as held:
+            await eventually(lambda: all(map(is_closed, held)), 5)
+
+
+async def test_a_request_that_is_no_http_is_answered_without_a_traceback_or_a_banner(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Served().running() as served:
+        for sent in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(sent)
+            async with asyncio.timeout(3):
+                answer = await reader.read(-1)
+            assert answer.startswith(b"HTTP/1.0 400 ")
+            assert b"aiohttp" not in answer.lower()
+            await left(writer)
+    assert caplog.records == []
+    assert "Traceback" not in capsys.readouterr().err
+
+
+async def test_an_address_in_use_is_a_warning_and_one_that_is_not_ours_an_error() -> None:
+    async with Served().running() as served:
+        with logged("WARNING") as lines:
+            async with Served(port=served.port).running():
+                pass
+        assert [line.text for line in lines] == [
+            f"EVENTWATCH_HTTP_LISTEN: 127.0.0.1:{served.port} is in use, going on without HTTP"
+        ]
+    with pytest.raises(ConfigError, match="cannot listen on 192"):
+        async with Served().running(host="192.0.2.1"):
+            pass
