@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Final
 
 from eventwatch.embedded import server_version
-from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, Engine, is_mounted_by_itself
+from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.settings import EMBEDDED, Settings
@@ -42,6 +43,8 @@ async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator
     """Everything in turn; a failed part does not keep the rest from being looked at."""
     async for finding in _examine_engine(engine):
         yield finding
+    if isinstance(engine, DockerEngine):
+        yield await _examine_network(engine, settings.node_network)
     if mount := _examine_socket(settings.docker_host or DEFAULT_HOST):
         yield mount
     async for finding in _examine_database(settings, url, engine):
@@ -63,6 +66,22 @@ async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
     yield await _permission(
         "POST /containers/{id}/stop", engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0"
     )
+
+
+async def _examine_network(engine: DockerEngine, network: str) -> Finding:
+    """Whether the node network exists; a proxy need not allow this look, as eventwatch itself takes none."""
+    try:
+        names = await engine.list_networks()
+    except EventwatchError as error:
+        if isinstance(error, EngineError) and error.status == DENIED:
+            return Finding("node network", f"{network}; whether it exists is not known, GET /networks is denied")
+        return Finding("node network", str(error), failed=True)
+    if network in names:
+        return Finding("node network", f"{network} exists")
+    close = get_close_matches(network, names, n=1, cutoff=0.0)
+    nearest = f", the nearest name is {close[0]}" if close else ""
+    cure = "set EVENTWATCH_NODE_NETWORK, or create it"
+    return Finding("node network", f"no network is called {network}{nearest}", failed=True, cure=cure)
 
 
 async def _open_stream(engine: Engine) -> None:

@@ -7,8 +7,8 @@ our own reader on a client of its own: aiodocker's `subscribe()` hangs for ever 
 long line kills it.
 
 The calls that are made, all of them: `GET /version`, `GET /info`, `GET /events`, `GET /containers/json`,
-`GET /containers/{id}/json`, `POST /containers/{id}/stop`. No redirect is followed. `{id}` is 64 hexadecimal
-digits, save where `resolve` asks about a name.
+`GET /containers/{id}/json`, `POST /containers/{id}/stop`, and by `doctor` alone `GET /networks`. No redirect is
+followed. `{id}` is 64 hexadecimal digits, save where `resolve` asks about a name.
 
 Not promised: that events arrive in the order of their `timeNano`, once, or at all.
 """
@@ -95,6 +95,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "stop": Call(
         "POST", "/containers/{id}/stop", statuses=frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
     ),
+    "networks": Call("GET", "/networks", 8 * _MIB),
 }
 #: Bytes read of an answer that is an error.
 ERROR_LIMIT: Final = 64 * _KIB
@@ -330,6 +331,12 @@ class DockerEngine:
 
     async def list_newest(self, limit: int) -> list[str]:
         return await self._list(all="1", limit=str(limit))
+
+    async def list_networks(self) -> list[str]:
+        """Names of all networks."""
+        doing = "listing networks"
+        rows = _decoded(await self._ask("networks", doing=doing, seconds=CALL_DEADLINE), list, doing)
+        return [row["Name"] for row in rows if isinstance(row, dict) and isinstance(row.get("Name"), str)]
 
     async def _list(self, **params: str) -> list[str]:
         doing = "listing containers"

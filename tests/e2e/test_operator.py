@@ -77,6 +77,9 @@ async def test_the_doctor_finds_a_healthy_place_well_and_names_what_is_wrong(wor
     assert code == 1
     assert "FAIL engine: Engine at unix:///nowhere/docker.sock unreachable: no such socket" in text
     assert "ok   database rights" in text
+    code, text = await ask(world, tmp_path, "doctor", EVENTWATCH_NODE_NETWORK=f"{world.nodes.network}s")
+    assert code == 1
+    assert f"no network is called {world.nodes.network}s, the nearest name is {world.nodes.network}" in text
 
 
 async def test_healthcheck_tells_whether_a_watcher_is_ready(world: World, tmp_path: Path) -> None:

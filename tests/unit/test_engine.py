@@ -58,6 +58,7 @@ class FakeEngine:
                 "/version": {"Version": "1", "ApiVersion": self.api_version},
                 "/info": {"ID": "fake", "Name": "fake", "SystemTime": self.system_time},
                 "/containers/json": [{"Id": NODE}, {"Id": "../volumes"}, {"Id": None}, 7, {}],
+                "/networks": [{"Name": "net"}, {"Name": 7}, 7, {}],
                 "/containers/{id}/json": inspection(path.split("/")[-2]),
             }.get(name),
             status=204 if name.endswith("/stop") else 200,
@@ -129,6 +130,7 @@ CALLERS: dict[str, Callable[[DockerEngine], Coroutine[Any, Any, object]]] = {
     "/containers/json": lambda engine: engine.list_running(),
     "/containers/{id}/json": lambda engine: engine.inspect(NODE),
     "/containers/{id}/stop": lambda engine: engine.stop(NODE, grace=1),
+    "/networks": lambda engine: engine.list_networks(),
 }
 
 
