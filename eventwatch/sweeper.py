@@ -30,7 +30,7 @@ from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
 from eventwatch.errors import ConfigError, EngineChangedError, EngineError, EventwatchError, LeaseLostError
 from eventwatch.model import Cause, Observation, Owner, Recorded
-from eventwatch.pipeline.deletion import Deletions, MassBrake
+from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
 from eventwatch.reconciler import RETRIED, Reconciler
@@ -184,9 +184,9 @@ class Sweeper:
         """
         began = self._clock.monotonic()
         known_before = dict(self._reconciler.known)
-        engine = await self._identify(anew=True)
+        engine = await self._identify_if_it_says()
         await self._look_at_clocks()
-        others = await self._store.other_live_engines(engine.id)
+        others = await self._store.other_live_engines(self._reconciler.engine_id)
         documents = await self._store.read()
         # What another live checker owns is its business.
         documents = {i: node for i, node in documents.items() if node.engine_id not in others}
@@ -195,17 +195,9 @@ class Sweeper:
         answers = await self._inspect_all(documents, report)
         self.on_fact(max((seen.time_nano for seen, _ in answers.values()), default=0))
         found = {i: seen for i, (seen, _) in answers.items() if seen.found}
-        if len(found) < len(answers):
-            # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
-            await self._identify()
         missing = {i: documents[i] for i in answers.keys() - found.keys()}
-        verdict = await self.deletions.judge(
-            missing, engine=engine, found=found, owned=self._reconciler.owned, manager_id=self._manager_id,
-            force=force,
-        )  # fmt: skip
+        verdict = await self._judge(missing, engine, found=found, force=force)
         report.braked, report.spared = verdict.braked, verdict.spared
-        if self.deletions.twins.doubtful:
-            self._clock.call_later(SECOND_THOUGHT, self.request)
         for node_id, (seen, events_seen) in answers.items():
             if not seen.found:
                 if node_id in verdict.allowed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
@@ -213,7 +205,8 @@ class Sweeper:
             elif self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
                 report.changed += self._reconciler.accept_sweep(seen, events_seen=events_seen)
         await self._reconciler.flush()
-        await self._put_on_record(found, engine)
+        if engine:
+            await self._put_on_record(found, engine)
         report.stopping = await self.stopper.stop_idle(documents, found, force=force)
         brakes = (self.deletions.brake, self.stopper.brake)
         self._metrics.show_brakes(*(brake is not None and brake.engaged for brake in brakes))
@@ -245,6 +238,36 @@ class Sweeper:
         if engine.system_time:
             self._time.hear("engine", engine.system_time, asked=asked)
         return engine
+
+    async def _identify_if_it_says(self) -> EngineInfo | None:
+        """As `_identify`; None in a watcher when the engine answers, but not to that: who it was, it still is.
+
+        Telling who it is makes an engine look at all that it has, which may take it long.
+        """
+        try:
+            return await self._identify(anew=True)
+        except EngineError as error:
+            if self.is_one_off or error.unreachable:
+                raise
+            logger.debug("Sweeping without deletions: {}", error)
+            return None
+
+    async def _judge(
+        self, missing: Mapping[str, Recorded], engine: EngineInfo | None, *, found: Collection[str], force: bool
+    ) -> Verdict:
+        """Which documents of missing containers may go: none when it is not sure which engine misses them."""
+        if engine is None:
+            return Verdict(spared=len(missing))
+        if missing:
+            # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
+            await self._identify()
+        verdict = await self.deletions.judge(
+            missing, engine=engine, found=found, owned=self._reconciler.owned, manager_id=self._manager_id,
+            force=force,
+        )  # fmt: skip
+        if self.deletions.twins.doubtful:
+            self._clock.call_later(SECOND_THOUGHT, self.request)
+        return verdict
 
     async def _look_at_clocks(self) -> None:
         asked = self._clock.monotonic()

@@ -14,7 +14,7 @@ import pytest
 from bson import Int64
 
 from eventwatch import ToolServerNode, update_node_status, watch
-from eventwatch.engine import DockerEngine
+from eventwatch.engine import DockerEngine, EngineInfo
 from eventwatch.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.model import Observation
 from eventwatch.reconciler import RETRIED, Reconciler
@@ -242,3 +242,25 @@ async def test_a_managers_call_raises_nothing_when_the_lease_is_lost_in_the_midd
             patch.setattr(Reconciler, "flush", lost)
             await update_node_status(given)
     assert f"Failed to get node info from docker: {node.id}" in texts(lines)
+
+
+async def test_an_engine_that_does_not_say_who_it_is_is_swept_all_the_same_but_for_deletions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, gone = await world.start("one"), "f" * 64
+    engine_id = (await world.docker.system.info())["ID"]
+    async with world.watching() as watched:
+        await world.becomes_true()
+
+        async def slow(_: DockerEngine) -> EngineInfo:
+            raise EngineError("Engine did not answer within 10 s while asking the engine who it is")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DockerEngine, "identify", slow)
+            await world.insert(gone, engine_id=engine_id)
+            await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited"}})
+            await sweep(watched)
+            assert await world.says(node, status="running")
+            assert await world.collection.count_documents({"_id": gone}) == 1
+        await sweep(watched)
+        assert await world.collection.count_documents({"_id": gone}) == 0
