@@ -447,6 +447,7 @@ class Reconciler:
     async def run_orphanage(self) -> None:
         """Look for the documents of unknown containers, more and more rarely, for `orphan_grace`. Never ends."""
         shortest, longest = ORPHAN_POLL
+        away = False
         while True:
             await self._has_orphans.wait()
             youngest = self.clock.monotonic() - max(self._orphans.values(), default=0.0)
@@ -454,9 +455,11 @@ class Reconciler:
             try:
                 found = await self._store.read(self._orphans)
             except StoreError as error:
-                logger.warning("Looking for orphans' documents failed: {}", error)
+                logger.log("DEBUG" if away else "WARNING", "Looking for orphans' documents failed: {}", error)
+                away = True
                 await self.clock.sleep(longest)
                 continue
+            away = False
             self._adopt(found)
 
     def _adopt(self, found: Mapping[str, Recorded]) -> None:
