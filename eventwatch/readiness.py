@@ -27,6 +27,8 @@ STANDBY: Final = "lease: standing by,"
 NOTES: Final = ("clock:", "nodes:")
 #: The header by which an answer says whose it is: a process id, and what `identity` says.
 IDENTITY: Final = "X-Eventwatch"
+#: Where Linux tells who listens, and how it says so.
+_TABLES: Final = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
 _LISTENING: Final = "0A"
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - everywhere includes here
 
@@ -65,9 +67,9 @@ def ask_readiness(
         if certificate is not None:
             _check_certificate(connection.sock, certificate, host, port)
         connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        _check_identity(answer.getheader(IDENTITY), watched, host, port)
-        return answer.status == http.HTTPStatus.OK, [str(reason) for reason in json.load(answer)]
+        with connection.getresponse() as answer:
+            _check_identity(answer.getheader(IDENTITY), watched, host, port)
+            return answer.status == http.HTTPStatus.OK, [str(reason) for reason in json.load(answer)]
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise EventwatchError(f"no eventwatch answers at {host} port {port}: {error}") from None
     finally:
@@ -106,7 +108,7 @@ def _check_owner(connection: socket.socket, host: str, port: int) -> None:
     address = ipaddress.ip_address(peer.partition("%")[0])
     words = [address.packed[at : at + 4][::-1].hex().upper() for at in range(0, len(address.packed), 4)]
     wanted = {f"{written}:{port:04X}" for written in ("".join(words), "0" * 8, "0" * 32)}
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+    for table in _TABLES:
         try:
             rows = Path(table).read_text(encoding="ascii").splitlines()[1:]
         except OSError:
