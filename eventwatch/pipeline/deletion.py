@@ -167,7 +167,7 @@ class Deletions:
         A rename is proven by a container that is still here and was on record under the old name.
         """
         strange = {
-            i: host for i in own if (owner := owners.get(i)) and (host := owner.host) not in {None, engine.name}
+            i: owner.host for i in own if (owner := owners.get(i)) and owner.host and owner.host != engine.name
         }
         if not strange:
             return set()

@@ -168,12 +168,16 @@ async def sweep_dry(place: Place, command: str) -> None:
 
 
 async def sweep_force(place: Place, command: str) -> None:
-    """Nine nodes are gone, more than the brake allows, and another engine owned them."""
+    """Nine nodes of this engine are gone, more than the brake allows, and nine of another one."""
+    engine_id = (await place.world.docker.system.info())["ID"]
     for number in range(9):
-        await place.world.insert(f"{number:064}", engine_id="another")
-    assert "deleted" not in await place.done("eventwatch sweep")
-    assert await place.world.collection.count_documents({}) == 10
+        await place.world.insert(f"{number:064}", engine_id=engine_id)
+        await place.world.insert(f"{number + 9:064}", engine_id="another")
+    code, said = await place.ended("eventwatch sweep")
+    assert code == 1, said
+    assert await place.world.collection.count_documents({}) == 19
     assert "9 deleted" in await place.done(command)
+    assert (await place.world.collection.delete_many({"engine_id": "another"})).deleted_count == 9
     assert await place.world.collection.distinct("_id") == [place.node.id]
 
 

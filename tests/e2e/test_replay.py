@@ -252,7 +252,7 @@ async def test_a_second_replay_starts_from_nothing(mongo_url: str, database: str
 async def test_a_database_that_is_being_watched_is_refused_even_if_forced(mongo_url: str, database: str) -> None:
     recording, truth = recorded(LIFECYCLE)
     async with open_replay(recording, settings_for(database), url=mongo_url, truth=truth) as running:
-        checker = (await running.store.current_lease("replay")) is not None
+        checker = [peer.holds for peer in await running.store.peers("replay")] == [True]
         assert checker
     with MongoClient[dict[str, Any]](mongo_url) as client:
         checkers = client[database]["NodeChecker"]
