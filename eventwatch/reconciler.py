@@ -437,6 +437,9 @@ class Reconciler:
 
     def _forget(self, node_id: str) -> None:
         self.known.pop(node_id, None)
+        self._drop_state(node_id)
+
+    def _drop_state(self, node_id: str) -> None:
         self.unanswered.pop(node_id, None)
         self._retrying.discard(node_id)
         node = self._nodes.pop(node_id, None)
@@ -473,7 +476,7 @@ class Reconciler:
         horizon = self.clock.monotonic() - self._settings.orphan_grace
         for node_id in [i for i, since in self._orphans.items() if since <= horizon]:
             del self._orphans[node_id]
-            self._nodes.pop(node_id, None)
+            self._drop_state(node_id)
             self._strangers[node_id] = node_id in self._started
             self._started.discard(node_id)
         while len(self._strangers) > REMEMBERED:
@@ -490,7 +493,7 @@ class Reconciler:
                 logger.warning("Node {} could not be registered, trying again: {}", seen.node_id[:12], error)
                 self.clock.call_later(WRITE_RETRY.cap, lambda: self.inspect_soon(seen.node_id, urgent=True))
         elif seen.node_id not in self._orphans:
-            self._nodes.pop(seen.node_id, None)
+            self._drop_state(seen.node_id)
 
     async def register(self, seen: Observation) -> None:
         """Give a labelled container a document (opt-in); its start counts as its first request."""
