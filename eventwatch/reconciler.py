@@ -661,19 +661,16 @@ class Reconciler:
 
     async def load_owned(self) -> None:
         """Read what is on record of this engine's containers. Raises StoreError."""
-        self.owned = await self._store.read_owners(engine_id=self.engine_id)
+        self.owned = await self._store.read_owned(self.engine_id)
 
     def _own(self, node_id: str) -> None:
         """Have it put on record that our engine has this container, unless it is: no replace can drop that."""
-        if self._lease and not self._settings.dry_run:
-            owner = self.owned.get(node_id)
-            if owner is None or owner.host != self.host:
-                registered = owner.registered if owner else None
-                self.owned[node_id] = self._to_own[node_id] = Owner(self.engine_id, self.host, registered)
-                self._has_ownership.set()
+        if self._lease and not self._settings.dry_run and node_id not in self.owned:
+            self.owned[node_id] = self._to_own[node_id] = Owner(self.engine_id, self.host)
+            self._has_ownership.set()
 
     def disown(self, node_id: str) -> None:
-        """Have a container taken off the record that is gone, and its document with it."""
+        """Have it put on record that a container is gone, and its document with it."""
         self._to_own.pop(node_id, None)
         if self.owned.pop(node_id, None):
             self._to_disown.add(node_id)
@@ -702,7 +699,7 @@ class Reconciler:
                 await self._store.record_owners(own)
                 self._to_own = {i: owner for i, owner in self._to_own.items() if own.get(i) is not owner}
             if disown:
-                await self._store.forget_owners(disown, engine_id=self.engine_id)
+                await self._store.record_gone(disown, engine_id=self.engine_id)
                 self._to_disown -= disown
         except StoreError:
             self._has_ownership.set()

@@ -107,7 +107,7 @@ class ReplayStore(Store):
             )
         if left := await self.read():
             await self.write([Change(i, {}, Cause.EVENT, delete=True) for i in left], lease=None)
-        await self.forget_owners(self._ids, engine_id=ENGINE_ID)
+        await self.record_gone(self._ids, engine_id=ENGINE_ID)
 
     async def insert(self, node_ids: Iterable[str]) -> None:
         """Be the manager: give each of these containers a document."""

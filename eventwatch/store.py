@@ -22,7 +22,7 @@ import hashlib
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -35,7 +35,6 @@ from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, ReturnDocument,
 from pymongo.asynchronous import pool, topology
 from pymongo.errors import (
     BulkWriteError,
-    CollectionInvalid,
     ConfigurationError,
     ConnectionFailure,
     InvalidURI,
@@ -63,21 +62,34 @@ SERVER_SELECTION_MS: Final = 3000
 #: What outlives a replaced node document, and what is remembered of each engine.
 OWNERS: Final = "NodeOwner"
 ENGINES: Final = "NodeEngine"
-#: No number of takeovers leads here: what is beyond was written by somebody else.
+#: No number of takeovers leads here: what is beyond was written by somebody else. It takes as many again from the
+#: highest one that is counted on from to the first that is not believed.
 MAX_EPOCH: Final = 2**48
+MAX_FLOOR: Final = 2**47
+#: Seconds for which it is remembered whose a container was that is gone.
+GONE_MEMORY: Final = 24 * 3600
 #: Seconds that idle stops wait at most, whatever is on record.
 MAX_GRACE: Final = 3600.0
 #: Seconds after which a standby that has not asked for the lease again is gone.
 STANDBY_GONE: Final = 10.0
 
-#: The capped collection of changes, and its size: some 50,000 changes.
-HISTORY: Final = "NodeHistory"
-HISTORY_BYTES: Final = 16 * 1024 * 1024
+#: The last changes of each node, one document a node; one whose last change is older than this (s) expires.
+HISTORY: Final = "NodeChanges"
+HISTORY_SECONDS: Final = 30 * 86400
+#: Changes that are kept of a node.
+HISTORY_CHANGES: Final = 50
+#: The most histories that are removed at once.
+HISTORY_REMOVED: Final = 1000
+#: What earlier versions write, one row a change, into a capped collection. Only read.
+OLD_HISTORY: Final = "NodeHistory"
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
 _PROJECTION: Final = dict.fromkeys(_FIELDS, 1)
 #: Server error codes of a refused login or missing rights: waiting does not help.
 _REFUSED: Final = {13, 18}
+_DUPLICATE: Final = 11000
+#: Server error codes of an index that is there with other options.
+_INDEX_CONFLICTS: Final = {85, 86}
 #: Server error codes that concern the server, not the document: it is shutting down, or no primary any more.
 _PASSING: Final = {91, 189, 10058, 10107, 11600, 11602, 13435, 13436, 14031}
 
@@ -106,6 +118,24 @@ class Witness:
 UNSEEN: Final = Witness()
 
 
+@dataclass(slots=True)
+class Entry:
+    """A change in a node's history, and how often it has come again between `at` and `until`.
+
+    `tried`: it may be in the database already, as it was at an earlier attempt to write it. `stored`: it is.
+    """
+
+    id: str
+    node_id: str
+    short_id: str
+    at: datetime
+    until: datetime
+    what: Mapping[str, Any]
+    count: int = 1
+    tried: bool = False
+    stored: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby."""
@@ -129,6 +159,29 @@ class Refused:
 
     def __contains__(self, node_id: object) -> bool:
         return any(node_id in ids for ids in (self.vanished, self.fenced, self.conflicting, self.impossible))
+
+
+def _history_operations(entry: Entry) -> list[UpdateOne]:
+    """What makes the database hold this entry, once, whatever came of an earlier attempt."""
+    found: dict[str, Any] = {"_id": entry.node_id, "changes.id": entry.id}
+    renewed = UpdateOne(
+        found,
+        {"$set": {"changes.$.count": entry.count, "changes.$.until": entry.until}, "$max": {"at": entry.until}},
+    )
+    if entry.stored:
+        return [renewed]
+    row = {"id": entry.id, "at": entry.at, "until": entry.until, "count": entry.count, **entry.what}
+    # One that is there makes the filter match nothing, and the upsert a duplicate key.
+    added = UpdateOne(
+        {"_id": entry.node_id, "changes.id": {"$ne": entry.id}},
+        {
+            "$push": {"changes": {"$each": [row], "$sort": {"at": 1, "id": 1}, "$slice": -HISTORY_CHANGES}},
+            "$set": {"short_id": entry.short_id},
+            "$max": {"at": entry.until},
+        },
+        upsert=True,
+    )
+    return [renewed, added] if entry.tried else [added]
 
 
 def checker_id(engine_id: str) -> ObjectId:
@@ -165,8 +218,10 @@ class Store:
         self._engines = database.get_collection(
             ENGINES, codec_options=tolerant, read_preference=primary, write_concern=surely
         )
-        self._history = database.get_collection(HISTORY, read_preference=primary)
-        self._history_ready = False
+        self._history, self._old_history = (
+            database.get_collection(name, codec_options=tolerant, read_preference=primary)
+            for name in (HISTORY, OLD_HISTORY)
+        )
         self._owners_indexed = False
         #: Documents that were told of, as they cannot be read, or not be written as they should be.
         self._reported: set[str] = set()
@@ -339,18 +394,21 @@ class Store:
             query["_id"] = {"$in": list(node_ids)}
         async with _deadline("reading claims"):
             rows = await self._owners.find(query, {"claim": 1}).to_list()
-        claims = {row["_id"]: row["claim"] for row in rows if isinstance(row["claim"], dict)}
+        rows = [row for row in rows if isinstance(row["_id"], str) and isinstance(row["claim"], dict)]
+        claims = {row["_id"]: row["claim"] for row in rows}
         return {i: Claim(claim.get("run"), claim.get("stands") is True) for i, claim in claims.items()}
 
     # -- which engine had a container -----------------------------------------------------------------
 
-    async def read_owners(
-        self, node_ids: Collection[str] | None = None, *, engine_id: str | None = None
-    ) -> dict[str, Owner]:
-        """What is on record of these containers, or of all that `engine_id` owns."""
-        query: dict[str, Any] = {} if engine_id is None else {"engine_id": engine_id}
-        if node_ids is not None:
-            query["_id"] = {"$in": list(node_ids)}
+    async def read_owners(self, node_ids: Collection[str]) -> dict[str, Owner]:
+        """What is on record of these containers, those that are gone for less than `GONE_MEMORY` included."""
+        return await self._read_owners({"_id": {"$in": list(node_ids)}})
+
+    async def read_owned(self, engine_id: str) -> dict[str, Owner]:
+        """What is on record of all containers that this engine has."""
+        return await self._read_owners({"engine_id": engine_id, "gone_at": {"$exists": False}})
+
+    async def _read_owners(self, query: Mapping[str, Any]) -> dict[str, Owner]:
         async with _deadline("reading owners"):
             rows = await self._owners.find(query, {"claim": 0}).to_list()
         return {row["_id"]: _parse_owner(row) for row in rows if isinstance(row["_id"], str)}
@@ -362,20 +420,32 @@ class Store:
             fields: dict[str, Any] = {"engine_id": owner.engine_id, "host": owner.host}
             if owner.registered is not None:
                 fields["registered"] = owner.registered
-            operations.append(UpdateOne({"_id": node_id}, {"$set": fields}, upsert=True))
+            update = {"$set": fields, "$unset": {"gone_at": 1}}
+            operations.append(UpdateOne({"_id": node_id}, update, upsert=True))
         if not operations:
             return
         async with _deadline("recording owners"):
             if not self._owners_indexed:
                 await self._owners.create_index([("engine_id", 1)])
                 await self._owners.create_index([("claim.until", 1)], sparse=True)
+                await self._owners.create_index([("gone_at", 1)], expireAfterSeconds=GONE_MEMORY)
                 self._owners_indexed = True
             await self._owners.bulk_write(operations, ordered=False)
 
-    async def forget_owners(self, node_ids: Collection[str], *, engine_id: str) -> None:
-        """Take containers off the record that this engine had, and that are gone with their documents."""
-        async with _deadline("forgetting owners"):
-            await self._owners.delete_many({"_id": {"$in": list(node_ids)}, "engine_id": engine_id})
+    async def record_gone(self, node_ids: Collection[str], *, engine_id: str) -> None:
+        """Put on record that these containers of this engine are gone.
+
+        It is remembered for a while whose they were: a manager that saves what it read before brings a document
+        back, and then it must be known who may delete it.
+        """
+        query = {"_id": {"$in": list(node_ids)}, "engine_id": engine_id}
+        async with _deadline("recording what is gone"):
+            await self._owners.update_many(query, [{"$set": {"gone_at": "$$NOW"}}])
+
+    async def rename_host(self, engine_id: str, old: str, new: str) -> None:
+        """Put on record that an engine's host is called otherwise than when it had some containers."""
+        async with _deadline("recording a host's name"):
+            await self._owners.update_many({"engine_id": engine_id, "host": old}, {"$set": {"host": new}})
 
     async def trace_of_others(self, engine_id: str) -> str | None:
         """The id of another engine that this database has ever served, alive or not; None without a trace."""
@@ -498,7 +568,7 @@ class Store:
         # A released lease leaves no document behind, but the nodes remember its epoch. Of all engines: one that
         # lost its id finds its own nodes under the old id, and must not be fenced off by their epoch for ever.
         async with _deadline("reading the epoch"):
-            sane = {"epoch": {"$type": ["int", "long"], "$lt": MAX_EPOCH}}
+            sane = {"epoch": {"$type": ["int", "long"], "$lt": MAX_FLOOR}}
             row = await self._nodes.find_one(sane, {"epoch": 1}, sort=[("epoch", -1)])
         return int(row["epoch"]) if row else 0
 
@@ -562,25 +632,50 @@ class Store:
 
     # -- history --------------------------------------------------------------------------------------
 
-    async def append_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add changes to the capped history, creating it at first."""
-        async with _deadline("writing the history"):
-            if not self._history_ready:
-                await self._create_history()
-            await self._history.insert_many(rows, ordered=False)
+    async def write_history(self, entries: Sequence[Entry]) -> tuple[int, list[str]]:
+        """Write to the nodes' histories in one unordered bulk. Returns how many histories are new, and refusals.
 
-    async def _create_history(self) -> None:
-        with suppress(CollectionInvalid):  # it is there
-            await self._history.database.create_collection(HISTORY, capped=True, size=HISTORY_BYTES)
-        await self._history.create_index([("node_id", 1)])
-        self._history_ready = True
+        A duplicate key is no refusal: the entry is there, and only its acknowledgement was lost.
+        """
+        operations = [operation for entry in entries for operation in _history_operations(entry)]
+        async with _deadline("writing the history"):
+            try:
+                result = await self._history.bulk_write(operations, ordered=False)
+            except BulkWriteError as error:
+                failures = [f for f in error.details.get("writeErrors", []) if f.get("code") != _DUPLICATE]
+                if error.details.get("writeConcernErrors") or any(f.get("code") in _PASSING for f in failures):
+                    raise
+                messages = [_first_line(str(failure.get("errmsg"))) for failure in failures]
+                return int(error.details.get("nUpserted", 0)), messages
+        return result.upserted_count, []
+
+    async def tidy_history(self, most: int) -> None:
+        """Have old histories expire, and remove those that changed longest ago beyond `most`."""
+        async with _deadline("tidying the history"):
+            try:
+                await self._history.create_index([("at", 1)], expireAfterSeconds=HISTORY_SECONDS)
+            except OperationFailure as error:
+                if error.code not in _INDEX_CONFLICTS:  # somebody's own index on it, which is kept
+                    raise
+            surplus = await self._history.estimated_document_count() - most
+            if surplus > 0:
+                oldest = self._history.find({}, {"at": 1}).sort("at", 1).limit(min(surplus, HISTORY_REMOVED))
+                rows = await oldest.to_list()
+                await self._history.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
 
     async def read_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
-        """The newest changes of a node, or of all nodes, newest first."""
-        query = {} if node_id is None else {"node_id": node_id}
+        """Histories as they are kept, whatever they are like: of a node, or those that changed last."""
+        query = {} if node_id is None else {"_id": node_id}
+        wanted = {"changes": {"$slice": -limit}}
         async with _deadline("reading the history"):
-            rows = await self._history.find(query, {"_id": 0}).sort("$natural", -1).limit(limit).to_list()
-        return [{**row, "at": as_utc(row["at"])} for row in rows]
+            return await self._history.find(query, wanted).sort("at", -1).limit(limit).to_list()
+
+    async def read_old_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
+        """The newest rows that earlier versions wrote, one a change, whatever they are like."""
+        query = {} if node_id is None else {"node_id": node_id}
+        order = "$natural" if node_id is None else "_id"  # by the end of the collection, or the index on node_id
+        async with _deadline("reading the history"):
+            return await self._old_history.find(query).sort(order, -1).limit(limit).to_list()
 
     async def find(self, name: str) -> Recorded | None:
         """The node whose id or short id begins with `name`; ConfigError when there are several."""
@@ -754,7 +849,7 @@ _HORIZON: Final = 24 * 3600 * 1000
 #: An expression: the epoch on record, 0 for what is none.
 _SANE_EPOCH: Final = {
     "$cond": [
-        {"$and": [{"$isNumber": "$epoch"}, {"$gte": ["$epoch", 0]}, {"$lt": ["$epoch", MAX_EPOCH]}]},
+        {"$and": [{"$isNumber": "$epoch"}, {"$gte": ["$epoch", 0]}, {"$lt": ["$epoch", MAX_FLOOR]}]},
         {"$toLong": "$epoch"},
         0,
     ]

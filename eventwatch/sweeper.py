@@ -42,6 +42,8 @@ CONCURRENCY = 10
 #: Seconds that a watcher's pass waits for one inspection. An engine locks a container while it starts or stops,
 #: and now and then for ever: that one is waited for beside the pass, so that the others need not wait.
 PATIENCE = 1.0
+#: Seconds. Where the engine is slow to tell of most nodes, the next pass waits twice as long, up to this.
+MOST_PATIENCE = 30.0
 #: Seconds until a sweep that was in doubt about another engine is repeated: standbys look every 5 s.
 SECOND_THOUGHT = 6.0
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
@@ -85,7 +87,8 @@ class Sweeper:
     """Runs passes: on its timer, and whenever `request` is called.
 
     `patience` (s): with it, a pass leaves it to the reconciler's inspectors to wait for what the engine is slow to
-    tell of. `manager_id`: of the checker that we are, if any.
+    tell of, unless that is most of the nodes: only a pass deletes and stops. `manager_id`: of the checker that we
+    are, if any.
     """
 
     def __init__(
@@ -111,7 +114,8 @@ class Sweeper:
         self._clock: Clock = reconciler.clock
         self._metrics = reconciler.metrics
         self._manager_id = manager_id
-        self._patience = patience
+        self._patience = self._least_patience = patience
+        self._timeouts = 0
         self._requested = asyncio.Event()
         self._after_connect = False
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
@@ -351,11 +355,15 @@ class Sweeper:
         self, documents: Mapping[str, Recorded], report: SweepReport
     ) -> dict[str, tuple[Observation, int]]:
         answers: dict[str, tuple[Observation, int]] = {}
+        self._timeouts = 0
         ids = iter(documents)
         async with asyncio.TaskGroup() as tasks:
             for number in range(min(CONCURRENCY, len(documents))):
                 tasks.create_task(self._inspect_some(ids, answers), name=f"sweep-inspector-{number}")
         report.failed = len(documents) - len(answers)
+        if self._patience is not None:
+            slow = 2 * self._timeouts >= len(documents) > 0
+            self._patience = min(2 * self._patience, MOST_PATIENCE) if slow else self._least_patience
         return answers
 
     async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
@@ -365,6 +373,7 @@ class Sweeper:
                 async with asyncio.timeout(self._patience):
                     seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
             except TimeoutError:
+                self._timeouts += 1
                 self._reconciler.inspect_soon(node_id)
                 continue
             except EngineError as error:

@@ -118,7 +118,7 @@ class Deletions:
 
         `owned` is what we know of our engine's containers and may not have put on record yet.
         `asked`: a manager asks for this one node by itself, which no brake and no grace holds up. `force` lifts
-        the brake for what `engine` owns, and nothing else. Raises StoreError.
+        the brake for what `engine` owns, by whichever name of its host, and nothing else. Raises StoreError.
         """
         self._told &= missing.keys()
         await self.twins.meet(await self._store.peers(engine.id, besides=manager_id), engine_id=engine.id)
@@ -133,7 +133,8 @@ class Deletions:
         nobodys = {i for i, owner in whose.items() if owner is Ownership.NOBODYS}
         if not await self.twins.may_delete(engine.id):
             return Verdict(spared=len(missing))
-        own -= await self._of_another_host(own, owners, engine=engine, found=found)
+        if not force:
+            own -= await self._of_another_host(own, owners, engine=engine, found=found)
         if nobodys and (other := await self._store.trace_of_others(engine.id)):
             self._tell_spared(nobodys, other)
             nobodys = set()
@@ -174,12 +175,15 @@ class Deletions:
         hosts = set(strange.values())
         here = await self._store.read_owners(found)
         renamed = {owner.host for owner in here.values() if owner.engine_id == engine.id} & hosts
+        for host in renamed:
+            await self._store.rename_host(engine.id, str(host), engine.name)
         spared = {node_id for node_id, host in strange.items() if host not in renamed}
         if spared - self._told:
             logger.warning(
                 "{} nodes are on record for host {} with this engine's id, not for {}, and their containers are "
-                "not here: they are left alone. If both hosts exist, give one engine an id of its own",
-                len(spared), ", ".join(sorted(str(strange[i]) for i in spared)[:3]), engine.name,
+                "not here: they are left alone. If both hosts exist, give one engine an id of its own; if the "
+                "host was renamed, `eventwatch sweep --force`",
+                len(spared), ", ".join(sorted({str(strange[i]) for i in spared})[:3]), engine.name,
             )  # fmt: skip
         self._told |= spared
         return spared

@@ -264,3 +264,25 @@ async def test_an_engine_that_does_not_say_who_it_is_is_swept_all_the_same_but_f
             assert await world.collection.count_documents({"_id": gone}) == 1
         await sweep(watched)
         assert await world.collection.count_documents({"_id": gone}) == 0
+
+
+async def test_an_engine_that_is_slow_about_every_container_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventwatch.app.PATIENCE", 0.1)
+    real = DockerEngine.inspect
+    node, gone = await world.start("one"), "f" * 64
+    engine_id = (await world.docker.system.info())["ID"]
+    async with world.watching() as watched:
+        await world.becomes_true()
+
+        async def slow(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
+            await asyncio.sleep(0.5)
+            return await real(engine, node_id, as_of=as_of)
+
+        monkeypatch.setattr(DockerEngine, "inspect", slow)
+        await world.insert(gone, engine_id=engine_id)
+        for _ in range(5):
+            await sweep(watched)
+        assert await world.collection.count_documents({"_id": gone}) == 0
+        assert await world.says(node, status="running")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 
 from eventwatch.store import ENGINES, OWNERS, checker_id
 from tests.e2e.test_idle_stop import sweep
-from tests.e2e.watching import Document, World, ago, eventually, logged, texts
+from tests.e2e.watching import Document, World, ago, eventually, logged, manager_document, texts
 from tests.nodes import Node
 
 
@@ -18,7 +18,9 @@ async def owner(world: World, node: Node) -> Document | None:
 
 
 async def is_off_record(world: World, node: Node) -> bool:
-    return await owner(world, node) is None
+    """Remembered only for a while, as one that is gone."""
+    row = await owner(world, node)
+    return row is None or "gone_at" in row
 
 
 async def test_a_node_is_on_record_under_its_engines_id_and_name_until_it_is_gone(world: World) -> None:
@@ -66,7 +68,26 @@ async def test_a_node_that_went_while_nobody_watched_goes_off_record(world: Worl
         assert await owner(world, kept), "its container is still there, and its document may come back"
 
 
+async def test_a_document_that_a_manager_brings_back_after_its_deletion_goes_again(world: World) -> None:
+    """Its stale save inserts it anew, without a stamp: beside another engine, nobody's are left alone."""
+    node = await world.start("one")
+    await world.collection.insert_one(manager_document("f" * 64, engine_id="another"))
+    async with world.watching() as watched:
+        await eventually(partial(owner, world, node))
+        stale = await world.document(node)
+        assert stale is not None
+        await node.remove()
+        await eventually(partial(is_off_record, world, node))
+        older = {name: value for name, value in stale.items() if name not in {"engine_id", "epoch"}}
+        await world.collection.insert_one(older)
+        await sweep(watched)
+        await sweep(watched)
+        assert await world.document(node) is None
+    assert await world.collection.count_documents({"engine_id": "another"}) == 1
+
+
 FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
+SOON = datetime.now(UTC) + timedelta(hours=20)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +97,8 @@ FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
         (OWNERS, {"engine_id": None, "claim": {"until": FUTURE, "by": "?", "run": ago(0), "stands": True}}),
         (OWNERS, {"claim": [{"until": FUTURE}]}),
         (OWNERS, {"claim": {"until": "soon", "by": 7}}),
+        (OWNERS, {"_id": {"a": 1}, "claim": {"until": SOON, "by": "?"}}),
+        ("ToolServerNode", {"_id": "e" * 64, "engine_id": "gone", "epoch": 2**48 - 1}),
         (ENGINES, {"idle_stops_from": FUTURE, "twin": {"seen_at": FUTURE}}),
         (ENGINES, {"idle_stops_from": "soon", "twin": {"seen_at": "now", "host": 7}, "epoch": "high"}),
         (ENGINES, {"twin": ["?"], "engine_id": 7}),
@@ -87,14 +110,15 @@ async def test_odd_rows_end_nothing(world: World, name: str, row: Document) -> N
     node, gone = await world.start("one"), await world.start("gone")
     engine_id = (await world.docker.system.info())["ID"]
     _id = node.id if name == OWNERS else checker_id(engine_id)
-    await world.database[name].replace_one({"_id": _id}, {"engine_id": engine_id, **row}, upsert=True)
+    row = {"_id": _id, "engine_id": engine_id, **row}
+    await world.database[name].replace_one({"_id": row["_id"]}, row, upsert=True)
     with logged("WARNING") as lines:
         async with world.watching() as watched:
             first = watched.app.sweeper
-            await world.becomes_true()
+            await eventually(lambda: world.says(node, status="running"))
             await node.kill()
             await gone.remove()
-            await world.becomes_true()
+            await eventually(lambda: world.says(node, status="exited"))
             await sweep(watched)
             await eventually(partial(is_off_record, world, gone))
             assert watched.app.sweeper is first

@@ -442,12 +442,7 @@ class MemoryStore(Store):
     async def peers(self, engine_id: str, *, besides: str = "") -> list[Peer]:  # noqa: ARG002
         return []
 
-    async def read_owners(
-        self,
-        node_ids: Collection[str] | None = None,  # noqa: ARG002
-        *,
-        engine_id: str | None = None,  # noqa: ARG002
-    ) -> dict[str, Owner]:
+    async def read_owners(self, node_ids: Collection[str]) -> dict[str, Owner]:  # noqa: ARG002
         return {}
 
     async def twin_seen(self, engine_id: str, *, within: float) -> str | None:  # noqa: ARG002

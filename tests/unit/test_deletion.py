@@ -37,10 +37,14 @@ class Records:
         self.owners: dict[str, Owner] = {}
         self.present: list[Peer] = []
         self.trace: str | None = None
+        self.renamed: list[tuple[str, str]] = []
         self.twin: str | None = None
 
     async def note_twin(self, _: str, *, host: str) -> None:
         self.twin = host
+
+    async def rename_host(self, _: str, old: str, new: str) -> None:
+        self.renamed.append((old, new))
 
     async def twin_seen(self, _: str, *, within: float) -> str | None:
         assert within == TWIN_MEMORY
@@ -258,3 +262,12 @@ async def test_what_a_host_of_another_name_had_is_spared_unless_the_host_was_ren
     assert await case.sweep([gone], found=[here]) == Verdict(spared=1)
     case.records.owners[here] = Owner("us", "host-b")
     assert (await case.sweep([gone], found=[here])).allowed == {gone}
+    assert case.records.renamed == [("host-b", "host-a")]
+
+
+async def test_what_a_host_of_another_name_had_goes_when_forced_but_not_beside_a_twin() -> None:
+    case, (gone,) = Case(), ids(1)
+    case.records.owners = {gone: Owner("us", "host-b")}
+    assert (await case.sweep([gone], force=True)).allowed == {gone}
+    case.records.twin = "host-b"
+    assert await case.sweep([gone], force=True) == Verdict(spared=1)
