@@ -404,7 +404,7 @@ class Application:
         await self._drain(reconciler, stopper)
         if settings.stop_nodes_on_exit and not await self._is_handed_over(store, lease):
             await stopper.stop_all()
-        await history.flush()
+        await history.finish()
         for task in workers:
             task.cancel()
 

@@ -1,30 +1,65 @@
 """The last changes of each node, kept in the database, so that "why was it stopped at 3 a.m." has an answer.
 
-A capped collection beside the documents: bounded in size, oldest first to go, read by `explain` and, when a
-watcher starts, for the status page. Written in
-the background once a second, so never in the way of a change; while the database is away the newest changes
-wait, up to a bound. Not promised: completeness. A process that is killed takes up to a second of history along,
-and nothing depends on it.
+One document a node (collection NodeChanges) with its last 50 changes, whatever other nodes do: so one that flaps
+costs no other its history. What comes again within minutes (a health check that flaps) is counted, with its first
+and last time, instead of told again. Bounded in all: a history without a change for 30 days expires, those that
+changed longest ago go when there are more than 10,000, and texts are cut. Read by `explain` and, when a watcher
+starts, for the status page; rows that earlier versions wrote (collection NodeHistory) are read too.
+
+Written in the background in one bulk a second, so never in the way of a change. Every entry has an id of its own
+before it is first written, so a write whose acknowledgement was lost is repeated without effect. Nothing that
+happens here ends or delays the watching, whatever is wrong with the collection or with a row in it. While the
+database is away the newest changes wait, up to a bound. Not promised: completeness. A process that is killed takes
+up to a second of history along, and nothing depends on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from loguru import logger
 
+from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
 from eventwatch.errors import StoreError
+from eventwatch.policy import as_utc
 from eventwatch.reconciler import Written
-from eventwatch.store import Store
+from eventwatch.store import HISTORY_CHANGES, Entry, Store
+from eventwatch.text import printable
 
-#: Changes that wait for the database, and seconds between two writes.
+#: Entries that wait for the database, entries of one bulk, seconds between two writes, and for the last one.
 WAITING: Final = 10_000
+BULK: Final = 2_000
 INTERVAL: Final = 1.0
+LAST_WRITE: Final = 3.0
+#: Seconds between attempts while the history cannot be written.
+RETRY: Final = Pace(base=1.0, cap=60.0)
+#: A change is counted, not told again, if it is one of a node's last few and was seen this lately.
+REPEATED: Final = 8
+REPEATED_WITHIN: Final = timedelta(minutes=5)
+#: Nodes whose last changes are remembered for that.
+REMEMBERED: Final = 2_000
+#: Nodes whose history is kept; after so many new ones, or so many seconds, it is seen to.
+NODES: Final = 10_000
+NEW_NODES: Final = 100
+TIDY_INTERVAL: Final = 60.0
+#: Characters that are kept of a text.
+LONGEST: Final = 200
+_INT64: Final = 2**63
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node's last changes, the newest last, and those of its entries that are to be written."""
+
+    last: OrderedDict[tuple[Any, ...], Entry] = field(default_factory=OrderedDict)
+    to_write: dict[str, Entry] = field(default_factory=dict)
 
 
 class History:
@@ -33,62 +68,217 @@ class History:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=WAITING)
+        self._nodes: OrderedDict[str, _Node] = OrderedDict()
+        self._waiting = 0
         self._has_waiting = asyncio.Event()
-        self._complained = False
+        self._complaint = ""
+        self._new = NEW_NODES
+        self._tidied = clock.monotonic()
+        self._backoff = RETRY.start()
 
     def remember(self, written: Written) -> None:
-        """Take one acknowledged change."""
-        self._waiting.append(as_row(written))
+        """Take one acknowledged change. Raises nothing."""
+        try:
+            self._remember(written)
+        except Exception as error:  # noqa: BLE001 - whatever is odd about it, the change itself is written
+            self._complain(error)
+
+    def _remember(self, written: Written) -> None:
+        at = datetime.fromtimestamp(written.at_ns / 1e9, UTC)
+        what = _what(written)
+        key = (what["deleted"], what["cause"], *sorted(what["old"].items()), None, *sorted(what["new"].items()))
+        node = self._nodes.setdefault(written.node_id, _Node())
+        self._nodes.move_to_end(written.node_id)
+        entry = node.last.get(key)
+        if entry is not None and at - entry.until <= REPEATED_WITHIN:
+            entry.count += 1
+            entry.until = max(at, entry.until)
+        else:
+            short_id = _sound(written.short_id)
+            name = f"{written.at_ns:016x}{secrets.token_hex(8)}"  # in order, for those of one millisecond
+            entry = node.last[key] = Entry(name, written.node_id, str(short_id), at, at, what)
+        node.last.move_to_end(key)
+        while len(node.last) > REPEATED:
+            node.last.popitem(last=False)
+        self._want(node, entry)
+        self._limit()
         self._has_waiting.set()
+
+    def _want(self, node: _Node, entry: Entry) -> None:
+        self._waiting -= len(node.to_write)
+        node.to_write[entry.id] = entry
+        while len(node.to_write) > HISTORY_CHANGES:
+            del node.to_write[next(iter(node.to_write))]
+        self._waiting += len(node.to_write)
+
+    def _limit(self) -> None:
+        """Forget nodes that wait for nothing; of what waits, first the older half of each node's changes."""
+        if len(self._nodes) > REMEMBERED:
+            for node_id in [i for i, node in self._nodes.items() if not node.to_write][: REMEMBERED // 10]:
+                del self._nodes[node_id]
+        if self._waiting > WAITING:
+            for node in self._nodes.values():
+                for entry_id in list(node.to_write)[: len(node.to_write) // 2]:
+                    del node.to_write[entry_id]
+            self._waiting = sum(len(node.to_write) for node in self._nodes.values())
+            while self._waiting > WAITING * 9 // 10:
+                self._waiting -= len(self._nodes.popitem(last=False)[1].to_write)
 
     async def run(self) -> None:
         """Write what is remembered, once a second. Never ends."""
         while True:
             await self._has_waiting.wait()
-            await self._clock.sleep(INTERVAL)
+            await self._clock.sleep(self._backoff.next_delay() if self._complaint else INTERVAL)
             await self.flush()
 
     async def recall(self, tell: Callable[[list[dict[str, Any]]], object], *, limit: int) -> None:
-        """Tell of the last changes, newest first, in the words of `Written`; no matter if it cannot be read."""
+        """Tell of the last changes, newest first, in the words of `Written`; no matter if they cannot be read."""
         try:
-            tell([as_change(row) for row in await self._store.read_history(limit=limit)])
-        except StoreError as error:
-            logger.warning("History is not read: {}", error)
+            tell([change.as_written() for change in await read_changes(self._store, limit=limit)])
+        except Exception as error:  # noqa: BLE001 - the page lacks them, and nothing else does
+            logger.warning("History is not read: {}", _reason(error))
+
+    async def finish(self) -> None:
+        """Write what is remembered, at the end: in a few seconds, or not at all."""
+        try:
+            async with asyncio.timeout(LAST_WRITE):
+                await self.flush()
+        except TimeoutError:
+            logger.warning("History is not written: the database takes longer than {:.0f} s", LAST_WRITE)
 
     async def flush(self) -> None:
-        """Write now what is remembered. A database that refuses is logged once, and tried again."""
-        rows = list(self._waiting)
+        """Write now what is remembered. What goes wrong is logged once, and tried again later."""
         try:
-            if rows:
-                await self._store.append_history(rows)
-        except StoreError as error:
-            if not self._complained:
-                logger.warning("History is not written: {}", error)
-            self._complained = True
+            await self._write()
+            await self._tidy()
+        except Exception as error:  # noqa: BLE001 - nothing depends on the history, and all else goes on
+            self._complain(error)
+        else:
+            self._complaint = ""
+            self._backoff.succeeded_for(0)
+
+    async def _write(self) -> None:
+        entries = [entry for node in self._nodes.values() for entry in node.to_write.values()][:BULK]
+        if not entries:
+            self._has_waiting.clear()
             return
-        self._complained = False
-        for _ in rows[: len(self._waiting)]:
-            self._waiting.popleft()
+        counts = {entry.id: entry.count for entry in entries}
+        try:
+            new, refusals = await self._store.write_history(entries)
+        finally:
+            for entry in entries:
+                entry.tried = True
+        self._new += new
+        for entry in entries:
+            entry.stored = True
+            node = self._nodes.get(entry.node_id)
+            if node and entry.count == counts[entry.id] and node.to_write.pop(entry.id, None):
+                self._waiting -= 1
         if not self._waiting:
             self._has_waiting.clear()
+        if refusals:  # for what is there already; written or not, they are done with
+            logger.debug("{} changes are not in the history: {}", len(refusals), refusals[0])
+
+    async def _tidy(self) -> None:
+        now = self._clock.monotonic()
+        if self._new >= NEW_NODES or now - self._tidied >= TIDY_INTERVAL:
+            await self._store.tidy_history(NODES)
+            self._new, self._tidied = 0, now
+
+    def _complain(self, error: Exception) -> None:
+        reason = _reason(error)
+        if reason != self._complaint:
+            logger.warning("History is not written: {}", reason)
+        self._complaint = reason
 
 
-def as_row(written: Written) -> dict[str, Any]:
-    """What the history keeps of a change."""
+def _reason(error: Exception) -> str:
+    return printable(error if isinstance(error, StoreError) else repr(error), LONGEST)
+
+
+def _what(written: Written) -> dict[str, Any]:
     return {
-        "node_id": written.node_id,
-        "short_id": written.short_id,
-        "at": datetime.fromtimestamp(written.at_ns / 1e9, UTC),
         "cause": str(written.cause),
         "deleted": written.deleted,
-        "old": dict(written.old),
-        "new": dict(written.new),
+        "old": {name: _sound(value) for name, value in written.old.items()},
+        "new": {name: _sound(value) for name, value in written.new.items()},
         "latency": written.latency,
     }
 
 
-def as_change(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The change that `as_row` was made of; its time is in milliseconds, as the database keeps it."""
-    kept = {name: value for name, value in row.items() if name != "at"}
-    return {**kept, "at_ns": round(row["at"].timestamp() * 1e3) * 1_000_000}
+def _sound(value: object) -> str | int | None:
+    """A value that any database takes, and that is not endless."""
+    if value is None or (isinstance(value, int) and -_INT64 <= value < _INT64):
+        return value
+    return str(value)[:LONGEST].encode("utf-8", "replace").decode()
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PastChange:
+    """A change on record. It came `count` times between `at` and `until` (aware UTC, in milliseconds)."""
+
+    node_id: str
+    short_id: str
+    at: datetime
+    until: datetime
+    count: int
+    cause: str
+    deleted: bool
+    old: Mapping[str, Any]
+    new: Mapping[str, Any]
+    latency: float | None
+
+    def as_written(self) -> dict[str, Any]:
+        """In the words of `Written`, as when it came last."""
+        return {
+            "node_id": self.node_id,
+            "short_id": self.short_id,
+            "old": self.old,
+            "new": self.new,
+            "deleted": self.deleted,
+            "cause": self.cause,
+            "at_ns": round(self.until.timestamp() * 1e3) * 1_000_000,
+            "latency": self.latency,
+        }
+
+
+async def read_changes(store: Store, node_id: str | None = None, *, limit: int) -> list[PastChange]:
+    """The newest changes of a node, or of all nodes, newest first. Odd rows are left out. Raises StoreError."""
+    rows = [row for document in await store.read_history(node_id, limit=limit) for row in _rows(document)]
+    rows += await store.read_old_history(node_id, limit=limit)
+    changes = [change for row in rows if (change := parse_change(row)) is not None]
+    return sorted(changes, key=lambda change: (change.until, change.at), reverse=True)[:limit]
+
+
+def _rows(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    changes = document.get("changes")
+    named = {"node_id": document.get("_id"), "short_id": document.get("short_id")}
+    return (
+        [{**named, **row} for row in changes if isinstance(row, dict)][::-1] if isinstance(changes, list) else []
+    )
+
+
+def parse_change(row: Mapping[str, Any]) -> PastChange | None:
+    """A change that `Entry` or an earlier version wrote; None if it is neither."""
+    node_id, at, old, new = row.get("node_id"), row.get("at"), row.get("old", {}), row.get("new", {})
+    deleted = row.get("deleted") is True
+    if not (isinstance(node_id, str) and isinstance(at, datetime) and isinstance(old, dict)):
+        return None
+    if not isinstance(new, dict) or not (new or deleted):
+        return None
+    until, count, latency, short_id = (row.get(name) for name in ("until", "count", "latency", "short_id"))
+    return PastChange(
+        node_id=node_id,
+        short_id=short_id if isinstance(short_id, str) else node_id[:12],
+        at=as_utc(at),
+        until=as_utc(until) if isinstance(until, datetime) else as_utc(at),
+        count=count if isinstance(count, int) else 1,
+        cause=str(row.get("cause")),
+        deleted=deleted,
+        old={name: _sound(value) for name, value in old.items()},
+        new={name: _sound(value) for name, value in new.items()},
+        latency=latency if isinstance(latency, float) else None,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from eventwatch.text import printable
+
 
 def say(line: str) -> None:
-    """Print one line of a command's output."""
-    print(line, flush=True)  # noqa: T201
+    """Print one line of a command's output; one it stays, and only shown, whatever names and errors are in it."""
+    print(printable(line), flush=True)  # noqa: T201

@@ -6,19 +6,24 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from rich.table import Table
+from rich.text import Text
 
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, EventwatchError
+from eventwatch.history import PastChange, read_changes
 from eventwatch.model import Observation, Owner, Recorded
 from eventwatch.policy import as_utc, claim_on, desired_fields, difference, idleness, why_not_to_stop
 from eventwatch.settings import Settings
 from eventwatch.store import Store
 from eventwatch.sweeper import CONCURRENCY
+from eventwatch.text import printable
 
 _COLOURS = {"running": "green", "stopping": "yellow", "paused": "yellow", "exited": "red", "dead": "red"}
+#: Characters shown of one value.
+CELL: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +81,17 @@ def node_table(reports: Iterable[NodeReport]) -> Table:
     for report in reports:
         node = report.recorded
         colour = _COLOURS.get(node.status or "", "default")
-        table.add_row(
+        cells = (
             node.short_id,
-            f"[{colour}]{node.status}[/]",
+            node.status,
             node.health,
             f"{node.ip}:{node.port}" if node.ip else "-",
             _left(report.idle_left) if report.idle_left is not None else "-",
-            {True: "yes", False: "[red]no[/]", None: "no answer"}[report.agrees],
+            {True: "yes", False: "no", None: "no answer"}[report.agrees],
         )
+        styles = ("", colour, "", "", "", "red" if report.agrees is False else "")
+        # As texts: what is in brackets is no markup, whoever wrote it.
+        table.add_row(*(Text(printable(cell, CELL), style) for cell, style in zip(cells, styles, strict=True)))
     return table
 
 
@@ -93,7 +101,7 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
     if recorded is None:
         node_id = await engine.resolve(name)
         recorded = (await store.read([node_id])).get(node_id) if node_id else None
-        if recorded is None and not (history := await store.read_history(name, limit=10)):
+        if recorded is None and not (history := await read_changes(store, name, limit=10)):
             seen = _describe(await engine.inspect(node_id)) if node_id else "no container"
             raise EventwatchError(f"{name}: no document, {seen}")
         if recorded is None:
@@ -109,14 +117,15 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
         if report.idle_left
         else "due at the next sweep" if report.idle_left == 0 else f"no, {report.idle_reason}"
     )  # fmt: skip
+    health, address = _brief(recorded.health), _brief(recorded.ip or "-")
     return [
         f"Node      {recorded.node_id}",
         f"Docker    {seen_text}",
-        f"Document  {recorded.status}, health {recorded.health}, ip {recorded.ip or '-'}, port {recorded.port}",
+        f"Document  {_brief(recorded.status)}, health {health}, ip {address}, port {recorded.port}",
         *([verdict[report.agrees]] if verdict[report.agrees] else []),
         f"Last request: {request}. {stop}.",
-        f"Owner: engine {engine_id or 'nobody yet'}, epoch {recorded.epoch or '-'}.",
-        *_changes(await store.read_history(recorded.node_id, limit=10)),
+        f"Owner: engine {_brief(engine_id or 'nobody yet')}, epoch {recorded.epoch or '-'}.",
+        *_changes(await read_changes(store, recorded.node_id, limit=10)),
     ]
 
 
@@ -131,13 +140,19 @@ def _describe(seen: Observation) -> str:
     return f"{seen.status}, health {seen.health}, ip {seen.ip or '-'}{since} ({seen.name})"
 
 
-def _changes(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [f"Last changes ({len(rows)}, newest first):" if rows else "No changes on record."]
-    for row in rows:
-        what = "document deleted" if row["deleted"] else ", ".join(
-            f"{name} {row['old'].get(name)} -> {value}" for name, value in row["new"].items()
-            if name not in {"engine_id", "epoch"}
+def _changes(changes: list[PastChange]) -> list[str]:
+    lines = [f"Last changes ({len(changes)}, newest first):" if changes else "No changes on record."]
+    for change in changes:
+        what = "document deleted" if change.deleted else ", ".join(
+            f"{_brief(name)} {_brief(change.old.get(name))} -> {_brief(value)}"
+            for name, value in change.new.items() if name not in {"engine_id", "epoch"}
         ) or "owner recorded"  # fmt: skip
-        delay = f", {row['latency'] * 1000:.1f} ms after the event" if row.get("latency") is not None else ""
-        lines.append(f"  {row['at']:%Y-%m-%d %H:%M:%S.%f} {what} (by {row['cause']}{delay})")
+        delay = f", {change.latency * 1000:.1f} ms after the event" if change.latency is not None else ""
+        times = f", {change.count} times since {change.at:%Y-%m-%d %H:%M:%S}" if change.count > 1 else ""
+        at = f"{change.until:%Y-%m-%d %H:%M:%S.%f}"
+        lines.append(f"  {at} {what} (by {_brief(change.cause)}{delay}{times})")
     return lines
+
+
+def _brief(value: object) -> str:
+    return printable(value, CELL)

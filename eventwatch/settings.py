@@ -297,8 +297,8 @@ class Settings(BaseSettings):
     """PEM file with the key of that certificate, without a password. Empty by default, as the certificate is."""
 
     history: bool = True
-    """Whether the last changes of the nodes are kept in a capped collection (NodeHistory, 16 MB), for
-    `eventwatch explain`. On, because the question comes after the fact."""
+    """Whether the last 50 changes of each node are kept, for 30 days (collection NodeChanges), for `eventwatch
+    explain`. On, because the question comes after the fact."""
 
     log_level: _LogLevel = "INFO"
     """Least severe message that is logged: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL. INFO
