@@ -427,6 +427,8 @@ class Soak:
         name = " and ".join(name for name, _, _ in faults)
         where = ", ".join(where for _, where, _ in faults)
         self.figures.under_way = f"cycle {self.figures.cycles + 1}, {name} ({where})"
+        for each, _, _ in faults:
+            self.figures.faults[each] = self.figures.faults.get(each, 0) + 1
         async with AsyncExitStack() as life:
             for host in self._hosts:
                 await life.enter_async_context(
@@ -448,7 +450,6 @@ class Soak:
         """What the oracle says of the cycle whose fault ended at that moment."""
         figures = self.figures
         figures.cycles += 1
-        figures.faults[name] = figures.faults.get(name, 0) + 1
         silent_for = time.monotonic() - ended
         took = max(await all_of(host.recovered(host.oracle) for host in self._hosts))
         figures.documents += sum(len(host.world.inserted) for host in self._hosts)
