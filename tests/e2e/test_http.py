@@ -158,7 +158,8 @@ async def test_the_page_works_with_the_token_as_password_and_over_several_pages_
             await started[0].kill()
             await shows(driver, started[0].id[:12], "exited")
             await eventually(lambda: text_of(driver, "readiness").startswith("Ready"))
-            assert "status running" in await asyncio.to_thread(text_of, driver, "changes")
+            # The row may come with the next look at all nodes, before the change itself.
+            await eventually(lambda: "status running" in text_of(driver, "changes"))
             assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
