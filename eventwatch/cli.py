@@ -7,44 +7,58 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
-
-from loguru import logger
+from typing import Final, NoReturn
 
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError
+from eventwatch.logs import LONGEST, configure_logging, tell_failure
 from eventwatch.output import say
 from eventwatch.readiness import ask_readiness, is_standby
 from eventwatch.settings import Settings, load_settings
+from eventwatch.text import printable
 from eventwatch.version import eventwatch_version
 
-_CONSOLE = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <7}</level> {message}"
 #: The fastest replay that still follows the clock.
 FASTEST: Final = 1_000_000.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `eventwatch` command."""
-    arguments = _parser().parse_args(argv)
+    as_json = os.environ.get("EVENTWATCH_LOG_FORMAT") == "json"  # until the settings are read
     try:
+        arguments = _parser().parse_args(argv)
         settings = load_settings(arguments.env_file)
-        configure_logging(settings)
+        as_json = settings.log_format == "json"
+        configure_logging(settings.log_level, as_json=as_json)
         command = pkgutil.resolve_name(arguments.command)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         asyncio.run(command(arguments, settings))
     except EventwatchError as error:
-        print(f"eventwatch: {error}", file=sys.stderr)  # noqa: T201 - the command's one line
+        tell_failure(str(error), as_json=as_json)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere at exit
+        sys.exit(128 + signal.SIGPIPE)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Cites wrong arguments in one harmless line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, LONGEST))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="eventwatch",
         description="Keeps the node documents of a ToolServerManager in MongoDB true to their Docker containers.",
         epilog="Settings are EVENTWATCH_* variables or lines of .env; `eventwatch config` prints them all. "
@@ -139,21 +153,6 @@ def _speed(text: str) -> float:
     if not 0 <= factor <= FASTEST:  # also refuses nan
         raise argparse.ArgumentTypeError(f"must be 0 (as fast as it can) or up to {FASTEST:.0f} times real time")
     return factor
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log to standard error, for people or as one JSON object per line."""
-    logger.remove()
-    as_json = settings.log_format == "json"
-    # diagnose=False: it would print the values of variables, and so secrets, below a traceback.
-    logger.add(
-        sys.stderr,
-        level=settings.log_level,
-        format="{message}" if as_json else _CONSOLE,
-        serialize=as_json,
-        backtrace=False,
-        diagnose=False,
-    )
 
 
 async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from loguru import logger
-from rich.console import Console
 from rich.live import Live
 
 from eventwatch.app import Application
@@ -24,7 +23,7 @@ from eventwatch.engine import DockerEngine
 from eventwatch.errors import EventwatchError
 from eventwatch.output import say
 from eventwatch.playback import record_file, replay_file
-from eventwatch.report import explain_node, node_table, report_nodes
+from eventwatch.report import explain_node, node_table, report_nodes, show
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, open_store
 from eventwatch.sweeper import Manner, one_off_sweeper
@@ -104,7 +103,7 @@ async def status(arguments: argparse.Namespace, settings: Settings) -> None:
             if arguments.json:
                 say(json.dumps([report.as_json() for report in reports]))
             else:
-                Console().print(node_table(reports))
+                show(node_table(reports))
             if not arguments.watch:
                 break
             await asyncio.sleep(1.0)

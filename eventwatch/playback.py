@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from loguru import logger
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eventwatch.errors import EventwatchError
@@ -25,6 +26,7 @@ from eventwatch.recorder import Recorder
 from eventwatch.recording import expected_path, read_expected, read_recording
 from eventwatch.replay import Divergence, Replay, Report, Tier, open_replay
 from eventwatch.settings import Settings
+from eventwatch.text import printable
 
 PERCENTILES: Final = (50, 90, 99)
 
@@ -123,7 +125,9 @@ def _progress(running: Replay) -> Iterator[None]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(running.recording.path.name, total=running.recording.events)
+        task = progress.add_task(
+            escape(printable(running.recording.path.name, 80)), total=running.recording.events
+        )
         running.engine.listeners.append(lambda _: progress.advance(task))
         yield
 

@@ -629,14 +629,17 @@ class Reconciler:
         if change.delete:
             self._forget(node_id)
             self.disown(node_id)
-            logger.info("Node deleted from db: {}(not in docker)", node_id)
+            told = logger.bind(node=node_id, cause=str(change.cause))
+            told.info("Node deleted from db: {}(not in docker)", node_id)
         else:
             self._own(node_id)
             self.known[node_id] = replace(old, **change.fields)  # type: ignore[arg-type]
         new = {name: value for name, value in change.fields.items() if getattr(old, name) != value}
         for name in ("status", "health", "ip", "port"):
             if name in new:
-                logger.info("Node {} {} updated: {} -> {}", old.short_id, name, getattr(old, name), new[name])
+                said = {"field": name, "old": getattr(old, name), "new": new[name], "cause": str(change.cause)}
+                told = logger.bind(node=node_id, **said)
+                told.info("Node {} {} updated: {} -> {}", old.short_id, name, said["old"], said["new"])
                 if change.cause is Cause.SWEEP:
                     self.metrics.drift.labels(name).inc()
         if change.delete and change.cause is Cause.SWEEP:

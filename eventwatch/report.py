@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -93,6 +94,17 @@ def node_table(reports: Iterable[NodeReport]) -> Table:
         # As texts: what is in brackets is no markup, whoever wrote it.
         table.add_row(*(Text(printable(cell, CELL), style) for cell, style in zip(cells, styles, strict=True)))
     return table
+
+
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which knows what to end with; rich ends the program with 1."""
+        raise BrokenPipeError
+
+
+def show(table: Table) -> None:
+    """Print a table to standard output."""
+    _Screen().print(table)
 
 
 async def explain_node(name: str, store: Store, engine: Engine, settings: Settings) -> list[str]:

@@ -128,7 +128,11 @@ async def test_json_logs_are_one_object_per_line(world: World, tmp_path: Path) -
     assert code == 0
     *lines, summary = text.splitlines()
     assert summary.startswith("1 nodes checked")
-    records = [json.loads(line)["record"] for line in lines]
-    messages = [record["message"] for record in records]
-    assert f"Node {node.id[:12]} status updated: created -> exited" in messages
-    assert all({"time", "level", "name"} <= record.keys() for record in records)
+    records = [json.loads(line) for line in lines]
+    [record] = [record for record in records if record.get("field") == "status"]
+    assert record.pop("time").count(":") >= 2
+    assert record == {
+        "level": "INFO", "message": f"Node {node.id[:12]} status updated: created -> exited", "node": node.id,
+        "field": "status", "old": "created", "new": "exited", "cause": "sweep",
+    }  # fmt: skip
+    assert all(list(row)[:3] == ["time", "level", "message"] for row in records if row is not record)

@@ -1,0 +1,69 @@
+"""What reaches a terminal: text from documents is shown and not obeyed; a closed pipe and Ctrl-C end quietly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_operator import ask
+from tests.e2e.watching import World
+
+HOSTILE = {
+    "markup": {"short_id": "[bold red]x[/bold red]", "status": "[link=http://evil.example]click[/link]"},
+    "closing": {"short_id": "[/red]", "status": "[/]"},
+    "escapes": {"short_id": "\x1b]0;t\x07\x1b[2J", "status": "\x1b[8m", "ip": "1\r2", "health": "\x1b]52;c\x07"},
+    "lines": {"short_id": "a\nb", "health": "x\nOwner: forged", "engine_id": "e\n  2026-01-01 status a -> b"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE)
+async def test_text_from_a_document_is_only_shown(world: World, tmp_path: Path, fields: dict[str, str]) -> None:
+    document = {"_id": "c" * 64, "status": "running", "health": "none", "last_req_time": datetime(2026, 1, 1)}  # noqa: DTZ001
+    await world.collection.insert_one(document | fields)
+    for words in (["status"], ["explain", "c" * 64], ["sweep"]):
+        code, text = await ask(world, tmp_path, *words, COLUMNS="300", NO_COLOR="1")
+        assert code == 0, text
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert not any(line.startswith(("Owner: forged", "  2026-01-01")) for line in text.splitlines())
+        if words == ["status"] and "[" in fields["short_id"] and "\x1b" not in fields["short_id"]:
+            assert fields["short_id"] in text
+            assert fields["status"] in text
+
+
+@pytest.mark.parametrize("words", [["config"], ["status"], ["status", "--json"], ["doctor"]])
+async def test_a_reader_that_has_seen_enough_ends_it_quietly(
+    world: World, tmp_path: Path, words: list[str]
+) -> None:
+    env = os.environ | {
+        "EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name,
+        "EVENTWATCH_NODE_NETWORK": world.nodes.network,
+    }  # fmt: skip
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "eventwatch", *words, env=env, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    _, errors = await process.communicate()
+    assert (process.returncode, errors) == (141, b"")
+
+
+@pytest.mark.parametrize("after", [0.15, 0.3, 0.5, 0.8, 1.2, 2.0])
+async def test_ctrl_c_is_quiet_however_early(world: World, tmp_path: Path, after: float) -> None:
+    env = os.environ | {"EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "eventwatch", "status", "--watch",
+        env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    await asyncio.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, errors = await process.communicate()
+    assert process.returncode in {130, -signal.SIGINT}  # a shell shows both as 130
+    assert "eventwatch/cli.py" not in errors.decode()  # Python's own start has a traceback of its own

@@ -1,0 +1,109 @@
+"""Logs: one line per message for people and as JSON, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from eventwatch.logs import configure_logging, tell_failure
+
+FORGED = "a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
+SHOWN = r"a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
+
+
+class Errors:
+    """What came to standard error."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    def text(self) -> str:
+        self._text += self._capsys.readouterr().err
+        return self._text
+
+    def lines(self) -> list[str]:
+        return self.text().splitlines()
+
+
+@pytest.fixture
+def errors(capsys: pytest.CaptureFixture[str]) -> Iterator[Errors]:
+    before, showwarning = logging.root.handlers[:], warnings.showwarning
+    yield Errors(capsys)
+    logger.remove()
+    logging.captureWarnings(False)
+    logging.root.handlers[:] = before
+    warnings.showwarning = showwarning
+
+
+def fail() -> None:
+    try:
+        raise ValueError(FORGED)  # noqa: TRY301
+    except ValueError:
+        logger.exception("failed: {}", FORGED)
+
+
+def rows(errors: Errors) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in errors.lines()]
+
+
+def test_for_people_a_message_is_one_line(errors: Errors) -> None:
+    configure_logging("INFO", as_json=False)
+    logger.info("{}", FORGED)
+    logger.info(FORGED)
+    lines = errors.lines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == [SHOWN, SHOWN]
+
+
+def test_for_people_no_line_of_a_traceback_can_pass_for_a_message(errors: Errors) -> None:
+    configure_logging("INFO", as_json=False)
+    fail()
+    first, *lines = errors.lines()
+    assert first.endswith(f"failed: {SHOWN}")
+    assert lines[0] == "  Traceback (most recent call last):"
+    assert all(line.startswith("  ") and line.isprintable() for line in lines)
+
+
+def test_json_is_flat_with_what_was_bound_and_the_traceback(errors: Errors) -> None:
+    configure_logging("INFO", as_json=True)
+    logger.bind(node="n", field="ip", old=None, new=FORGED).info("moved {}", FORGED)
+    fail()
+    moved, failed = rows(errors)
+    assert list(moved) == ["time", "level", "message", "node", "field", "old", "new"]
+    assert (moved["message"], moved["old"], moved["new"]) == (f"moved {SHOWN}", None, SHOWN)
+    assert list(failed) == ["time", "level", "message", "exception"]
+    assert failed["exception"].startswith("Traceback (most recent call last):\n")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_libraries_log_the_same_way(errors: Errors, as_json: bool) -> None:
+    for _ in range(2):  # configured twice, told once
+        configure_logging("INFO", as_json=as_json)
+    logging.getLogger("asyncio").error("lost %s", FORGED)
+    logging.getLogger("pymongo").info("of no interest")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(FORGED, stacklevel=1)
+    lines = errors.lines()
+    assert len(lines) == 2
+    if as_json:
+        assert [(row["level"], row["logger"]) for row in rows(errors)] == [
+            ("ERROR", "asyncio"),
+            ("WARNING", "py.warnings"),
+        ]
+    assert "lost a" in lines[0]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_ends_a_command_is_one_line(errors: Errors, as_json: bool) -> None:
+    tell_failure(FORGED, as_json=as_json)
+    if as_json:
+        assert [(row["level"], row["message"]) for row in rows(errors)] == [("ERROR", SHOWN)]
+    else:
+        assert errors.text() == f"eventwatch: {SHOWN}\n"
