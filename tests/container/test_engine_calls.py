@@ -57,6 +57,7 @@ async def test_eventwatch_makes_exactly_the_engine_calls_that_its_engine_module_
                 "EVENTWATCH_MONGO_URL": world.mongo_url,
                 "EVENTWATCH_MONGO_DATABASE": world.database_name,
                 "EVENTWATCH_DOCKER_HOST": proxy.url,
+                "EVENTWATCH_NODE_NETWORK": world.nodes.network,
                 "EVENTWATCH_REGISTER_LABEL": label,
             }
             for command in (
