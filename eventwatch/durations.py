@@ -1,4 +1,4 @@
-"""Durations as people write them: `90s`, `250ms`, `30m`, `2h`, or a number of seconds.
+"""Durations as people write them: `90s`, `250ms`, `30m`, `1h30m`, or a number of seconds.
 
 Contract: what `format_duration` writes, `parse_duration` reads as the same number.
 """
@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import timedelta
 from decimal import Decimal
 
 _UNITS = {"d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)?\s*", re.ASCII)
-_DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 2h or 1d"
+#: Several units, the largest first, each once.
+_COMPOUND = re.compile(
+    r"\s*(?:(\d+)d\s*)?(?:(\d+)h\s*)?(?:(\d+)m(?!s)\s*)?(?:(\d+)s\s*)?(?:(\d+)ms\s*)?", re.ASCII
+)
+_DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 1h30m or 1d"
 _LONGEST = 3650 * 86400.0  # dates and timers overflow not far beyond
 
 
 def parse_duration(value: object) -> float:
-    """Seconds from a number of seconds or a text such as `90s`; ValueError says which forms are accepted."""
+    """Seconds from a number, a timedelta or a text such as `90s`; ValueError says which forms are accepted."""
     seconds = _seconds(value)
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         raise ValueError(_DURATION_FORMS)
@@ -39,6 +44,10 @@ def format_duration(seconds: float) -> str:
 def _seconds(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str) and value.strip() and (compound := _COMPOUND.fullmatch(value)):
+        return float(sum(int(n) * size for n, size in zip(compound.groups(), _UNITS.values(), strict=True) if n))
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None

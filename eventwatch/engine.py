@@ -48,7 +48,7 @@ from eventwatch.model import (
     parse_event,
     parse_time,
 )
-from eventwatch.settings import Settings
+from eventwatch.settings import Settings, mask_url
 
 #: What a host application has if it talks to Docker itself.
 DockerClient = aiodocker.Docker
@@ -132,6 +132,10 @@ class EngineInfo:
     system_time: datetime | None = None
 
 
+#: With these, a page is from a web server that stays one; with a 5xx, maybe from a proxy whose engine starts.
+_WEB_SERVER: Final = {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
+
+
 class Engine(Protocol):
     """What the pipeline asks of an engine; `DockerEngine` is the real one, a replay is another."""
 
@@ -200,6 +204,8 @@ class DockerEngine:
             self._url = "https://" + self._url.removeprefix("tcp://")
         if settings.docker_tls_verify and self._url.startswith("https://"):
             self._tls = _tls_context(settings.docker_cert_path)
+        #: The URL without a password, for messages.
+        self._named = mask_url(self._url)
         self._client = client
         self._pinned = "" if client is None or client.api_version == "auto" else client.api_version
         self._session: _Session | None = None
@@ -216,7 +222,7 @@ class DockerEngine:
         api_version = _api_version(version)
         if tuple(int(part) for part in api_version.split(".")) < MINIMUM_API:
             raise ConfigError(
-                f"Engine at {self._url} speaks API {api_version}, eventwatch needs 1.40 or later: "
+                f"Engine at {self._named} speaks API {api_version}, eventwatch needs 1.40 or later: "
                 "upgrade the engine"
             )
         if session.api_version != f"v{api_version}" and not self._pinned:
@@ -227,7 +233,7 @@ class DockerEngine:
         except EngineError as error:
             if error.status == DENIED:
                 raise ConfigError(
-                    f"Engine at {self._url} denies GET /info (403), which tells the engine's id: "
+                    f"Engine at {self._named} denies GET /info (403), which tells the engine's id: "
                     "allow it in the socket proxy"
                 ) from None
             raise
@@ -238,7 +244,7 @@ class DockerEngine:
             engine_id = f"podman-{name}"  # Podman makes up a new ID for every answer.
         if not engine_id:
             raise ConfigError(
-                f"Engine at {self._url} tells no id in GET /info: nodes could not be told from others'"
+                f"Engine at {self._named} tells no id in GET /info: nodes could not be told from others'"
             )
         return EngineInfo(engine_id, name, str(version.get("Version")), api_version, system_time)
 
@@ -364,7 +370,9 @@ class DockerEngine:
                 timeout=aiohttp.ClientTimeout(sock_connect=CALL_DEADLINE),
             )
         except ValueError as error:
-            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._url} is not usable: {error}") from None
+            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._named} is not usable: {error}") from None
+        except aiodocker.DockerError as error:  # ssh:// without its library
+            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._named} is not usable: {error.message}") from None
 
     async def _connected(self) -> _Session:
         """The session for the next call. Who comes first negotiates for all."""
@@ -385,6 +393,10 @@ class DockerEngine:
 
     async def _version(self, docker: aiodocker.Docker) -> dict[str, Any]:
         async with await self._request(_Session(docker), "version") as response:
+            if response.content_type == "text/html" and response.status in _WEB_SERVER:
+                raise ConfigError(
+                    f"EVENTWATCH_DOCKER_HOST: what answers at {self._named} is a web server, not a Docker engine"
+                )
             version: dict[str, Any] = _decoded(await _body(response, CALLS["version"], _WHO), dict, _WHO)
             return version
 
@@ -430,7 +442,7 @@ class DockerEngine:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
             raise EngineError(
-                f"Engine at {self._url} compressed its answer, which nobody asked for", status=response.status
+                f"Engine at {self._named} compressed its answer, which nobody asked for", status=response.status
             )
         return response
 
@@ -449,19 +461,19 @@ class DockerEngine:
     ) -> EngineError:
         if isinstance(error, TimeoutError):
             await self._retire(session)
-            return EngineError(f"Engine at {self._url} did not answer within {seconds:.0f} s while {doing}")
+            return EngineError(f"Engine at {self._named} did not answer within {seconds:.0f} s while {doing}")
         if not isinstance(error, aiohttp.ClientConnectionError):
             return EngineError(f"Engine failed while {doing}: {_reason(error)}")
         if distrust := _distrust(error):
             return EngineError(
-                f"Engine at {self._url} and we do not trust each other: {distrust}: "
+                f"Engine at {self._named} and we do not trust each other: {distrust}: "
                 "check ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH",
                 unreachable=True,
                 permanent=True,
             )
         if cure := self._cure(_errno(error)):
             return EngineError(
-                f"Engine at {self._url} unreachable: {cure}",
+                f"Engine at {self._named} unreachable: {cure}",
                 unreachable=True,
                 permanent=_errno(error) == errno.EACCES,
             )
@@ -474,7 +486,7 @@ class DockerEngine:
             return _CURES.get(number)
         if Path(path).is_dir():
             raise ConfigError(
-                f"Engine at {self._url} unreachable: "
+                f"Engine at {self._named} unreachable: "
                 "it is a folder: Docker makes one where a mount's source is missing; "
                 "remove it, and mount the socket's folder"
             )
@@ -482,7 +494,7 @@ class DockerEngine:
         self._refused_since = self._refused_since or now
         if now - self._refused_since > DEAD_MOUNT and is_mounted_by_itself(path):
             raise ConfigError(
-                f"Engine at {self._url} has refused for {DEAD_MOUNT:.0f} s: the socket is mounted by itself, so "
+                f"Engine at {self._named} has refused for {DEAD_MOUNT:.0f} s: the socket is mounted by itself, so "
                 "it stays that of an engine before. A restart mounts the new one; better mount its folder"
             )
         return _CURES[number]

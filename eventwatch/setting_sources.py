@@ -9,6 +9,7 @@ Contract: the values by field, as texts; what is wrong with a source is passed o
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -33,12 +34,17 @@ PREFIX = "EVENTWATCH_"
 _TEST_PREFIX = "EVENTWATCH_TEST_"
 _DOCKER_NAMES = {"docker_tls_verify": "DOCKER_TLS_VERIFY", "docker_cert_path": "DOCKER_CERT_PATH"}
 _MANAGER_NAMES = ("DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASSWORD", "DB_COLLECTION")
+_OURS = re.compile(r"\b(EVENTWATCH_|DB_|DOCKER_(HOST|TLS_VERIFY|CERT_PATH))")
 _EMPTY_IS_OFF = frozenset({"EVENTWATCH_HTTP_LISTEN", "EVENTWATCH_REGISTER_LABEL"})
 _HOST = re.compile(r"[\w.-]+|\[?([0-9A-Fa-f.]*:){2,}[0-9A-Fa-f.]*\]?")
 
 #: Fields whose value may be in a file that `NAME_FILE` names, and appears nowhere.
 SECRETS = frozenset({"mongo_url"})
 MAX_PORT = 65535
+
+
+# Of a line that cannot be read we tell ourselves, once, with the file's name.
+logging.getLogger("dotenv.main").addHandler(logging.NullHandler())
 
 
 class Text(str):
@@ -101,7 +107,7 @@ def _unknown_names(layer: _Found, fields: Iterable[str]) -> Iterator[tuple[str, 
 
 
 def _env_file_lines(path: Path, encoding: str | None) -> tuple[dict[str, int], list[int]]:
-    """Line number of each name in an env file, and of each unreadable statement that mentions us."""
+    """Line number of each name in an env file, and of each line with a name of ours that sets nothing."""
     lines: dict[str, int] = {}
     broken: list[int] = []
     with path.open(encoding=encoding) as stream:
@@ -110,7 +116,8 @@ def _env_file_lines(path: Path, encoding: str | None) -> tuple[dict[str, int], l
             line = binding.original.line + len(text[: len(text) - len(text.lstrip())].splitlines())
             if binding.key is not None:
                 lines[binding.key] = line
-            elif binding.error and PREFIX in text:
+            ours = _OURS.search(text) is not None
+            if ours and (binding.error or (binding.key is not None and binding.value is None)):
                 broken.append(line)
     return lines, broken
 
@@ -145,9 +152,19 @@ def _from_secret_files(source: SecretsSettingsSource, known: Iterable[str]) -> t
     problems: _Problems = {}
     for folder in (Path(path).expanduser() for path in paths):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if (name := path.name.upper()) in names and path.is_file():
+            name = path.name.upper()
+            if name in names and path.is_file():
                 _read_secret(name, path, found, problems)
+            elif name.startswith(PREFIX) and not path.is_dir():
+                nearest_name = nearest(name, sorted(n for n in names if n.startswith(PREFIX)))
+                problems[name] = Problem(f"unknown setting, the nearest right name is {nearest_name}", str(path))
     return found, problems
+
+
+def _pointed_at(layers: Iterable[_Found]) -> frozenset[Path]:
+    """The files that settings name: those may be called anything."""
+    values = (text for layer in layers for name, text in layer.items() if name.endswith("_FILE"))
+    return frozenset(Path(text).expanduser() for text in values if text)
 
 
 def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> None:
@@ -226,9 +243,11 @@ class WrittenSource(PydanticBaseSettingsSource):
         known = {*(name for field in fields for name in _names(field)), *_MANAGER_NAMES}
         env_file, problems = _from_env_file(self._env_file)
         secret_files, unreadable = _from_secret_files(self._secret_files, known)
-        problems |= unreadable
+        layers = (secret_files, env_file, _from_environment())  # the last one wins
+        named = _pointed_at(layers)
+        problems |= {name: problem for name, problem in unreadable.items() if Path(problem.place) not in named}
         given: _Found = {}
-        for layer in (secret_files, env_file, _from_environment()):  # the last one wins
+        for layer in layers:
             found, unfollowed = _follow_file_names(layer)
             problems |= unfollowed | dict(_unknown_names(layer, fields))
             given |= {name: text for name, text in found.items() if _is_set(text)}

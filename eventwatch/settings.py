@@ -77,6 +77,15 @@ def mask_url(url: str) -> str:
     return _SECRET_PROPERTY.sub(r"\1***", _SECRET_PARAMETER.sub(r"\1***", masked))
 
 
+_LOOSE_USERINFO = re.compile(r"(^|[/'\"])([^:/@\s'\"]*):[^\n]*@")
+
+
+def _masked(text: str) -> str:
+    """Also hide what looks like the password of a URL that is none, as its writer mistyped it."""
+    masked = mask_url(text)
+    return _LOOSE_USERINFO.sub(r"\1\2:***@", masked) if masked == text else masked
+
+
 # --- the rules of single values ----------------------------------------------------------------------------
 
 
@@ -386,7 +395,7 @@ class Settings(BaseSettings):
     @property
     def watched(self) -> tuple[str, str, str]:
         """Engine, database server and database, without secrets."""
-        return (self.docker_host or "", mask_url(self.mongo_url.get_secret_value()), self.mongo_database)
+        return (mask_url(self.docker_host or ""), mask_url(self.mongo_url.get_secret_value()), self.mongo_database)
 
     def effective(self) -> dict[str, str]:
         """Every setting's variable with its value as a user would write it, secrets masked."""
@@ -395,9 +404,11 @@ class Settings(BaseSettings):
 
 def load_settings(env_file: str | Path | None = ".env") -> Settings:
     """Read the settings; a ConfigError names every wrong one. Only the default env file may be absent."""
-    if env_file is not None and str(env_file) != ".env":
+    if env_file is not None:
         path = Path(env_file).expanduser()
-        if not path.exists() or path.is_dir():
+        if path.is_dir():
+            raise ConfigError(f"{env_file}: is a folder, not a file with settings")
+        if str(env_file) != ".env" and not path.exists():
             raise ConfigError(f"{env_file}: no such file")
     try:
         return Settings(_env_file=env_file)
@@ -440,11 +451,11 @@ def _line(item: ErrorDetails) -> str:
     if isinstance(value, Problem):
         return f"{item['loc'][0]}: {item['msg']}{_in(value.place)}"
     if isinstance(value, Text):
-        got = f", got {mask_url(repr(str(value)))}" if value else ""
+        got = f", got {_masked(repr(str(value)))}" if value else ""
         return f"{value.name}: {item['msg']}{got}{_in(value.place)}"
     got = format_duration(value) if isinstance(value, float) else repr(value)
     return f"{env_name(str(item['loc'][0]))}: {item['msg']}, got {got}"
 
 
 def _in(place: str) -> str:
-    return f" ({place})" if place else ""
+    return f" ({_masked(place)})" if place else ""

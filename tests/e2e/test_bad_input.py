@@ -311,3 +311,40 @@ async def test_garbage_on_the_event_stream_is_counted_logged_and_skipped(
     told = [text for text in texts(lines) if text.startswith("Event stream: skipped a malformed line")]
     assert [int(re.findall(r"number (\d+)", text)[0]) for text in told] == [1, 2, 4, 8]
     assert max(map(len, told)) < 500
+
+
+# -- what is no engine --------------------------------------------------------------------------------------
+
+
+async def test_a_web_server_is_no_engine_and_its_password_is_not_shown(
+    mongo_url: str, database: str, tmp_path: Path
+) -> None:
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(status=404, text="<html>", content_type="text/html")
+
+    server = web.Server(answer)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    url = f"tcp://ann:{PASSWORD}@127.0.0.1:{port}"
+    try:
+        for words in (["run"], ["status"], ["doctor"]):
+            env = environment(mongo_url, EVENTWATCH_MONGO_DATABASE=database, EVENTWATCH_DOCKER_HOST=url)
+            code, output = await run_program("-m", "eventwatch", *words, env=env, cwd=tmp_path)
+            assert code == (1 if words == ["doctor"] else 2 if words == ["run"] else 0), output
+            assert_clean(output)
+            if words != ["status"]:
+                assert f"EVENTWATCH_DOCKER_HOST: what answers at tcp://ann:***@127.0.0.1:{port} is a web" in output
+    finally:
+        await runner.cleanup()
+
+
+async def test_an_engine_behind_ssh_without_its_library_is_one_line(
+    mongo_url: str, database: str, tmp_path: Path
+) -> None:
+    env = environment(mongo_url, EVENTWATCH_MONGO_DATABASE=database, DOCKER_HOST="ssh://ann@host")
+    code, output = await run_program("-m", "eventwatch", "run", env=env, cwd=tmp_path)
+    assert code == 2
+    assert_clean(output)
+    assert "EVENTWATCH_DOCKER_HOST: ssh://ann@host is not usable: asyncssh is required" in the_line(output)
