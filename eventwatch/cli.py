@@ -113,6 +113,7 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--duration", type=_duration, metavar="TIME", help="end after this time, e.g. 90s (default: at Ctrl-C)"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite a recording of that name")
 
 
 def _add_replay_options(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +131,10 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "--force", action="store_true", help="replay even if the database holds other nodes, which are left alone"
+        "--force",
+        action="store_true",
+        help="replay even if the database holds other nodes, which are left alone, or documents of this "
+        "recording's nodes that no replay made, which are deleted",
     )
     parser.add_argument(
         "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from eventwatch.errors import EventwatchError
+from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.output import say
 from eventwatch.recorder import Recorder
 from eventwatch.recording import expected_path, read_expected, read_recording
@@ -36,6 +36,9 @@ PERCENTILES: Final = (50, 90, 99)
 
 async def record_file(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch record`: until Ctrl-C or SIGTERM, or for `--duration`."""
+    beside = expected_path(arguments.file)
+    if not arguments.force and (there := next((p for p in (arguments.file, beside) if p.is_file()), None)):
+        raise ConfigError(f"{there}: is there already: choose another name, or use --force to overwrite it")
     recorder = Recorder(settings, arguments.file)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -49,7 +52,7 @@ async def record_file(arguments: argparse.Namespace, settings: Settings) -> None
             timer.cancel()
     logger.info(
         "Recorded {} events and {} inspections to {}, and the truth to {}",
-        counts.get("event", 0), counts.get("inspect", 0), arguments.file, expected_path(arguments.file).name,
+        counts.get("event", 0), counts.get("inspect", 0), arguments.file, beside.name,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Cause, Change, Event, Recorded
+from eventwatch.model import Cause, Change, Event, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import TwinWatch
@@ -105,14 +105,28 @@ class ReplayStore(Store):
                 f"Database {database} holds {foreign} nodes that are not of this recording: "
                 "set EVENTWATCH_MONGO_DATABASE to another one, or use --force (they are left alone)"
             )
-        if left := await self.read():
+        left = await self.read()
+        owners = await self.read_owners(left)
+        live = [i for i, node in left.items() if not _is_replayed(node, owners.get(i))]
+        if live and not force:
+            raise ConfigError(
+                f"Database {database} holds the documents of {len(live)} nodes of this recording that no replay made "
+                f"({live[0][:12]}): set EVENTWATCH_MONGO_DATABASE to another one, or use --force (they are deleted)"
+            )
+        if left:
             await self.write([Change(i, {}, Cause.EVENT, delete=True) for i in left], lease=None)
         await self.record_gone(self._ids, engine_id=ENGINE_ID)
 
     async def insert(self, node_ids: Iterable[str]) -> None:
         """Be the manager: give each of these containers a document."""
         for node_id in node_ids:
-            await self.register(ToolServerNode(id=node_id, short_id=node_id[:12]), lease=None)
+            node = ToolServerNode(id=node_id, short_id=node_id[:12], engine_id=ENGINE_ID)
+            await self.register(node, lease=None)
+
+
+def _is_replayed(node: Recorded, owner: Owner | None) -> bool:
+    """Whether an earlier replay made this document."""
+    return ENGINE_ID in {node.engine_id, owner.engine_id if owner else None}
 
 
 def _counted(call: Callable[..., Coroutine[Any, Any, Any]], busy: Busy) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -242,6 +242,25 @@ async def test_nodes_of_others_are_in_the_way_and_left_alone_when_forced(mongo_u
         assert nodes.count_documents({}) == len(truth) + 1
 
 
+async def test_documents_that_no_replay_made_are_only_deleted_when_forced(mongo_url: str, database: str) -> None:
+    recording, truth = recorded(LIFECYCLE)
+    node_id = min(recording.first_seen)
+    live = {"_id": node_id, "short_id": node_id[:12], "status": "running", "health": "healthy", "ip": "10.9.9.9"}
+    with MongoClient[dict[str, Any]](mongo_url) as client:
+        nodes = client[database]["ToolServerNode"]
+        nodes.insert_one(live)
+        with pytest.raises(
+            ConfigError, match="holds the documents of 1 nodes of this recording that no replay made"
+        ):
+            async with open_replay(recording, settings_for(database), url=mongo_url, truth=truth):
+                pass
+        assert list(nodes.find()) == [live]
+        async with open_replay(
+            recording, settings_for(database), url=mongo_url, truth=truth, force=True
+        ) as running:
+            assert (await running.finish()).divergences == []
+
+
 async def test_a_second_replay_starts_from_nothing(mongo_url: str, database: str) -> None:
     for _ in range(2):
         report = await replayed(LIFECYCLE, mongo_url, database)
