@@ -110,8 +110,8 @@ class ReplayStore(Store):
         live = [i for i, node in left.items() if not _is_replayed(node, owners.get(i))]
         if live and not force:
             raise ConfigError(
-                f"Database {database} holds the documents of {len(live)} nodes of this recording that no replay made "
-                f"({live[0][:12]}): set EVENTWATCH_MONGO_DATABASE to another one, or use --force (they are deleted)"
+                f"Database {database} holds documents of {len(live)} nodes of this recording, made by no replay "
+                f"({live[0][:12]}): set EVENTWATCH_MONGO_DATABASE to another, or use --force (they are deleted)"
             )
         if left:
             await self.write([Change(i, {}, Cause.EVENT, delete=True) for i in left], lease=None)

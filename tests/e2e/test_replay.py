@@ -249,9 +249,7 @@ async def test_documents_that_no_replay_made_are_only_deleted_when_forced(mongo_
     with MongoClient[dict[str, Any]](mongo_url) as client:
         nodes = client[database]["ToolServerNode"]
         nodes.insert_one(live)
-        with pytest.raises(
-            ConfigError, match="holds the documents of 1 nodes of this recording that no replay made"
-        ):
+        with pytest.raises(ConfigError, match="holds documents of 1 nodes of this recording, made by no replay"):
             async with open_replay(recording, settings_for(database), url=mongo_url, truth=truth):
                 pass
         assert list(nodes.find()) == [live]
