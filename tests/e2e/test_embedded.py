@@ -288,6 +288,27 @@ async def test_a_cancellation_that_pymongo_swallows_still_ends_the_supervision(
             await closing.wait()
 
 
+async def test_a_cancellation_while_a_client_is_closed_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[AsyncMongoClient[dict[str, Any]]] = []
+    closing = asyncio.Event()
+
+    class Slow(AsyncMongoClient[dict[str, Any]]):
+        async def close(self) -> None:
+            made.append(self)
+            closing.set()
+            await asyncio.sleep(0.05)
+            await super().close()
+
+    async with EmbeddedMongo(tmp_path) as mongo:
+        monkeypatch.setattr(embedded, "_Client", Slow)
+        async with asyncio.timeout(PATIENCE), supervised(mongo):
+            os.kill(pid_of(mongo), signal.SIGKILL)
+            await closing.wait()
+        assert [client._closed for client in made] == [True]
+
+
 async def test_a_failure_inside_the_block_leaves_no_process(tmp_path: Path) -> None:
     mongo = EmbeddedMongo(tmp_path)
     pids = []

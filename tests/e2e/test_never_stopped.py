@@ -299,7 +299,7 @@ async def manager(world: World) -> AsyncIterator[None]:
 async def test_a_watcher_leaves_alone_what_a_managers_call_is_stopping(world: World, tmp_path: Path) -> None:
     node = await start_idle(world, "slow", command=STUBBORN)
     settings = world.settings(**quick(stop_timeout=4))
-    async with world.watching(idle_timeout=3600) as watched, filmed(world.collection) as film:
+    async with filmed(world.collection) as film, world.watching(idle_timeout=3600) as watched:
         before = await world.document(node)
         given = await ToolServerNode.get(node.id)
         assert given is not None
@@ -325,7 +325,7 @@ async def test_a_watcher_leaves_alone_what_a_managers_call_is_stopping(world: Wo
 
 async def test_a_managers_call_leaves_alone_what_the_watcher_is_stopping(world: World) -> None:
     node = await start_idle(world, "slow", command=STUBBORN)
-    async with world.watching(**quick(stop_timeout=3)) as watched, filmed(world.collection) as film:
+    async with filmed(world.collection) as film, world.watching(**quick(stop_timeout=3)) as watched:
         await eventually(lambda: world.says(node, status=STOPPING))
         while not stops(watched, "stopped"):
             await check_nodes_status(engine=world.docker, settings=world.settings(idle_timeout=0))
