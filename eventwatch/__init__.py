@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eventwatch.app import watch
     from eventwatch.documents import NodeChecker, ToolServerNode
+    from eventwatch.logs import use_standard_logging
     from eventwatch.settings import Settings
     from eventwatch.sweeper import check_nodes_status, check_nodes_status_loop, update_node_status
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_nodes_status",
     "check_nodes_status_loop",
     "update_node_status",
+    "use_standard_logging",
     "watch",
 ]
 
@@ -30,6 +32,7 @@ _HOMES = {
     "check_nodes_status": "sweeper",
     "check_nodes_status_loop": "sweeper",
     "update_node_status": "sweeper",
+    "use_standard_logging": "logs",
     "watch": "app",
 }
 

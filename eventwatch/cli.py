@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError
-from eventwatch.logs import LONGEST, configure_logging, tell_failure
+from eventwatch.logs import LONGEST, configure_logging, tell_bug, tell_failure
 from eventwatch.output import say
 from eventwatch.readiness import ask_readiness, is_standby
 from eventwatch.settings import Settings, load_settings
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere at exit
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:  # noqa: BLE001 - the last place where it can be logged in one piece
+        tell_bug(error, as_json=as_json)
+        sys.exit(1)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,6 +12,7 @@ lines of a process that is killed are written.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from loguru import logger
 from eventwatch.text import printable
 
 if TYPE_CHECKING:
-    from loguru import Record
+    from loguru import Message, Record
 
 #: Characters of a message, and of a traceback's line.
 LONGEST: Final = 4000
@@ -54,6 +55,41 @@ def configure_logging(level: str, *, as_json: bool) -> None:
     logging.captureWarnings(True)
 
 
+def use_standard_logging() -> None:
+    """Give what eventwatch logs to the standard library's `logging`, for a host application that configures it.
+
+    Loggers are named by module (`eventwatch.reconciler`), and the host's levels, handlers and formats hold. What
+    is known of a change (node, field, old, new, cause) are attributes of the record. loguru's own default handler,
+    which writes everything to standard error, is removed; handlers that the host gave loguru stay.
+    """
+    with contextlib.suppress(ValueError):  # removed already
+        logger.remove(0)
+    logger.add(_to_standard_logging, level=0, format="{message}", filter="eventwatch")
+
+
+def _to_standard_logging(message: Message) -> None:
+    told = message.record
+    target, level = logging.getLogger(told["name"]), told["level"].no
+    if not target.isEnabledFor(level):
+        return
+    failure = told["exception"]
+    record = target.makeRecord(
+        target.name,
+        level,
+        told["file"].path,
+        told["line"],
+        printable(told["message"], LONGEST),
+        (),
+        (failure.type, failure.value, failure.traceback) if failure and failure.type and failure.value else None,
+        told["function"],
+    )
+    record.levelname = told["level"].name
+    for name, value in _flat(told["extra"]).items():
+        if not hasattr(record, name):
+            setattr(record, name, value)
+    target.handle(record)
+
+
 def tell_failure(message: str, *, as_json: bool) -> None:
     """Tell what ended a command, on standard error: one line."""
     line = printable(message, LONGEST)
@@ -66,6 +102,13 @@ def tell_failure(message: str, *, as_json: bool) -> None:
     else:
         writer.write(f"eventwatch: {line}\n")
         writer.stop()
+
+
+def tell_bug(error: Exception, *, as_json: bool) -> None:
+    """Tell what nobody expected to end a command, on standard error, with the traceback."""
+    configure_logging("ERROR", as_json=as_json)
+    logger.opt(exception=error).critical("eventwatch has a fault: {}: {}", type(error).__name__, error)
+    logger.remove()
 
 
 def _for_people(record: Record) -> str:
@@ -178,6 +221,8 @@ class _ToLoguru(logging.Handler):
     """Passes what the standard library's `logging` is told."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "eventwatch":  # it comes from there
+            return
         level = record.levelname if record.levelname in _LEVELS else "WARNING"
         logger.bind(logger=record.name).opt(exception=record.exc_info).log(level, "{}", record.getMessage())
 

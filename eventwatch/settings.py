@@ -311,11 +311,12 @@ class Settings(BaseSettings):
 
     log_level: _LogLevel = "INFO"
     """Least severe message that is logged: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL. INFO
-    tells every change to a document, and is silent when nothing changes."""
+    tells every change to a document, and is silent when nothing changes. It is for the commands: inside
+    `watch()` the host's configuration of loguru holds, or of `logging` after `use_standard_logging()`."""
 
     log_format: _LogFormat = "console"
-    """`console` for people, `json` for log collectors: one object per line. Console by default, since the
-    first reader is a person at a terminal."""
+    """`console` for people, `json` for log collectors: one object per line; for the commands. Console by
+    default, since the first reader is a person at a terminal."""
 
     @classmethod
     def settings_customise_sources(

@@ -9,12 +9,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loguru import logger
 
-from eventwatch.logs import MOST_WAITING, configure_logging, tell_failure
+from eventwatch.cli import main
+from eventwatch.logs import MOST_WAITING, configure_logging, tell_failure, use_standard_logging
 
 FORGED = "a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
 SHOWN = r"a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
@@ -139,7 +141,9 @@ def test_nobody_who_logs_waits_for_who_reads(errors: Errors, monkeypatch: pytest
     assert len(told) * 1000 > MOST_WAITING / 2
 
 
-def test_what_waits_is_written_at_the_end_if_somebody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_written_at_the_end_if_somebody_reads(
+    errors: Errors, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reading, writing = os.pipe()
     with monkeypatch.context() as patch, os.fdopen(writing, "w") as stream:
         patch.setattr(sys, "stderr", stream)
@@ -152,8 +156,57 @@ def test_what_waits_is_written_at_the_end_if_somebody_reads(monkeypatch: pytest.
     assert two == "eventwatch: two"
 
 
-def test_a_closed_standard_error_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_standard_error_is_no_error(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     configure_logging("INFO", as_json=False)
     logger.info("to nobody")
     tell_failure("to nobody", as_json=False)
+
+
+def test_a_host_gets_it_in_the_standard_librarys_logging(
+    errors: Errors, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger.remove()
+    use_standard_logging()
+    caplog.set_level("INFO", "eventwatch")
+    ours = logger.patch(lambda record: record.__setitem__("name", "eventwatch.reconciler"))
+    ours.bind(node="n", old=None, new=FORGED, name="x").success("moved {}", FORGED)
+    ours.debug("below the host's level")
+    logger.info("of the host's own")
+    try:
+        raise ValueError(FORGED)  # noqa: TRY301
+    except ValueError:
+        ours.exception("failed")
+    moved, failed = caplog.records
+    assert (moved.name, moved.levelname, moved.getMessage()) == (
+        "eventwatch.reconciler",
+        "SUCCESS",
+        f"moved {SHOWN}",
+    )
+    assert vars(moved)["new"] == SHOWN
+    assert failed.exc_info
+    assert failed.exc_info[0] is ValueError
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_fault_of_ours_is_logged_in_one_piece(
+    errors: Errors, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_json: bool
+) -> None:
+    def broken(*_: object) -> Any:
+        raise ValueError(FORGED)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVENTWATCH_LOG_FORMAT", "json" if as_json else "console")
+    monkeypatch.setattr("eventwatch.cli.config", broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["config"])
+    assert ended.value.code == 1
+    if as_json:
+        (row,) = rows(errors)
+        assert row["message"] == f"eventwatch has a fault: ValueError: {SHOWN}"
+        assert "in broken" in row["exception"]
+    else:
+        first, *others = errors.lines()
+        assert first.endswith(SHOWN)
+        assert all(line.startswith("  ") for line in others)
