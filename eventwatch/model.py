@@ -1,7 +1,7 @@
 """The facts that flow through eventwatch, as plain immutable values.
 
 An `Event` is what the engine announced, an `Observation` is what an inspection said, `Recorded` is what a
-document says, and a `Change` is what the one writer is asked to do. Parsing from the engine's JSON happens
+document says, and a `Write` is what the one writer is asked to do. Parsing from the engine's JSON happens
 here and nowhere else, and reads only what every API version and Podman agree on: `Type`, `Action`, `Actor`
 and `timeNano` of an event (API 1.52 dropped `status`, `id` and `from`).
 
@@ -309,7 +309,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Write:
     """One write to one document: some of our fields, or its deletion.
 
     `expected` holds the values that the decision was made on; the write is refused when the document no
@@ -321,3 +321,23 @@ class Change:
     cause: Cause
     delete: bool = False
     expected: Mapping[str, str | int | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a document that the database acknowledged.
+
+    `old` and `new` hold what changed of `status`, `health`, `ip` and `port` (and `engine_id` and `epoch`); the old
+    values are as last known. `at_ns` is when it was acknowledged and `event_ns` when the engine says that it
+    happened (Unix times, ns; None: no event told of it); `latency` (s) is between the two.
+    """
+
+    node_id: str
+    short_id: str
+    old: Mapping[str, str | int | None]
+    new: Mapping[str, str | int]
+    deleted: bool
+    cause: Cause
+    at_ns: int
+    latency: float | None
+    event_ns: int | None = None

@@ -51,7 +51,7 @@ from pymongo.monitoring import (
 
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.errors import ConfigError, StoreError
-from eventwatch.model import STOPPING, Change, Claim, Owner, Recorded, is_container_id
+from eventwatch.model import STOPPING, Claim, Owner, Recorded, Write, is_container_id
 from eventwatch.policy import AT_WORK, as_utc
 from eventwatch.settings import mask_url
 
@@ -276,7 +276,7 @@ class Store:
         self._reported.discard(recorded.node_id)
         return recorded
 
-    async def write(self, changes: Sequence[Change], *, lease: Lease | None) -> Refused:
+    async def write(self, changes: Sequence[Write], *, lease: Lease | None) -> Refused:
         """Apply `changes` in one unordered bulk and say which of them matched no document."""
         stamp: dict[str, Any] = {"engine_id": lease.engine_id, "epoch": lease.epoch} if lease else {}
         operations: list[UpdateOne | DeleteOne] = []
@@ -296,7 +296,7 @@ class Store:
             return Refused()
         return await self._why_refused(changes, lease)
 
-    def _impossible(self, changes: Sequence[Change], error: BulkWriteError) -> frozenset[str]:
+    def _impossible(self, changes: Sequence[Write], error: BulkWriteError) -> frozenset[str]:
         """The documents that the server will not have written so, each told of once. Raises what concerns all."""
         failures = error.details.get("writeErrors", [])
         if error.details.get("writeConcernErrors") or any(f.get("code") in _PASSING for f in failures):
@@ -307,7 +307,7 @@ class Store:
             logger.warning("Document {} cannot be written: {}", node_id, _first_line(str(refused[node_id])))
         return frozenset(refused)
 
-    async def _why_refused(self, changes: Sequence[Change], lease: Lease | None) -> Refused:
+    async def _why_refused(self, changes: Sequence[Write], lease: Lease | None) -> Refused:
         asked = {change.node_id: change for change in changes}
         present = await self.read(asked)
         vanished = {i for i, change in asked.items() if i not in present and not change.delete}

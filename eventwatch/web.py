@@ -32,8 +32,8 @@ from eventwatch.http.access import Access, is_foreign, is_loopback, without_ids
 from eventwatch.http.answers import WORTH_PACKING, Answer, Answers, NodePages, Turns, accepts_gzip, dumps
 from eventwatch.http.connections import Connections
 from eventwatch.metrics import Metrics
+from eventwatch.model import Change
 from eventwatch.readiness import IDENTITY
-from eventwatch.reconciler import Written
 
 CONNECTIONS: Final = web.AppKey("connections", Connections)
 STATIC: Final = Path(__file__).parent / "static"
@@ -70,7 +70,7 @@ class ChangeFeed:
         self.recent: deque[bytes] = deque(maxlen=KEPT_CHANGES)  # as JSON, which is made once for all readers
         self._readers: set[asyncio.Queue[bytes | None]] = set()
 
-    def publish(self, written: Written) -> None:
+    def publish(self, written: Change) -> None:
         """Take one acknowledged change; a reader that is too slow is told to go."""
         change = dumps({**asdict(written), "cause": str(written.cause)}).encode()
         self.recent.append(change)

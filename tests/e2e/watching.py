@@ -31,8 +31,8 @@ from eventwatch import Settings, watch
 from eventwatch.app import Application
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import EngineError
-from eventwatch.model import Event, Observation
-from eventwatch.reconciler import Reconciler, Written
+from eventwatch.model import Change, Event, Observation
+from eventwatch.reconciler import Reconciler
 from eventwatch.store import ENGINES, checker_id
 from tests.nodes import NODE_PORT, Node, Nodes
 
@@ -224,10 +224,10 @@ class Watched:
     """A running `watch()` that has connected and swept once, and what it has written since."""
 
     app: Application
-    written: list[Written] = field(default_factory=list)
+    written: list[Change] = field(default_factory=list)
     noticed: list[Event] = field(default_factory=list)
 
-    def of(self, node: Node) -> list[Written]:
+    def of(self, node: Node) -> list[Change]:
         return [change for change in self.written if change.node_id == node.id]
 
     def count(self, name: str, **labels: str) -> float:

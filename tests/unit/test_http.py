@@ -25,15 +25,14 @@ from eventwatch.http import answers, connections
 from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
 from eventwatch.metrics import Metrics
-from eventwatch.model import Cause
-from eventwatch.reconciler import Written
+from eventwatch.model import Cause, Change
 from eventwatch.web import ChangeFeed, Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
 
 ID = "0123456789ab" * 5 + "cdef"
-CHANGE = Written(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
+CHANGE = Change(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
 
 
 @dataclass
