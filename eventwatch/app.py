@@ -23,6 +23,8 @@ from typing import Any, Final, TypeVar
 from loguru import logger
 
 from eventwatch.backoff import Pace
+from eventwatch.calls.changes import ChangeReader, Changes
+from eventwatch.calls.here import Here, enter, leave
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.documents import NodeChecker
 from eventwatch.elector import Elector
@@ -40,7 +42,7 @@ from eventwatch.errors import (
 from eventwatch.history import History
 from eventwatch.http.access import Access
 from eventwatch.metrics import Metrics
-from eventwatch.model import Recorded, nanos
+from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
@@ -110,6 +112,7 @@ class Application:
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
         self.feed = ChangeFeed()
+        self._changes = Changes()
         self._elector: Elector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
@@ -129,6 +132,21 @@ class Application:
         """Ask for a full pass as soon as possible."""
         if self.sweeper:
             self.sweeper.request()
+
+    def changes(self) -> ChangeReader:
+        """Every change that this watcher writes from now on, for `async for`; ends with the watcher.
+
+        Raises ChangesLostError to a reader that is thousands of changes behind.
+        """
+        return self._changes.read()
+
+    def on(self, callback: Callable[[Change], object]) -> Callable[[], None]:
+        """Call `callback` with each change that this watcher writes; returns what ends that.
+
+        It is called in the event loop, so it must not block; what it raises is logged. Raises TypeError for a
+        coroutine function.
+        """
+        return self._changes.on(callback)
 
     def node_ids(self) -> Iterable[str]:
         """The ids of the nodes that have a document."""
@@ -181,6 +199,7 @@ class Application:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
         failure = None
         async with AsyncExitStack() as stack:
+            stack.callback(self._changes.close)
             try:
                 await self._run(stack)
             except _Stopped:
@@ -207,7 +226,14 @@ class Application:
         store = await self._open_store(stack)
         self._twins = TwinWatch(engine, store)
         self.ready.set()
+        here = Here(self.settings, engine, self._changes, self._keeps)
+        enter(here)
+        stack.callback(leave, here)
         await self._lead_again_and_again(engine, store)
+
+    def _keeps(self, node_id: str) -> bool:
+        """Whether this watcher keeps that node true now."""
+        return self.reconciler is not None and node_id in self.reconciler.known
 
     def _http_access(self) -> Access:
         settings = self.settings
@@ -355,7 +381,7 @@ class Application:
             time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
         )  # fmt: skip
         reconciler.request_sweep = store.on_return = sweeper.request
-        reconciler.listeners.append(self.feed.publish)
+        reconciler.listeners += self.feed.publish, self._changes.publish
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock)

@@ -10,16 +10,24 @@ Not promised: that an event is new, in order, or about a node. Whoever consumes 
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from eventwatch.text import printable
+
 NOT_RUNNING_IP: Final = ""
 NO_HEALTH_CHECK: Final = "none"
 STOPPING: Final = "stopping"
+#: The states in which a container no longer runs, and will not by itself.
+ENDED: Final = frozenset({"exited", "dead"})
+#: Characters of a reason in the engine's words.
+LONGEST_REASON: Final = 300
 
 #: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
 ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
@@ -176,6 +184,60 @@ def parse_container(
             settings.get("Ports"), host.get("PortBindings") if isinstance(host, dict) else None
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a container ended, in the engine's words. `health_output` is that of the last failed check."""
+
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    finished_at: datetime | None = None
+    health_output: str = ""
+
+    def __str__(self) -> str:
+        """Such as `exit code 137 (SIGKILL), out of memory; its last health check said: ...`."""
+        code = self.exit_code
+        told = ["no exit code" if code is None else f"exit code {code}{_signal_of(code)}"]
+        told += ["out of memory"] if self.oom_killed else []
+        told += [printable(self.error, LONGEST_REASON)] if self.error else []
+        said = f"; its last health check said: {self.health_output}" if self.health_output else ""
+        return ", ".join(told) + said
+
+
+def parse_ending(container: Mapping[str, Any]) -> Ending | None:
+    """How the container of this inspection ended; None if it runs, or will run again by its restart policy.
+
+    Raises KeyError, TypeError or AttributeError when this is no inspection. Fields are empty where the engine says
+    nothing usable.
+    """
+    state = container["State"]
+    if _STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
+        return None
+    code, error = state.get("ExitCode"), state.get("Error")
+    return Ending(
+        exit_code=code if type(code) is int and abs(code) < 2**32 else None,
+        oom_killed=state.get("OOMKilled") is True,
+        error=error if isinstance(error, str) else "",
+        finished_at=parse_time(state.get("FinishedAt")),
+        health_output=_last_failure(state.get("Health") or state.get("Healthcheck")),
+    )
+
+
+def _last_failure(health: object) -> str:
+    log = health.get("Log") if isinstance(health, dict) else None
+    for check in reversed(log if isinstance(log, list) else []):
+        if isinstance(check, dict) and check.get("ExitCode") != 0:
+            return printable(str(check.get("Output") or "")[: 2 * LONGEST_REASON].strip(), LONGEST_REASON)
+    return ""
+
+
+def _signal_of(code: int) -> str:
+    """The name of the signal behind an exit code as shells and engines tell it, or nothing."""
+    with contextlib.suppress(ValueError):
+        return f" ({signal.Signals(code - 128).name})"
+    return ""
 
 
 def _address_on(endpoint: Mapping[str, Any]) -> str:
