@@ -270,14 +270,18 @@ class Application:
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat until it works; a cause that waiting cannot mend is a ConfigError, unless nobody would see it."""
-        backoff = RETRY.start()
+        backoff, away_since = RETRY.start(), 0.0
         while True:
+            began = self._clock.monotonic()
             try:
                 done = await self._unless_stopped(attempt())
             except (StoreError, EngineError, ConfigError) as error:
                 self._fail(error, again=backoff.failures > 0)
+                away_since = away_since or began
                 await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
             else:
+                if backoff.failures:
+                    logger.info("It is there again after {:.1f} s", began - away_since)
                 self.trouble = ""
                 return done
 
