@@ -25,8 +25,9 @@ from loguru import logger
 from eventwatch.backoff import Pace
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
+from eventwatch.calls.waiting import find_node, wait_for
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
-from eventwatch.documents import NodeChecker
+from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.embedded import EmbeddedMongo
 from eventwatch.engine import DockerEngine, Engine, EngineInfo
@@ -41,6 +42,7 @@ from eventwatch.errors import (
 )
 from eventwatch.history import History
 from eventwatch.http.access import Access
+from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
@@ -54,7 +56,7 @@ from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import PATIENCE, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
-from eventwatch.web import KEPT_CHANGES, ChangeFeed, Pages, serve
+from eventwatch.web import Pages, serve
 
 T = TypeVar("T")
 
@@ -165,6 +167,23 @@ class Application:
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
         return shown | {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
 
+    async def read_node(self, node_id: str) -> dict[str, Any] | None:
+        """A node's row as the database has it, whoever keeps it; None: there is none. Raises StoreError."""
+        document = await find_node(node_id)
+        return None if document is None else self._row(document)
+
+    async def wait_for_node(self, node_id: str, condition: str, seconds: float) -> dict[str, Any] | None:
+        """A node's row once it meets a condition with a name; None once it is deleted. Raises as `wait_for`."""
+        document = await wait_for(node_id, condition, seconds)  # type: ignore[arg-type]  # which it checks
+        return None if document is None else self._row(document)
+
+    def _row(self, document: ToolServerNode) -> dict[str, Any]:
+        known = self.node(document.id) or {}
+        return known | {
+            "node_id": document.id,
+            **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
+        }
+
     def statuses(self) -> Iterable[str | None]:
         """The status of each node."""
         return (node.status for node in self.reconciler.known.values()) if self.reconciler else ()
@@ -217,7 +236,8 @@ class Application:
         if self.settings.http_address:
             pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                statuses=self.statuses, doubts=self.doubts, notes=self.notes,
+                statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
+                wait=self.wait_for_node,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, pages))

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.logs import LONGEST, configure_logging, tell_bug, tell_failure
+from eventwatch.model import CONDITIONS
 from eventwatch.output import say
 from eventwatch.readiness import ask_readiness, is_standby
 from eventwatch.settings import Settings, load_settings
@@ -100,12 +101,26 @@ def _parser() -> argparse.ArgumentParser:
     status_parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
     explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
+    _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
     _add_record_options(add("record", "record events and inspections to a file for replays"))
     _add_replay_options(add("replay", "replay a recording into the database and compare it with the truth"))
     add("doctor", "check engine, permissions, database and clocks: one line each, with the cure")
     add("healthcheck", "for HEALTHCHECK: end with 0 if eventwatch runs here and is ready or standing by", __name__)
     add("config", "print every setting with its value, secrets masked", __name__)
     return parser
+
+
+def _add_wait_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `wait` what it takes."""
+    parser.add_argument("name", metavar="NAME", help="a container's id, the beginning of its id, or its name")
+    parser.add_argument(
+        "--for", dest="condition", choices=CONDITIONS, default="healthy", metavar="STATE",
+        help="healthy, running, exited or deleted (default: healthy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=_duration, default=30.0, metavar="TIME", help="for how long, e.g. 2m (default: 30s)"
+    )
+    parser.epilog = "Exit codes: 0 it is so, 1 not in time, 3 it ended or has no document."
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,8 @@ NO_HEALTH_CHECK: Final = "none"
 STOPPING: Final = "stopping"
 #: The states in which a container no longer runs, and will not by itself.
 ENDED: Final = frozenset({"exited", "dead"})
+#: What a node can be waited for to be.
+CONDITIONS: Final = ("healthy", "running", "exited", "deleted")
 #: Characters of a reason in the engine's words.
 LONGEST_REASON: Final = 300
 

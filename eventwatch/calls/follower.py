@@ -139,7 +139,7 @@ class Follower:
             try:
                 found = await self._find(chosen)
             except PyMongoError as error:
-                self.trouble = printable(str(error).partition(", Timeout:")[0], 200)
+                self.trouble = reason_of(error)
                 self._mark(*chosen)
                 await asyncio.sleep(backoff.next_delay())
                 continue
@@ -203,6 +203,11 @@ class Follower:
 
 
 _followers: WeakKeyDictionary[asyncio.AbstractEventLoop, Follower] = WeakKeyDictionary()
+
+
+def reason_of(error: PyMongoError) -> str:
+    """What the driver says went wrong, without its account of the whole deployment."""
+    return printable(str(error).partition(", Timeout:")[0], 200)
 
 
 def node_collection() -> AsyncCollection[dict[str, Any]]:

@@ -21,11 +21,10 @@ import pymongo
 from loguru import logger
 from pymongo.errors import PyMongoError
 
-from eventwatch.calls.follower import node_collection
+from eventwatch.calls.follower import node_collection, reason_of
 from eventwatch.calls.here import get_here
 from eventwatch.errors import StoreError
 from eventwatch.model import is_container_id
-from eventwatch.text import printable
 
 #: Seconds between two marks of a node that stays in use, at most; fewer where the idle time is short.
 EVERY: Final = 60.0
@@ -162,8 +161,7 @@ async def _mark(node_ids: list[str]) -> int:
                 {"_id": {"$in": node_ids}}, {"$set": {"last_req_time": now}}
             )
     except PyMongoError as error:
-        reason = printable(str(error).partition(", Timeout:")[0], 200)
-        raise StoreError(f"last_req_time cannot be written: {reason}") from None
+        raise StoreError(f"last_req_time cannot be written: {reason_of(error)}") from None
     return int(result.matched_count)
 
 

@@ -14,20 +14,20 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, Protocol
 
+import pymongo
 from pydantic import ValidationError
+from pymongo.errors import PyMongoError
 
-from eventwatch.calls.follower import Followed, Follower, get_follower
+from eventwatch.calls.follower import DEADLINE, Followed, Follower, get_follower, node_collection, reason_of
 from eventwatch.calls.here import get_here
 from eventwatch.documents import ToolServerNode
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
-from eventwatch.model import ENDED, Ending, is_container_id, parse_ending
+from eventwatch.model import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
 from eventwatch.settings import load_settings
 from eventwatch.text import printable
 
 Condition = Literal["healthy", "running", "exited", "deleted"] | Callable[[ToolServerNode], bool]
-#: The conditions that have a name.
-CONDITIONS: Final = ("healthy", "running", "exited", "deleted")
 #: Seconds in which a document may still come, and in which an end that no engine confirms may pass.
 APPEARANCE: Final = 2.0
 UNCONFIRMED: Final = 2.0
@@ -185,6 +185,16 @@ def meets(node: ToolServerNode, condition: Condition) -> bool:
         case "deleted":
             return False
     return bool(condition(node))
+
+
+async def find_node(node_id: str) -> ToolServerNode | None:
+    """A node's document as it is; None: there is none. Raises StoreError."""
+    try:
+        with pymongo.timeout(DEADLINE):
+            document = await node_collection().find_one({"_id": node_id})
+    except PyMongoError as error:
+        raise StoreError(f"Node {node_id[:12]} cannot be read: {reason_of(error)}") from None
+    return None if document is None else read_node(document)
 
 
 def read_node(document: Mapping[str, Any]) -> ToolServerNode:

@@ -159,7 +159,7 @@ async function refresh() {
 function follow() {
   const changes = new EventSource(at("api/changes"));
   const opened = Date.now();
-  changes.onopen = () => { $("changes").replaceChildren(); latencies.length = 0; plot(); };
+  changes.addEventListener("missed", () => { $("changes").replaceChildren(); latencies.length = 0; plot(); });
   changes.onmessage = (message) => {
     const change = JSON.parse(message.data);
     showChange(change, change.at_ns / 1e6 > opened - 5000);

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiodocker import Docker
 from beanie import init_beanie
@@ -26,6 +28,8 @@ from eventwatch import (
     wait_for,
 )
 from eventwatch.calls import follower, use
+from tests.conftest import free_address
+from tests.e2e.test_operator import ask
 from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts
 from tests.engines import PrivateMongo
 from tests.nodes import Node
@@ -340,3 +344,50 @@ async def test_a_callback_that_fails_harms_nobody_and_a_coroutine_function_is_re
             await eventually(lambda: told)
         assert any("ZeroDivisionError" in text for text in texts(lines))
         await eventually(lambda: world.says(node, status="exited"))
+
+
+# -- over HTTP, and from a shell ----------------------------------------------------------------------------
+
+
+async def test_a_manager_in_any_language_waits_over_http(world: World) -> None:
+    node, address = await world.start("one", healthcheck="flag", interval_s=0.2), free_address()
+    async with world.watching(http_listen=address), httpx.AsyncClient(base_url=f"http://{address}") as client:
+        await world.becomes_true()
+        row = (await client.get(f"/api/nodes/{node.id}")).json()
+        assert (row["node_id"], row["status"], row["ip"]) == (node.id, "running", await world.ip(node))
+        [listed] = (await client.get("/api/nodes")).json()
+        assert row | {"idle_left": 0} == listed | {"idle_left": 0}
+        assert (await client.get(f"/api/nodes/{node.id}?until=healthy&timeout=200ms")).status_code == 408
+        waiting = asyncio.create_task(client.get(f"/api/nodes/{node.id}?until=healthy&timeout=10s"))
+        await asyncio.sleep(0.3)
+        await node.set_healthy(True)
+        assert (await soon(waiting)).json()["health"] == "healthy"
+        waiting = asyncio.create_task(client.get(f"/api/nodes/{node.id}?until=deleted"))
+        await node.kill()
+        ended = await client.get(f"/api/nodes/{node.id}?until=running")
+        assert ended.status_code == 410
+        assert "exit code 137 (SIGKILL)" in ended.json()["error"]
+        await node.remove()
+        assert (await soon(waiting)).json() == {"node_id": node.id, "deleted": True}
+        assert (await client.get(f"/api/nodes/{node.id}")).status_code == 404
+
+
+async def test_a_shell_waits_for_a_node_by_its_name(world: World, tmp_path: Path) -> None:
+    node = await world.start("one", healthcheck="flag", interval_s=0.2)
+    async with world.watching():
+        await world.becomes_true()
+        code, text = await ask(world, tmp_path, "wait", node.name, "--timeout", "300ms")
+        assert (code, text.count("\n")) == (1, 1)
+        assert "is not healthy after 0.3 s: status running, health unhealthy" in text
+        waiting = asyncio.create_task(ask(world, tmp_path, "wait", node.name, "--for", "healthy"))
+        await asyncio.sleep(1)
+        await node.set_healthy(True)
+        code, text = await waiting
+        assert (code, text) == (0, f"{node.id[:12]} is running, health healthy, at {await world.ip(node)}:31942\n")
+        await node.kill()
+        code, text = await ask(world, tmp_path, "wait", node.id[:12], "--for", "running")
+        assert code == 3
+        assert "exit code 137 (SIGKILL)" in text
+        await node.remove()
+        assert (await ask(world, tmp_path, "wait", node.id, "--for", "deleted"))[0] == 0
+        assert (await ask(world, tmp_path, "wait", "nothing-of-that-name"))[0] == 3
