@@ -114,6 +114,7 @@ class Application:
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
         self.feed = ChangeFeed()
+        self.pages: Pages | None = None
         self._changes = Changes()
         self._elector: Elector | None = None
         self._engine = engine
@@ -234,13 +235,13 @@ class Application:
             engine = DockerEngine(self.settings)
             stack.push_async_callback(engine.close)
         if self.settings.http_address:
-            pages = Pages(
+            self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
                 statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
                 wait=self.wait_for_node,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
-            await stack.enter_async_context(serve(*self.settings.http_address, pages))
+            await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
         self._watch_clock()
         stack.callback(self._unwatch_clock)
         store = await self._open_store(stack)
