@@ -19,14 +19,12 @@ from weakref import WeakKeyDictionary
 
 import pymongo
 from loguru import logger
-from pymongo import ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from eventwatch.backoff import Pace
 from eventwatch.calls.here import get_here
-from eventwatch.documents import ToolServerNode
-from eventwatch.errors import StoreError
+from eventwatch.documents import node_collection, tolerant
 from eventwatch.model import Change
 from eventwatch.text import printable
 
@@ -70,7 +68,7 @@ class Follower:
         #: Why the documents cannot be read right now; nothing when they can.
         self.trouble = ""
         self.source = collection
-        self._collection = collection.with_options(read_preference=ReadPreference.PRIMARY)
+        self._collection = tolerant(collection)
         self._followed: dict[str, set[Followed]] = {}
         self._unread: dict[str, None] = {}
         self._has_unread = asyncio.Event()
@@ -208,17 +206,6 @@ _followers: WeakKeyDictionary[asyncio.AbstractEventLoop, Follower] = WeakKeyDict
 def reason_of(error: PyMongoError) -> str:
     """What the driver says went wrong, without its account of the whole deployment."""
     return printable(str(error).partition(", Timeout:")[0], 200)
-
-
-def node_collection() -> AsyncCollection[dict[str, Any]]:
-    """The collection of the node documents. StoreError while Beanie is not initialised."""
-    try:
-        return ToolServerNode.get_pymongo_collection()
-    except Exception:  # noqa: BLE001 - Beanie has a class of its own for it, known to store.py only
-        raise StoreError(
-            "Beanie is not initialised: call this inside `async with watch()`, or after"
-            " init_beanie(..., document_models=[ToolServerNode, NodeChecker])"
-        ) from None
 
 
 def get_follower() -> Follower:

@@ -21,8 +21,9 @@ import pymongo
 from loguru import logger
 from pymongo.errors import PyMongoError
 
-from eventwatch.calls.follower import node_collection, reason_of
+from eventwatch.calls.follower import reason_of
 from eventwatch.calls.here import get_here
+from eventwatch.documents import node_collection
 from eventwatch.errors import StoreError
 from eventwatch.model import is_container_id
 

@@ -18,9 +18,9 @@ import pymongo
 from pydantic import ValidationError
 from pymongo.errors import PyMongoError
 
-from eventwatch.calls.follower import DEADLINE, Followed, Follower, get_follower, node_collection, reason_of
+from eventwatch.calls.follower import DEADLINE, Followed, Follower, get_follower, reason_of
 from eventwatch.calls.here import get_here
-from eventwatch.documents import ToolServerNode
+from eventwatch.documents import ToolServerNode, node_collection, tolerant
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
 from eventwatch.model import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
@@ -191,7 +191,7 @@ async def find_node(node_id: str) -> ToolServerNode | None:
     """A node's document as it is; None: there is none. Raises StoreError."""
     try:
         with pymongo.timeout(DEADLINE):
-            document = await node_collection().find_one({"_id": node_id})
+            document = await tolerant(node_collection()).find_one({"_id": node_id})
     except PyMongoError as error:
         raise StoreError(f"Node {node_id[:12]} cannot be read: {reason_of(error)}") from None
     return None if document is None else read_node(document)
