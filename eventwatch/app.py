@@ -124,6 +124,8 @@ class Application:
         self._twins: TwinWatch | None = None
         self._stopping = asyncio.Event()
         self._embedded = embedded
+        #: Where the documents are, once `ready` is set: also that of the embedded database. May hold a password.
+        self.mongo_url = ""
         #: What it is waiting to be over, if it waits for the engine or the database.
         self.trouble = ""
 
@@ -283,6 +285,7 @@ class Application:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             supervisor = tasks.create_task(mongo.supervise(), name="mongod-supervisor")
             stack.callback(supervisor.cancel)
+        self.mongo_url = url
 
         async def connect() -> Store:
             return await stack.enter_async_context(open_store(url, self.settings.mongo_database))
