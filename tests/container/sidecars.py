@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import aiohttp
 
 from tests.container.standin import MONGO, PROXY, ROOT, SIDECAR, compose_and_buildx, output, sh
 from tests.e2e.watching import eventually
-from tests.nodes import IMAGE
+from tests.nodes import IMAGE, Node
 
 #: Above what a loaded machine needs to start a container and the Python in it.
 START: Final = 40.0
@@ -64,6 +65,23 @@ class Container:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
+    async def latencies(self) -> list[float]:
+        """Seconds from each event to its acknowledged write, of the last changes that an event made."""
+        timeout = aiohttp.ClientTimeout(total=5)
+        found: list[float] = []
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{self.http}/api/changes") as answer,
+        ):
+            # The recent changes come at once; then the stream is silent.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    async for line in answer.content:
+                        if line.startswith(b"data: "):
+                            change = json.loads(line.removeprefix(b"data: "))
+                            found += [change["latency"]] if change["latency"] is not None else []
+        return found
+
     def stop(self) -> tuple[int, float]:
         """`docker stop`; its exit code, and the seconds that it took."""
         began = time.monotonic()
@@ -83,6 +101,15 @@ def hardened(docker_url: str) -> tuple[str, ...]:
         *("--group-add", str(socket.stat().st_gid), "-v", f"{socket.parent}:/engine:ro"),
         *("-e", f"DOCKER_HOST=unix:///engine/{socket.name}"),
     )
+
+
+async def stir(node: Node, times: int = 6) -> None:
+    """Pause a node and let it go on, again and again, each time after a silence."""
+    for _ in range(times):
+        await node.pause()
+        await asyncio.sleep(0.5)
+        await node.unpause()
+        await asyncio.sleep(0.5)
 
 
 @contextmanager

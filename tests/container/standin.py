@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,8 @@ PYTHON: Final = "eventwatch-standin/python:1"
 TOOLS: Final = "eventwatch-standin/tools:1"
 PROXY: Final = "eventwatch-standin/proxy:1"
 MONGO: Final = "eventwatch-standin/mongo:1"
-SIDECAR: Final = "eventwatch-standin/sidecar:1"
+#: Of its own for each working copy, since several may be tested on one engine.
+SIDECAR: Final = f"eventwatch-standin/sidecar:{zlib.crc32(str(ROOT).encode()):08x}"
 #: Left out of the base, as the real images leave it out.
 DROPPED: Final = (
     *("var/cache/apt", "var/lib/apt/lists", "var/log", "proc", "sys", "dev"),
