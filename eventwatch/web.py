@@ -48,6 +48,8 @@ SLOW_READER: Final = 1000
 #: Those who may follow changes at once, and after how many silent seconds they are asked whether they still do.
 MOST_READERS: Final = 64
 SILENCE: Final = 15.0
+#: Seconds between attempts to get an address that another process listens on.
+AGAIN: Final = 0.5
 #: Nodes on a page of `/api/nodes`, unless fewer are asked for.
 PAGE: Final = 1000
 #: Bytes that are written at once, and the seconds in which a client must have read what it asked for.
@@ -221,7 +223,8 @@ class Pages:
 async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
     """Serve for the duration of the block.
 
-    An address in use is a warning. Raises ConfigError for one that can never be listened on.
+    An address in use is a warning, and tried again until it is free. Raises ConfigError for one that can never be
+    listened on.
     """
     listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     scheme = "https" if pages.access.tls else "http"
@@ -230,26 +233,42 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
     runner = web.AppRunner(application, shutdown_timeout=1.0)
     await runner.setup()
     assert runner.server is not None  # noqa: S101 - set up
+    server = runner.server
+
+    def announce() -> None:
+        logger.info("Status page on {}://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", scheme, listen)
+        if pages.access.token is None and not is_loopback(host):
+            logger.warning(
+                "HTTP on {} asks for no token: whoever reaches it can read every node; set EVENTWATCH_HTTP_TOKEN_FILE",
+                listen,
+            )
+
+    async def take_over() -> None:
+        """Serve as soon as the address is free, until cancelled."""
+        while True:
+            await asyncio.sleep(AGAIN)
+            # What is wrong meanwhile, such as an interface that went away, may pass: the watching goes on.
+            with suppress(OSError):
+                async with connections.listening(server, host, port):
+                    announce()
+                    await asyncio.Event().wait()
+
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
         stack.callback(pages.feed.close)
         try:
-            await stack.enter_async_context(connections.listening(runner.server, host, port))
+            await stack.enter_async_context(connections.listening(server, host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: cannot listen on {listen}: {error}") from None
-            # A standby on the same host, as a rule: watching is worth more than showing it.
-            logger.warning("EVENTWATCH_HTTP_LISTEN: {} is in use, going on without HTTP", listen)
+            # A standby on the same host, or a predecessor that is about to end: watching is worth more than
+            # showing it.
+            logger.warning("EVENTWATCH_HTTP_LISTEN: {} is in use, going on without HTTP until it is free", listen)
+            waiting = asyncio.create_task(take_over(), name="http-waiting")
+            stack.push_async_callback(asyncio.wait, {waiting})
+            stack.callback(waiting.cancel)
         else:
-            logger.info(
-                "Status page on {}://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", scheme, listen
-            )
-            if pages.access.token is None and not is_loopback(host):
-                logger.warning(
-                    "HTTP on {} asks for no token: whoever reaches it can read every node; "
-                    "set EVENTWATCH_HTTP_TOKEN_FILE",
-                    listen,
-                )
+            announce()
         yield
 
 

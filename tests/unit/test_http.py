@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -547,8 +547,28 @@ async def test_an_address_in_use_is_a_warning_and_one_that_is_not_ours_an_error(
             async with Served(port=served.port).running():
                 pass
         assert [line.text for line in lines] == [
-            f"EVENTWATCH_HTTP_LISTEN: 127.0.0.1:{served.port} is in use, going on without HTTP"
+            f"EVENTWATCH_HTTP_LISTEN: 127.0.0.1:{served.port} is in use, going on without HTTP until it is free"
         ]
     with pytest.raises(ConfigError, match="cannot listen on 192"):
         async with Served().running(host="192.0.2.1"):
             pass
+
+
+async def test_a_successor_has_the_address_as_soon_as_its_predecessor_is_gone() -> None:
+    before = Served(many(1))
+    async with AsyncExitStack() as stack:
+        async with before.running():
+            after = await stack.enter_async_context(Served(many(2), port=before.port).running())
+            async with before.client() as client:
+                assert len((await client.get("/api/nodes")).json()) == 1
+
+        async def answers() -> bool:
+            with suppress(httpx.TransportError):
+                async with after.client() as client:
+                    return len((await client.get("/api/nodes")).json()) == 2
+            return False
+
+        await eventually(answers, 5)
+    with pytest.raises(httpx.TransportError):
+        async with after.client() as client:
+            await client.get("/livez")
