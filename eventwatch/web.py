@@ -236,7 +236,9 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
     server = runner.server
 
     def announce() -> None:
-        logger.info("Status page on {}://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", scheme, listen)
+        logger.info(
+            "Status page on {}://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", scheme, listen
+        )
         if pages.access.token is None and not is_loopback(host):
             logger.warning(
                 "HTTP on {} asks for no token: whoever reaches it can read every node; set EVENTWATCH_HTTP_TOKEN_FILE",
