@@ -37,6 +37,7 @@ class Finding:
     text: str
     failed: bool = False
     cure: str = ""
+    denied: bool = False
 
     def __str__(self) -> str:
         mark = "FAIL" if self.failed else "ok"
@@ -45,7 +46,7 @@ class Finding:
 
 async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator[Finding]:
     """Everything in turn; a failed part does not keep the rest from being looked at."""
-    async for finding in _examine_engine(engine):
+    async for finding in _examine_engine(engine, settings):
         yield finding
     if isinstance(engine, DockerEngine):
         yield await _examine_network(engine, settings.node_network)
@@ -55,7 +56,7 @@ async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator
         yield finding
 
 
-async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
+async def _examine_engine(engine: Engine, settings: Settings) -> AsyncIterator[Finding]:
     try:
         info = await engine.identify()
     except EventwatchError as error:
@@ -67,9 +68,11 @@ async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
     yield await _permission("GET /events", _open_stream(engine))
     yield await _permission("GET /containers/json", engine.list_running("eventwatch"))
     yield await _permission("GET /containers/{id}/json", engine.inspect(NOBODY))
-    yield await _permission(
-        "POST /containers/{id}/stop", engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0"
-    )
+    call = "POST /containers/{id}/stop"
+    stops = await _permission(call, engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0")
+    if stops.denied and not settings.idle_timeout and not settings.stop_nodes_on_exit:
+        stops = Finding(call, "denied, and not needed: no node is ever stopped with these settings")
+    yield stops
 
 
 async def _examine_network(engine: DockerEngine, network: str) -> Finding:
@@ -97,8 +100,9 @@ async def _permission(call: str, attempt: Awaitable[object], instead: str = "") 
     try:
         await attempt
     except EngineError as error:
-        cure = f"allow it in the socket proxy{instead}" if error.status == DENIED else ""
-        return Finding(call, str(error), failed=True, cure=cure)
+        denied = error.status == DENIED
+        cure = f"allow it in the socket proxy{instead}" if denied else ""
+        return Finding(call, str(error), failed=True, cure=cure, denied=denied)
     return Finding(call, "allowed")
 
 

@@ -241,7 +241,8 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
         )
         if pages.access.token is None and not is_loopback(host):
             logger.warning(
-                "HTTP on {} asks for no token: whoever reaches it can read every node; set EVENTWATCH_HTTP_TOKEN_FILE",
+                "HTTP on {} asks for no token: whoever reaches it can read every node; "
+                "set EVENTWATCH_HTTP_TOKEN_FILE",
                 listen,
             )
 

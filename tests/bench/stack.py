@@ -29,8 +29,8 @@ from tests.e2e.watching import eventually, manager_document
 from tests.nodes import Nodes
 
 DATABASE: Final = "TSM"
-#: The services of compose.yaml that are compared, and the profile of each.
-WAYS: Final = {"proxy": ("eventwatch", ""), "direct": ("eventwatch-direct", "direct")}
+#: What is compared, and the file that makes compose.yaml so.
+WAYS: Final[dict[str, tuple[str, ...]]] = {"proxy": (), "direct": ("direct",)}
 
 
 async def stack(_: Lab, report: Report, effort: Effort, console: Console) -> None:
@@ -60,21 +60,20 @@ async def latencies(way: str, effort: Effort) -> list[float]:
     """One composed project's, in ms."""
     url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     run = f"ew-bench-{secrets.token_hex(3)}"
-    service, profile = WAYS[way]
     async with Docker(url=url) as docker, Nodes(docker, prefix=f"{run}-", network=run) as nodes:
         with tempfile.TemporaryDirectory(prefix="ew-bench-") as folder:
             env = {"DB_COLLECTION": DATABASE, "EVENTWATCH_NODE_NETWORK": run, "EVENTWATCH_SWEEP_INTERVAL": "1s"}
-            async with project(Path(folder), free_port(), url, **env) as made:
-                made.up(*filter(None, [profile]), services=(service,) if profile else ())
-                sidecar = made.container(service)
+            async with project(Path(folder), free_port(), url, *WAYS[way], **env) as made:
+                made.up()
+                sidecar = made.container("eventwatch")
                 await sidecar.wait_ready()
                 node = await nodes.start("stirred")
-                async with AsyncMongoClient[Document](f"mongodb://{made.address('mongo')}:27017/") as client:
+                async with AsyncMongoClient[Document](made.database_url()) as client:
                     collection = client[DATABASE]["ToolServerNode"]
                     await collection.insert_one(manager_document(node.id))
                     await eventually(lambda: collection.count_documents({"_id": node.id, "status": "running"}))
                     await stir(node, times=effort.stack_events // 2)
                 found = [1000 * latency for latency in await sidecar.latencies()]
     if not found:
-        raise BenchError(f"{service} made no change")
+        raise BenchError(f"eventwatch made no change ({way})")
     return found
