@@ -11,7 +11,7 @@ SEED ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run check test test-engines soak bench clean
+.PHONY: help setup engine run check fast test test-engines soak bench clean
 # setup and engine may both need apt, which allows one user at a time.
 .NOTPARALLEL:
 
@@ -36,10 +36,14 @@ check: setup ## lint, formatting, types, import layers
 	@echo "==> lint-imports"
 	@$(BIN)/lint-imports
 
+fast: check ## check and the unit tests: under a minute, no engine needed
+	@echo "==> pytest tests/unit"
+	@$(BIN)/python -m pytest -q tests/unit
+
 test: setup engine check ## everything: check, then all tests against a real engine and a real MongoDB
 	@.ci/browser
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.parts
 
 test-engines: setup engine ## the end-to-end tests on Docker 26.1 and 28.5 (root on Debian; fetches them at first)
 	@$(BIN)/python -m tests.run_on_engines

@@ -8,28 +8,69 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eventwatch.app import watch
+    from eventwatch.app import Application, watch
+    from eventwatch.calls.use import in_use, touch
+    from eventwatch.calls.waiting import wait_for
     from eventwatch.documents import NodeChecker, ToolServerNode
+    from eventwatch.errors import (
+        ChangesLostError,
+        ConfigError,
+        EventwatchError,
+        NodeDiedError,
+        NodeGoneError,
+        StoreError,
+        WaitTimeoutError,
+    )
+    from eventwatch.logs import use_standard_logging
+    from eventwatch.model import Cause, Change
     from eventwatch.settings import Settings
     from eventwatch.sweeper import check_nodes_status, check_nodes_status_loop, update_node_status
 
 __all__ = [
+    "Application",
+    "Cause",
+    "Change",
+    "ChangesLostError",
+    "ConfigError",
+    "EventwatchError",
     "NodeChecker",
+    "NodeDiedError",
+    "NodeGoneError",
     "Settings",
+    "StoreError",
     "ToolServerNode",
+    "WaitTimeoutError",
     "check_nodes_status",
     "check_nodes_status_loop",
+    "in_use",
+    "touch",
     "update_node_status",
+    "use_standard_logging",
+    "wait_for",
     "watch",
 ]
 
 _HOMES = {
+    "Application": "app",
+    "Cause": "model",
+    "Change": "model",
+    "ChangesLostError": "errors",
+    "ConfigError": "errors",
+    "EventwatchError": "errors",
     "NodeChecker": "documents",
+    "NodeDiedError": "errors",
+    "NodeGoneError": "errors",
     "Settings": "settings",
+    "StoreError": "errors",
     "ToolServerNode": "documents",
+    "WaitTimeoutError": "errors",
     "check_nodes_status": "sweeper",
     "check_nodes_status_loop": "sweeper",
+    "in_use": "calls.use",
+    "touch": "calls.use",
     "update_node_status": "sweeper",
+    "use_standard_logging": "logs",
+    "wait_for": "calls.waiting",
     "watch": "app",
 }
 

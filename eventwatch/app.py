@@ -23,8 +23,11 @@ from typing import Any, Final, TypeVar
 from loguru import logger
 
 from eventwatch.backoff import Pace
+from eventwatch.calls.changes import ChangeReader, Changes
+from eventwatch.calls.here import Here, enter, leave
+from eventwatch.calls.waiting import find_node, wait_for
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
-from eventwatch.documents import NodeChecker
+from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.embedded import EmbeddedMongo
 from eventwatch.engine import DockerEngine, Engine, EngineInfo
@@ -39,8 +42,9 @@ from eventwatch.errors import (
 )
 from eventwatch.history import History
 from eventwatch.http.access import Access
+from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.metrics import Metrics
-from eventwatch.model import Recorded, nanos
+from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
@@ -52,7 +56,7 @@ from eventwatch.store import Lease, Store, open_store
 from eventwatch.sweeper import PATIENCE, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
-from eventwatch.web import KEPT_CHANGES, ChangeFeed, Pages, serve
+from eventwatch.web import Pages, serve
 
 T = TypeVar("T")
 
@@ -110,6 +114,8 @@ class Application:
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
         self.feed = ChangeFeed()
+        self.pages: Pages | None = None
+        self._changes = Changes()
         self._elector: Elector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
@@ -118,6 +124,8 @@ class Application:
         self._twins: TwinWatch | None = None
         self._stopping = asyncio.Event()
         self._embedded = embedded
+        #: Where the documents are, once `ready` is set: also that of the embedded database. May hold a password.
+        self.mongo_url = ""
         #: What it is waiting to be over, if it waits for the engine or the database.
         self.trouble = ""
 
@@ -129,6 +137,21 @@ class Application:
         """Ask for a full pass as soon as possible."""
         if self.sweeper:
             self.sweeper.request()
+
+    def changes(self) -> ChangeReader:
+        """Every change that this watcher writes from now on, for `async for`; ends with the watcher.
+
+        Raises ChangesLostError to a reader that is thousands of changes behind.
+        """
+        return self._changes.read()
+
+    def on(self, callback: Callable[[Change], object]) -> Callable[[], None]:
+        """Call `callback` with each change that this watcher writes; returns what ends that.
+
+        It is called in the event loop, so it must not block; what it raises is logged. Raises TypeError for a
+        coroutine function.
+        """
+        return self._changes.on(callback)
 
     def node_ids(self) -> Iterable[str]:
         """The ids of the nodes that have a document."""
@@ -146,6 +169,23 @@ class Application:
         )  # fmt: skip
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
         return shown | {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
+
+    async def read_node(self, node_id: str) -> dict[str, Any] | None:
+        """A node's row as the database has it, whoever keeps it; None: there is none. Raises StoreError."""
+        document = await find_node(node_id)
+        return None if document is None else self._row(document)
+
+    async def wait_for_node(self, node_id: str, condition: str, seconds: float) -> dict[str, Any] | None:
+        """A node's row once it meets a condition with a name; None once it is deleted. Raises as `wait_for`."""
+        document = await wait_for(node_id, condition, seconds)  # type: ignore[arg-type]  # which it checks
+        return None if document is None else self._row(document)
+
+    def _row(self, document: ToolServerNode) -> dict[str, Any]:
+        known = self.node(document.id) or {}
+        return known | {
+            "node_id": document.id,
+            **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
+        }
 
     def statuses(self) -> Iterable[str | None]:
         """The status of each node."""
@@ -181,6 +221,7 @@ class Application:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
         failure = None
         async with AsyncExitStack() as stack:
+            stack.callback(self._changes.close)
             try:
                 await self._run(stack)
             except _Stopped:
@@ -196,18 +237,26 @@ class Application:
             engine = DockerEngine(self.settings)
             stack.push_async_callback(engine.close)
         if self.settings.http_address:
-            pages = Pages(
+            self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                statuses=self.statuses, doubts=self.doubts, notes=self.notes,
+                statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
+                wait=self.wait_for_node,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
-            await stack.enter_async_context(serve(*self.settings.http_address, pages))
+            await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
         self._watch_clock()
         stack.callback(self._unwatch_clock)
         store = await self._open_store(stack)
         self._twins = TwinWatch(engine, store)
         self.ready.set()
+        here = Here(self.settings, engine, self._changes, self._keeps)
+        enter(here)
+        stack.callback(leave, here)
         await self._lead_again_and_again(engine, store)
+
+    def _keeps(self, node_id: str) -> bool:
+        """Whether this watcher keeps that node true now."""
+        return self.reconciler is not None and node_id in self.reconciler.known
 
     def _http_access(self) -> Access:
         settings = self.settings
@@ -236,6 +285,7 @@ class Application:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             supervisor = tasks.create_task(mongo.supervise(), name="mongod-supervisor")
             stack.callback(supervisor.cancel)
+        self.mongo_url = url
 
         async def connect() -> Store:
             return await stack.enter_async_context(open_store(url, self.settings.mongo_database))
@@ -244,14 +294,18 @@ class Application:
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat until it works; a cause that waiting cannot mend is a ConfigError, unless nobody would see it."""
-        backoff = RETRY.start()
+        backoff, away_since = RETRY.start(), 0.0
         while True:
+            began = self._clock.monotonic()
             try:
                 done = await self._unless_stopped(attempt())
             except (StoreError, EngineError, ConfigError) as error:
                 self._fail(error, again=backoff.failures > 0)
+                away_since = away_since or began
                 await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
             else:
+                if backoff.failures:
+                    logger.info("It is there again after {:.1f} s", began - away_since)
                 self.trouble = ""
                 return done
 
@@ -355,7 +409,7 @@ class Application:
             time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
         )  # fmt: skip
         reconciler.request_sweep = store.on_return = sweeper.request
-        reconciler.listeners.append(self.feed.publish)
+        reconciler.listeners += self.feed.publish, self._changes.publish
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock)

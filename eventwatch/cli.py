@@ -17,7 +17,8 @@ from typing import Final, NoReturn
 
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError
-from eventwatch.logs import LONGEST, configure_logging, tell_failure
+from eventwatch.logs import LONGEST, configure_logging, tell_bug, tell_failure
+from eventwatch.model import CONDITIONS
 from eventwatch.output import say
 from eventwatch.readiness import ask_readiness, is_standby
 from eventwatch.settings import Settings, load_settings
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere at exit
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:  # noqa: BLE001 - the last place where it can be logged in one piece
+        tell_bug(error, as_json=as_json)
+        sys.exit(1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     status_parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
     explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
+    _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
     _add_record_options(add("record", "record events and inspections to a file for replays"))
     _add_replay_options(add("replay", "replay a recording into the database and compare it with the truth"))
     _add_doctor_options(
@@ -121,6 +126,19 @@ def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="holds that user's password (default: one line of standard input)",
     )
+
+
+def _add_wait_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `wait` what it takes."""
+    parser.add_argument("name", metavar="NAME", help="a container's id, the beginning of its id, or its name")
+    parser.add_argument(
+        "--for", dest="condition", choices=CONDITIONS, default="healthy", metavar="STATE",
+        help="healthy, running, exited or deleted (default: healthy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=_duration, default=30.0, metavar="TIME", help="for how long, e.g. 2m (default: 30s)"
+    )
+    parser.epilog = "Exit codes: 0 it is so, 1 not in time, 3 it ended or has no document."
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -21,16 +22,24 @@ from loguru import logger
 from rich.live import Live
 
 from eventwatch.app import Application
+from eventwatch.calls.waiting import wait_for
 from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
-from eventwatch.errors import ConfigError, EventwatchError, StoreError
+from eventwatch.errors import ConfigError, EventwatchError, NodeGoneError, StoreError
+from eventwatch.model import is_container_id
 from eventwatch.output import say
 from eventwatch.playback import record_file, replay_file
 from eventwatch.report import explain_node, node_table, report_nodes, show
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, create_user, open_store
 from eventwatch.sweeper import Manner, one_off_sweeper
+from eventwatch.text import printable
+
+#: Characters shown of a name that was asked for.
+NAMED: Final = 80
+#: Descriptors that `run` asks for.
+DESCRIPTORS: Final = 16_384
 
 #: Seconds that a database which is just starting is waited for.
 DATABASE_START: Final = 60.0
@@ -38,6 +47,11 @@ DATABASE_START: Final = 60.0
 
 async def run(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch run`."""
+    # Each connection of a client that waits takes a descriptor; the usual limit of 1024 is for programs of old.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or soft < min(hard, DESCRIPTORS)):
+        limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
     app = Application(settings)
     loop = asyncio.get_running_loop()
 
@@ -121,6 +135,21 @@ async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
     async with _both(settings) as (store, engine):
         for line in await explain_node(arguments.id, store, engine, settings):
             say(line)
+
+
+async def wait(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch wait`."""
+    async with _both(settings) as (_, engine):
+        node_id = arguments.name
+        if not is_container_id(node_id):
+            node_id = await engine.resolve(arguments.name)
+        if node_id is None and arguments.condition != "deleted":
+            raise NodeGoneError(f"the engine has no container {printable(arguments.name, NAMED)}")
+        node = node_id and await wait_for(node_id, arguments.condition, arguments.timeout, engine=engine)
+        if not node:
+            say(f"{printable(arguments.name, NAMED)} has no document")
+            return
+        say(printable(f"{node.id[:12]} is {node.status}, health {node.health}, at {node.ip or '-'}:{node.port}"))
 
 
 async def replay(arguments: argparse.Namespace, settings: Settings) -> None:

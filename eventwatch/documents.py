@@ -8,11 +8,17 @@ on a `ToolServerNode`: both write every field, and so take back a `last_req_time
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 from beanie import Document
+from beanie.exceptions import CollectionWasNotInitialized
+from bson.codec_options import DatetimeConversion
 from pydantic import ConfigDict, Field
+from pymongo import ReadPreference
+from pymongo.asynchronous.collection import AsyncCollection
+
+from eventwatch.errors import StoreError
 
 
 class ToolServerNode(Document):
@@ -59,3 +65,39 @@ class NodeChecker(Document):
 
     class Settings:
         name = "NodeChecker"
+
+
+def node_collection() -> AsyncCollection[dict[str, Any]]:
+    """The collection of the node documents. StoreError while Beanie is not initialised."""
+    return _collection_of(ToolServerNode)
+
+
+def checker_collection() -> AsyncCollection[dict[str, Any]]:
+    """The collection of the checkers. StoreError while Beanie is not initialised."""
+    return _collection_of(NodeChecker)
+
+
+def _collection_of(model: type[Document]) -> AsyncCollection[dict[str, Any]]:
+    try:
+        collection: AsyncCollection[dict[str, Any]] = model.get_pymongo_collection()
+    except CollectionWasNotInitialized:
+        raise StoreError(
+            "Beanie is not initialised: call this inside `async with watch()`, or after"
+            " init_beanie(..., document_models=[ToolServerNode, NodeChecker])"
+        ) from None
+    return collection
+
+
+def tolerant(collection: AsyncCollection[dict[str, Any]]) -> AsyncCollection[dict[str, Any]]:
+    """The collection, read from the primary, whose odd values come out as something harmless and end no query.
+
+    Such as dates beyond the year 9999, and broken text.
+    """
+    return collection.with_options(
+        codec_options=collection.codec_options.with_options(
+            tz_aware=False,
+            datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+            unicode_decode_error_handler="replace",
+        ),
+        read_preference=ReadPreference.PRIMARY,
+    )

@@ -62,3 +62,27 @@ class CheckerDeletedError(EventwatchError):
 
 class EngineChangedError(EventwatchError):
     """Behind the same address there is another engine now: what is known of the nodes is void."""
+
+
+class NodeError(EventwatchError):
+    """What was waited for will not come. The message names the node and tells why."""
+
+
+class WaitTimeoutError(NodeError, TimeoutError):
+    """What was waited for did not come in time."""
+
+
+class NodeGoneError(NodeError):
+    """The node has no document, or has none any more. Exit code 3."""
+
+    exit_code = 3
+
+
+class NodeDiedError(NodeError):
+    """The node ended before it became what was waited for. Exit code 3."""
+
+    exit_code = 3
+
+
+class ChangesLostError(EventwatchError):
+    """A reader of changes was too slow, and has missed some."""

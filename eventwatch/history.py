@@ -28,8 +28,8 @@ from loguru import logger
 from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
 from eventwatch.errors import StoreError
+from eventwatch.model import Change
 from eventwatch.policy import as_utc
-from eventwatch.reconciler import Written
 from eventwatch.store import HISTORY_CHANGES, Entry, Store
 from eventwatch.text import printable
 
@@ -76,14 +76,14 @@ class History:
         self._tidied = clock.monotonic()
         self._backoff = RETRY.start()
 
-    def remember(self, written: Written) -> None:
+    def remember(self, written: Change) -> None:
         """Take one acknowledged change. Raises nothing."""
         try:
             self._remember(written)
         except Exception as error:  # noqa: BLE001 - whatever is odd about it, the change itself is written
             self._complain(error)
 
-    def _remember(self, written: Written) -> None:
+    def _remember(self, written: Change) -> None:
         at = datetime.fromtimestamp(written.at_ns / 1e9, UTC)
         what = _what(written)
         key = (what["deleted"], what["cause"], *sorted(what["old"].items()), None, *sorted(what["new"].items()))
@@ -132,7 +132,7 @@ class History:
             await self.flush()
 
     async def recall(self, tell: Callable[[list[dict[str, Any]]], object], *, limit: int) -> None:
-        """Tell of the last changes, newest first, in the words of `Written`; no matter if they cannot be read."""
+        """Tell of the last changes, newest first, in the words of `Change`; no matter if they cannot be read."""
         try:
             tell([change.as_written() for change in await read_changes(self._store, limit=limit)])
         except Exception as error:  # noqa: BLE001 - the page lacks them, and nothing else does
@@ -196,7 +196,7 @@ def _reason(error: Exception) -> str:
     return printable(error if isinstance(error, StoreError) else repr(error), LONGEST)
 
 
-def _what(written: Written) -> dict[str, Any]:
+def _what(written: Change) -> dict[str, Any]:
     return {
         "cause": str(written.cause),
         "deleted": written.deleted,
@@ -232,7 +232,7 @@ class PastChange:
     latency: float | None
 
     def as_written(self) -> dict[str, Any]:
-        """In the words of `Written`, as when it came last."""
+        """In the words of `Change`, as when it came last."""
         return {
             "node_id": self.node_id,
             "short_id": self.short_id,

@@ -1,7 +1,7 @@
 """The facts that flow through eventwatch, as plain immutable values.
 
 An `Event` is what the engine announced, an `Observation` is what an inspection said, `Recorded` is what a
-document says, and a `Change` is what the one writer is asked to do. Parsing from the engine's JSON happens
+document says, and a `Write` is what the one writer is asked to do. Parsing from the engine's JSON happens
 here and nowhere else, and reads only what every API version and Podman agree on: `Type`, `Action`, `Actor`
 and `timeNano` of an event (API 1.52 dropped `status`, `id` and `from`).
 
@@ -10,16 +10,26 @@ Not promised: that an event is new, in order, or about a node. Whoever consumes 
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from eventwatch.text import printable
+
 NOT_RUNNING_IP: Final = ""
 NO_HEALTH_CHECK: Final = "none"
 STOPPING: Final = "stopping"
+#: The states in which a container no longer runs, and will not by itself.
+ENDED: Final = frozenset({"exited", "dead"})
+#: What a node can be waited for to be.
+CONDITIONS: Final = ("healthy", "running", "exited", "deleted")
+#: Characters of a reason in the engine's words.
+LONGEST_REASON: Final = 300
 
 #: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
 ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
@@ -178,6 +188,60 @@ def parse_container(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a container ended, in the engine's words. `health_output` is that of the last failed check."""
+
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    finished_at: datetime | None = None
+    health_output: str = ""
+
+    def __str__(self) -> str:
+        """Such as `exit code 137 (SIGKILL), out of memory; its last health check said: ...`."""
+        code = self.exit_code
+        told = ["no exit code" if code is None else f"exit code {code}{_signal_of(code)}"]
+        told += ["out of memory"] if self.oom_killed else []
+        told += [printable(self.error, LONGEST_REASON)] if self.error else []
+        said = f"; its last health check said: {self.health_output}" if self.health_output else ""
+        return ", ".join(told) + said
+
+
+def parse_ending(container: Mapping[str, Any]) -> Ending | None:
+    """How the container of this inspection ended; None if it runs, or will run again by its restart policy.
+
+    Raises KeyError, TypeError or AttributeError when this is no inspection. Fields are empty where the engine says
+    nothing usable.
+    """
+    state = container["State"]
+    if _STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
+        return None
+    code, error = state.get("ExitCode"), state.get("Error")
+    return Ending(
+        exit_code=code if type(code) is int and abs(code) < 2**32 else None,
+        oom_killed=state.get("OOMKilled") is True,
+        error=error if isinstance(error, str) else "",
+        finished_at=parse_time(state.get("FinishedAt")),
+        health_output=_last_failure(state.get("Health") or state.get("Healthcheck")),
+    )
+
+
+def _last_failure(health: object) -> str:
+    log = health.get("Log") if isinstance(health, dict) else None
+    for check in reversed(log if isinstance(log, list) else []):
+        if isinstance(check, dict) and check.get("ExitCode") != 0:
+            return printable(str(check.get("Output") or "")[: 2 * LONGEST_REASON].strip(), LONGEST_REASON)
+    return ""
+
+
+def _signal_of(code: int) -> str:
+    """The name of the signal behind an exit code as shells and engines tell it, or nothing."""
+    with contextlib.suppress(ValueError):
+        return f" ({signal.Signals(code - 128).name})"
+    return ""
+
+
 def _address_on(endpoint: Mapping[str, Any]) -> str:
     """The IPv4 address, or the IPv6 one on a network that has no other."""
     return _text(endpoint.get("IPAddress") or endpoint.get("GlobalIPv6Address") or "")
@@ -309,7 +373,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Write:
     """One write to one document: some of our fields, or its deletion.
 
     `expected` holds the values that the decision was made on; the write is refused when the document no
@@ -321,3 +385,23 @@ class Change:
     cause: Cause
     delete: bool = False
     expected: Mapping[str, str | int | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a document that the database acknowledged.
+
+    `old` and `new` hold what changed of `status`, `health`, `ip` and `port` (and `engine_id` and `epoch`); the old
+    values are as last known. `at_ns` is when it was acknowledged and `event_ns` when the engine says that it
+    happened (Unix times, ns; None: no event told of it); `latency` (s) is between the two.
+    """
+
+    node_id: str
+    short_id: str
+    old: Mapping[str, str | int | None]
+    new: Mapping[str, str | int]
+    deleted: bool
+    cause: Cause
+    at_ns: int
+    latency: float | None
+    event_ns: int | None = None

@@ -40,7 +40,7 @@ from eventwatch.documents import ToolServerNode
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.metrics import Metrics
-from eventwatch.model import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded
+from eventwatch.model import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
 from eventwatch.policy import (
     KNOWN_ACTIONS,
     Fields,
@@ -107,20 +107,6 @@ class _Pending:
     times: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """One acknowledged change, for those who watch changes: the old values are as last known."""
-
-    node_id: str
-    short_id: str
-    old: Mapping[str, str | int | None]
-    new: Mapping[str, str | int]
-    deleted: bool
-    cause: Cause
-    at_ns: int
-    latency: float | None
-
-
 class Reconciler:
     """Owns every write to node documents of one engine. See the module's docstring for the contract."""
 
@@ -147,7 +133,7 @@ class Reconciler:
         self.claims: dict[str, Claim] = {}
         #: What is on record of the containers that our engine has; `run_owner_recorder` keeps the record.
         self.owned: dict[str, Owner] = {}
-        self.listeners: list[Callable[[Written], object]] = []
+        self.listeners: list[Callable[[Change], object]] = []
         self.inspections: WorkQueue[str] = WorkQueue()
         #: `timeNano` of the newest event of which all that it led to is written.
         self.cursor: int | None = None
@@ -578,13 +564,13 @@ class Reconciler:
             compared = (self.compare(doc, observed[i], batch[i].cause) for i, doc in documents.items())
             await self._send([change for change in compared if change], batch)
 
-    def _hint_change(self, node_id: str, pending: _Pending) -> Change:
+    def _hint_change(self, node_id: str, pending: _Pending) -> Write:
         fields = complete_hint(
             pending.fields or {}, self.known.get(node_id), health_check=self._settings.health_check
         )
-        return Change(node_id, fields, pending.cause, delete=pending.delete)
+        return Write(node_id, fields, pending.cause, delete=pending.delete)
 
-    def compare(self, recorded: Recorded, seen: Observation, cause: Cause) -> Change | None:
+    def compare(self, recorded: Recorded, seen: Observation, cause: Cause) -> Write | None:
         """The write that makes a document just read equal to what was seen; None when it is already."""
         wanted = dict(self._desired(seen))
         if self._lease:  # adopt the node, or put back a stamp that a manager's replace dropped
@@ -595,13 +581,13 @@ class Reconciler:
         if not changed:
             return None
         expected = {name: getattr(recorded, name) for name in changed.keys() - {"engine_id", "epoch"}}
-        return Change(recorded.node_id, changed, cause, expected=expected)
+        return Write(recorded.node_id, changed, cause, expected=expected)
 
     def _require_lease(self) -> None:
         if not self._holds_lease():
             raise LeaseLostError("The lease ran out before it could be renewed: nothing is written")
 
-    async def _send(self, changes: list[Change], batch: dict[str, _Pending]) -> None:
+    async def _send(self, changes: list[Write], batch: dict[str, _Pending]) -> None:
         if not changes:
             return
         if self._settings.dry_run:
@@ -617,11 +603,12 @@ class Reconciler:
                 self._acknowledge(change, done.times, now)
         self._follow_up(refused)
 
-    def _acknowledge(self, change: Change, times: Iterable[int], now: int) -> None:
+    def _acknowledge(self, change: Write, times: Iterable[int], now: int) -> None:
         node_id = change.node_id
         old = self.known.get(node_id) or Recorded(node_id, node_id[:12])
-        latency = None
+        latency = event_ns = None
         for time_nano in times:
+            event_ns = time_nano
             latency = max(0.0, (now - time_nano) / 1e9)
             self.metrics.latency.observe(latency)
         kind = "delete" if change.delete else "hint" if change.cause is Cause.EVENT else change.cause.value
@@ -645,9 +632,9 @@ class Reconciler:
         if change.delete and change.cause is Cause.SWEEP:
             self.metrics.drift.labels("deleted").inc()
         if self.listeners and (new or change.delete):
-            written = Written(
+            written = Change(
                 node_id, old.short_id, {name: getattr(old, name) for name in new}, new, change.delete,
-                change.cause, now, latency,
+                change.cause, now, latency, event_ns,
             )  # fmt: skip
             for listener in self.listeners:
                 listener(written)
@@ -726,7 +713,7 @@ class Reconciler:
             )
             if claimed:
                 self.claims[node_id] = Claim(run)
-                change = Change(node_id, {"status": STOPPING}, Cause.IDLE)
+                change = Write(node_id, {"status": STOPPING}, Cause.IDLE)
                 self._acknowledge(change, (), self.clock.time_ns())
         return claimed
 
@@ -741,7 +728,7 @@ class Reconciler:
     async def withdraw_claim(self, node_id: str) -> None:
         """Take a claim back: the document says `running` again unless it says something newer by now."""
         self.claims.pop(node_id, None)
-        change = Change(node_id, {"status": "running"}, Cause.IDLE, expected={"status": STOPPING})
+        change = Write(node_id, {"status": "running"}, Cause.IDLE, expected={"status": STOPPING})
         try:
             await self.end_claim(node_id)  # first: while it is on record, others put `stopping` back
         finally:
@@ -765,7 +752,7 @@ def _merge(older: _Pending, newer: _Pending) -> _Pending:
     return replace(newer, fields={**older.fields, **newer.fields}, times=times)
 
 
-def _describe(change: Change) -> str:
+def _describe(change: Write) -> str:
     if change.delete:
         return f"delete node {change.node_id}"
     return f"set {dict(change.fields)} on node {change.node_id}"

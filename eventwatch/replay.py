@@ -37,12 +37,12 @@ from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Cause, Change, Event, Owner, Recorded
+from eventwatch.model import Cause, Change, Event, Owner, Recorded, Write
 from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.policy import KNOWN_ACTIONS
-from eventwatch.reconciler import INSPECTORS, SETTLE_LIMIT, Reconciler, Written
+from eventwatch.reconciler import INSPECTORS, SETTLE_LIMIT, Reconciler
 from eventwatch.recording import TRUTH, Recording, Truth
 from eventwatch.replay_engine import ENGINE_ID, ReplayEngine
 from eventwatch.settings import Settings
@@ -114,7 +114,7 @@ class ReplayStore(Store):
                 f"({live[0][:12]}): set EVENTWATCH_MONGO_DATABASE to another, or use --force (they are deleted)"
             )
         if left:
-            await self.write([Change(i, {}, Cause.EVENT, delete=True) for i in left], lease=None)
+            await self.write([Write(i, {}, Cause.EVENT, delete=True) for i in left], lease=None)
         await self.record_gone(self._ids, engine_id=ENGINE_ID)
 
     async def insert(self, node_ids: Iterable[str]) -> None:
@@ -308,7 +308,7 @@ class Replay:
         self.report.events += 1
         self._delivered.setdefault(event.time_nano, time.perf_counter())
 
-    def _note(self, written: Written) -> None:
+    def _note(self, written: Change) -> None:
         if written.latency is not None:
             event_time = written.at_ns - round(written.latency * 1e9)
             if event_time in self._delivered:

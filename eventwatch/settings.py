@@ -20,8 +20,9 @@ a file is noticed after the start.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from pydantic import (
     AfterValidator,
@@ -178,6 +179,48 @@ _Address = Annotated[str, AfterValidator(_check_address)]
 # --- the model ---------------------------------------------------------------------------------------------
 
 
+_Time = float | str | timedelta
+_Switch = bool | str
+_Number = int | str
+
+
+class Keywords(TypedDict, total=False):
+    """The keywords of `Settings`, and what each may be, for type checkers; a test compares the two."""
+
+    mongo_url: str | SecretStr
+    mongo_database: str
+    docker_host: str | None
+    docker_tls_verify: _Switch
+    docker_cert_path: str | None
+    node_network: str
+    node_port: _Number
+    health_check: _Switch
+    idle_timeout: _Time
+    sweep_interval: _Time
+    settle_delay: _Time
+    orphan_grace: _Time
+    stop_timeout: _Time
+    stop_concurrency: _Number
+    delete_limit: _Number | None
+    stop_limit: _Number | None
+    dry_run: _Switch
+    register_label: str | None
+    stop_nodes_on_exit: _Switch
+    lease_duration: _Time
+    drain_timeout: _Time
+    http_listen: str | None
+    http_allowed_hosts: str
+    http_token_file: str | None
+    http_tls_cert_file: str | None
+    http_tls_key_file: str | None
+    history: _Switch
+    log_level: str
+    log_format: str
+    # Where the others are read from, as pydantic-settings has it.
+    _env_file: str | Path | None
+    _secrets_dir: str | Path | None
+
+
 class Settings(BaseSettings):
     """All settings of eventwatch, checked. Cannot be changed once made; durations are seconds."""
 
@@ -196,7 +239,7 @@ class Settings(BaseSettings):
 
     if TYPE_CHECKING:  # what a variable may be, a keyword may be too: `idle_timeout="30m"`
 
-        def __init__(self, **values: Any) -> None: ...
+        def __init__(self, **values: Unpack[Keywords]) -> None: ...
 
     mongo_url: Annotated[SecretStr, AfterValidator(_check_mongo_url)] = SecretStr(EMBEDDED)
     """Where the node documents live: mongodb://..., mongodb+srv://... or `embedded`, a private mongod that is
@@ -311,11 +354,12 @@ class Settings(BaseSettings):
 
     log_level: _LogLevel = "INFO"
     """Least severe message that is logged: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL. INFO
-    tells every change to a document, and is silent when nothing changes."""
+    tells every change to a document, and is silent when nothing changes. It is for the commands: inside
+    `watch()` the host's configuration of loguru holds, or of `logging` after `use_standard_logging()`."""
 
     log_format: _LogFormat = "console"
-    """`console` for people, `json` for log collectors: one object per line. Console by default, since the
-    first reader is a person at a terminal."""
+    """`console` for people, `json` for log collectors: one object per line; for the commands. Console by
+    default, since the first reader is a person at a terminal."""
 
     @classmethod
     def settings_customise_sources(

@@ -29,7 +29,6 @@ from typing import Any, Final
 
 from beanie import init_beanie
 from bson import ObjectId
-from bson.codec_options import DatetimeConversion
 from loguru import logger
 from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.asynchronous import pool, topology
@@ -49,9 +48,9 @@ from pymongo.monitoring import (
     ServerOpeningEvent,
 )
 
-from eventwatch.documents import NodeChecker, ToolServerNode
+from eventwatch.documents import NodeChecker, ToolServerNode, checker_collection, node_collection, tolerant
 from eventwatch.errors import ConfigError, StoreError
-from eventwatch.model import STOPPING, Change, Claim, Owner, Recorded, is_container_id
+from eventwatch.model import STOPPING, Claim, Owner, Recorded, Write, is_container_id
 from eventwatch.policy import AT_WORK, as_utc
 from eventwatch.settings import mask_url
 
@@ -199,31 +198,17 @@ class Store:
         self.on_return: Callable[[], object] = lambda: None
         #: How often the database has come back so.
         self.returns = 0
-        nodes = ToolServerNode.get_pymongo_collection()
-        # Dates beyond year 9999 and broken text are decoded to something harmless instead of ending a query.
-        tolerant = nodes.codec_options.with_options(
-            tz_aware=False,
-            datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-            unicode_decode_error_handler="replace",
-        )
         surely = WriteConcern("majority")
-        primary = ReadPreference.PRIMARY
-        self._nodes = nodes.with_options(codec_options=tolerant, read_preference=primary)
+        self._nodes = tolerant(node_collection())
         self._nodes_surely = self._nodes.with_options(write_concern=surely)
-        self._checkers = NodeChecker.get_pymongo_collection().with_options(
-            read_preference=primary, write_concern=surely
+        self._checkers = checker_collection().with_options(
+            read_preference=ReadPreference.PRIMARY, write_concern=surely
         )
-        database = nodes.database
-        self._owners = database.get_collection(
-            OWNERS, codec_options=tolerant, read_preference=primary, write_concern=surely
+        database = self._nodes.database
+        self._owners, self._engines = (
+            tolerant(database[name]).with_options(write_concern=surely) for name in (OWNERS, ENGINES)
         )
-        self._engines = database.get_collection(
-            ENGINES, codec_options=tolerant, read_preference=primary, write_concern=surely
-        )
-        self._history, self._old_history = (
-            database.get_collection(name, codec_options=tolerant, read_preference=primary)
-            for name in (HISTORY, OLD_HISTORY)
-        )
+        self._history, self._old_history = (tolerant(database[name]) for name in (HISTORY, OLD_HISTORY))
         self._owners_indexed = False
         #: Documents that were told of, as they cannot be read, or not be written as they should be.
         self._reported: set[str] = set()
@@ -278,7 +263,7 @@ class Store:
         self._reported.discard(recorded.node_id)
         return recorded
 
-    async def write(self, changes: Sequence[Change], *, lease: Lease | None) -> Refused:
+    async def write(self, changes: Sequence[Write], *, lease: Lease | None) -> Refused:
         """Apply `changes` in one unordered bulk and say which of them matched no document."""
         stamp: dict[str, Any] = {"engine_id": lease.engine_id, "epoch": lease.epoch} if lease else {}
         operations: list[UpdateOne | DeleteOne] = []
@@ -298,7 +283,7 @@ class Store:
             return Refused()
         return await self._why_refused(changes, lease)
 
-    def _impossible(self, changes: Sequence[Change], error: BulkWriteError) -> frozenset[str]:
+    def _impossible(self, changes: Sequence[Write], error: BulkWriteError) -> frozenset[str]:
         """The documents that the server will not have written so, each told of once. Raises what concerns all."""
         failures = error.details.get("writeErrors", [])
         if error.details.get("writeConcernErrors") or any(f.get("code") in _PASSING for f in failures):
@@ -309,7 +294,7 @@ class Store:
             logger.warning("Document {} cannot be written: {}", node_id, _first_line(str(refused[node_id])))
         return frozenset(refused)
 
-    async def _why_refused(self, changes: Sequence[Change], lease: Lease | None) -> Refused:
+    async def _why_refused(self, changes: Sequence[Write], lease: Lease | None) -> Refused:
         asked = {change.node_id: change for change in changes}
         present = await self.read(asked)
         vanished = {i for i, change in asked.items() if i not in present and not change.delete}

@@ -143,7 +143,8 @@ class Sweeper:
             except (LeaseLostError, EngineChangedError):
                 raise
             except EventwatchError as error:
-                if not backoff.failures:
+                # Of an engine that is away the watcher tells.
+                if not backoff.failures and not getattr(error, "unreachable", False):
                     logger.warning("Sweep failed: {}", error)
                 await self._clock.sleep(backoff.next_delay())
                 self._requested.set()

@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from eventwatch.replay import Replay, Report
     from eventwatch.replay_engine import ReplayEngine
 
-__all__ = ["Database", "Recording", "Replay", "ReplayEngine", "Report", "VirtualClock", "read_recording"]
+__all__ = [
+    "Database",
+    "Recording",
+    "Replay",
+    "ReplayEngine",
+    "Replayer",
+    "Report",
+    "VirtualClock",
+    "read_recording",
+]
 
 #: Names a mongod to use instead of a private one.
 URL_VARIABLE = "EVENTWATCH_TEST_MONGO_URL"

@@ -101,6 +101,7 @@ class Watcher:
         self._renew = asyncio.Event()
         self.connected_at: float | None = None
         self._away_since: float | None = None
+        self._broke_off = ""
         #: Whether a sweep saw what the open stream ought to have told, and it has told nothing since.
         self.deaf = False
 
@@ -126,8 +127,7 @@ class Watcher:
             self._metrics.connected.set(0)
             self._metrics.reconnects.labels(reason).inc()
             if backoff.failures == 0:
-                # A proxy that cuts quiet streams, or a restart: expected, and mended at once.
-                logger.info("Reconnecting to the engine: {}", error)
+                self._broke_off = error  # a proxy that cuts quiet streams, as a rule, and mended at once
             elif backoff.failures == 1:
                 logger.warning("{}. Retrying until it is back", error)
             await self._clock.sleep(backoff.next_delay())
@@ -147,9 +147,11 @@ class Watcher:
         try:
             reader = await self._open(stack)
             if self._away_since is not None:
+                away = self._clock.monotonic() - self._away_since
                 if backoff.failures > 1:
-                    away = self._clock.monotonic() - self._away_since
                     logger.info("The engine is back after {:.1f} s, event stream open", away)
+                else:
+                    logger.info("Reconnecting to the engine took {:.1f} s: {}", away, self._broke_off)
                 self._away_since = None
             life = self._chance.uniform(*LIFETIME)
             while True:

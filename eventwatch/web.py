@@ -1,8 +1,9 @@
 """HTTP for probes, Prometheus and people: reads what the application shows, changes nothing.
 
 `/livez` says that the event loop turns. `/readyz` says whether the documents can be trusted right now, with a
-reason for each doubt. `/` is a page for people, `/metrics` is for Prometheus, `/api/nodes` and `/api/changes`
-(server-sent events) are for programs. Read-only; who is answered is `eventwatch.http.access`'s to say.
+reason for each doubt. `/` is a page for people, `/metrics` is for Prometheus; `/api/nodes`, `/api/nodes/ID` (which
+can wait until a node is what a manager needs) and `/api/changes` (server-sent events) are for programs. Read-only;
+who is answered is `eventwatch.http.access`'s to say.
 
 Contract: whatever clients do, answering takes a small share of the event loop, no step of it more than some
 milliseconds, and a bounded number of connections. Each answer is made at most once per moment (`answers.MOMENT`),
@@ -14,10 +15,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,13 +27,15 @@ from loguru import logger
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from yarl import URL
 
-from eventwatch.errors import ConfigError
+from eventwatch.durations import parse_duration
+from eventwatch.errors import ConfigError, EventwatchError, NodeDiedError, NodeGoneError, WaitTimeoutError
 from eventwatch.http.access import Access, is_foreign, is_loopback, without_ids
 from eventwatch.http.answers import WORTH_PACKING, Answer, Answers, NodePages, Turns, accepts_gzip, dumps
 from eventwatch.http.connections import Connections
+from eventwatch.http.feed import MOST_READERS, ChangeFeed, Missed
 from eventwatch.metrics import Metrics
+from eventwatch.model import CONDITIONS, is_container_id
 from eventwatch.readiness import IDENTITY
-from eventwatch.reconciler import Written
 
 CONNECTIONS: Final = web.AppKey("connections", Connections)
 STATIC: Final = Path(__file__).parent / "static"
@@ -42,12 +44,6 @@ POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-#: Changes kept for those who connect later, and those that may wait for a slow reader before it is cut off.
-KEPT_CHANGES: Final = 200
-SLOW_READER: Final = 1000
-#: Those who may follow changes at once, and after how many silent seconds they are asked whether they still do.
-MOST_READERS: Final = 64
-SILENCE: Final = 15.0
 #: Seconds between attempts to get an address that another process listens on.
 AGAIN: Final = 0.5
 #: Nodes on a page of `/api/nodes`, unless fewer are asked for.
@@ -62,62 +58,14 @@ PROBE_RATE: Final = 100.0
 BURST: Final = 20
 #: Seconds that a client may have to wait for its turn.
 LONGEST_TURN: Final = 3.0
+#: One node costs little, and a manager may ask for many at the same time.
+NODE_RATE: Final = 500.0
+NODE_BURST: Final = 500
+#: Seconds for which a client may wait for a node, and for which it does unless it says how long.
+LONGEST_WAIT: Final = 600.0
+WAIT: Final = 30.0
+_STATUSES: Final = {ValueError: 400, NodeGoneError: 404, WaitTimeoutError: 408, NodeDiedError: 410}
 PROBES: Final = ("/livez", "/readyz")
-
-
-class ChangeFeed:
-    """The last changes, and everyone who wants to hear of the next."""
-
-    def __init__(self) -> None:
-        self.recent: deque[bytes] = deque(maxlen=KEPT_CHANGES)  # as JSON, which is made once for all readers
-        self._readers: set[asyncio.Queue[bytes | None]] = set()
-
-    def publish(self, written: Written) -> None:
-        """Take one acknowledged change; a reader that is too slow is told to go."""
-        change = dumps({**asdict(written), "cause": str(written.cause)}).encode()
-        self.recent.append(change)
-        for reader in list(self._readers):
-            if reader.qsize() >= SLOW_READER:
-                self._readers.discard(reader)
-                reader.put_nowait(None)
-            else:
-                reader.put_nowait(change)
-
-    def recall(self, changes: list[dict[str, Any]]) -> None:
-        """Put changes, newest first, before those that are known; readers are ended, to come back for them."""
-        if changes:
-            room = KEPT_CHANGES - len(self.recent)
-            self.recent.extendleft(dumps(change).encode() for change in changes[:room])
-            self.close()
-
-    def close(self) -> None:
-        """End every reader's stream."""
-        for reader in self._readers:
-            reader.put_nowait(None)
-        self._readers.clear()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more readers are taken."""
-        return len(self._readers) >= MOST_READERS
-
-    async def follow(self) -> AsyncGenerator[bytes, None]:
-        """The recent changes, then each new one, until `close`; nothing (b"") when there was none for a while."""
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        for recent in self.recent:
-            queue.put_nowait(recent)
-        self._readers.add(queue)
-        try:
-            while True:
-                change: bytes | None = b""
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SILENCE):
-                        change = await queue.get()
-                if change is None:
-                    return
-                yield change
-        finally:
-            self._readers.discard(queue)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +79,10 @@ class Pages:
     statuses: Callable[[], Iterable[str | None]]
     doubts: Callable[[], list[str]]
     notes: Callable[[], list[str]]
+    #: A node's row as the database has it; None: there is none. Raises StoreError.
+    read: Callable[[str], Awaitable[Mapping[str, Any] | None]]
+    #: Its row once it is `healthy`, `running` or the like within so many seconds; None once it is `deleted`.
+    wait: Callable[[str, str, float], Awaitable[Mapping[str, Any] | None]]
     identity: str
     access: Access = field(default_factory=Access)
     _answers: Answers = field(default_factory=Answers)
@@ -152,6 +104,7 @@ class Pages:
                 web.get("/readyz", self.readyz),
                 web.get("/metrics", self.show_metrics),
                 web.get("/api/nodes", show_nodes),
+                web.get("/api/nodes/{id}", self.show_node),
                 web.get("/api/changes", self.follow_changes),
             ]
         )
@@ -202,18 +155,67 @@ class Pages:
 
         return await _send(request, await self._answers.get((after, limit), make))
 
+    async def show_node(self, request: web.Request) -> web.StreamResponse:
+        """One node, by its id or the beginning of it; with `until` and `timeout`, once it is what is waited for.
+
+        404: it has no document, or has none any more; 408: not in time; 410: it ended; 503: the database is away.
+        """
+        try:
+            node_id, until, seconds = self._asked_for(request)
+            if until is None:
+                row = await self.read(node_id)
+                if row is None:
+                    raise NodeGoneError(f"Node {node_id[:12]} has no document")
+                return _row(row)
+            with request.config_dict[CONNECTIONS].parking(request.protocol) as parked:
+                if not parked:
+                    return _busy("too many wait already\n")
+                return _row(await self.wait(node_id, until, seconds) or {"node_id": node_id, "deleted": True})
+        except (EventwatchError, ValueError) as error:
+            return _refusal(_STATUSES.get(type(error), 503), str(error))
+
+    def _asked_for(self, request: web.Request) -> tuple[str, str | None, float]:
+        """Which node, what it is waited for to be, and for how long (s). Raises ValueError, NodeGoneError."""
+        asked, until = request.match_info["id"], request.query.get("until")
+        if re.fullmatch(r"[0-9a-f]{4,64}", asked, re.ASCII) is None:
+            raise ValueError("a node is asked for by its id, or by four or more characters of its beginning")
+        seconds = parse_duration(request.query.get("timeout", WAIT))
+        if until not in {None, *CONDITIONS} or seconds > LONGEST_WAIT:
+            raise ValueError(
+                f"until must be one of {', '.join(CONDITIONS)}, and timeout at most {LONGEST_WAIT:.0f}s"
+            )
+        found = [asked] if is_container_id(asked) else [i for i in self.node_ids() if i.startswith(asked)]
+        if not found:
+            raise NodeGoneError(f"no node's id begins with {asked}")
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} nodes' ids begin with {asked}")
+        return found[0], until, seconds
+
     async def follow_changes(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: the recent changes, then each new one."""
+        """Server-sent events: the recent changes, then each new one; `?from=now` leaves the recent ones out.
+
+        A reader that comes back names the last id it has seen (`Last-Event-ID`), and gets what came after it; if
+        that is not certain, an event `missed` comes first, and all that is kept.
+        """
         if self.feed.is_full:
             return _busy(f"{MOST_READERS} follow the changes already\n")
+        begin, seen = request.query.get("from", "kept"), request.headers.get("Last-Event-ID", "")
+        if begin not in {"kept", "now"}:
+            return _refusal(400, "from must be now, or absent")
+        after = int(seen) if re.fullmatch(r"[0-9]{1,20}", seen, re.ASCII) else None
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         await response.write(b"retry: 500\n: changes of node documents\n\n")
         with suppress(ConnectionError, TimeoutError):  # the reader left, or does not read
-            async with aclosing(self.feed.follow()) as changes:
+            async with aclosing(self.feed.follow(after=after, old=begin == "kept")) as changes:
                 async for change in changes:
+                    text = b":\n\n"
+                    if isinstance(change, Missed):
+                        text = b"event: missed\ndata: {}\n\n"
+                    elif change is not None:
+                        text = b"id: %d\ndata: %s\n\n" % (change.number, change.data)
                     async with asyncio.timeout(READING):
-                        await response.write(b"data: " + change + b"\n\n" if change else b":\n\n")
+                        await response.write(text)
             return response
         _abort(request)
         return response
@@ -230,7 +232,7 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
     scheme = "https" if pages.access.tls else "http"
     application = pages.application()
     connections = application[CONNECTIONS] = Connections(tls=pages.access.tls)
-    runner = web.AppRunner(application, shutdown_timeout=1.0)
+    runner = web.AppRunner(application, shutdown_timeout=1.0, handler_cancellation=True)
     await runner.setup()
     assert runner.server is not None  # noqa: S101 - set up
     server = runner.server
@@ -282,11 +284,13 @@ def _taking_turns() -> Middleware:
     """Keep the connection of a request open, and its answer waiting while there are too many."""
     pages = Turns(rate=RATE, burst=BURST, longest=LONGEST_TURN)
     probes = Turns(rate=PROBE_RATE, burst=BURST, longest=LONGEST_TURN)
+    single = Turns(rate=NODE_RATE, burst=NODE_BURST, longest=LONGEST_TURN)
 
     @web.middleware
     async def take_turns(request: web.Request, handler: Handler) -> web.StreamResponse:
         with request.config_dict[CONNECTIONS].answering(request.protocol):
-            if not await (probes if request.path in PROBES else pages).take():
+            turns = probes if request.path in PROBES else pages
+            if not await (single if request.path.startswith("/api/nodes/") else turns).take():
                 return _busy("too many requests\n")
             return await handler(request)
 
@@ -311,6 +315,14 @@ def _guarding(access: Access) -> Middleware:
         return await handler(request)
 
     return guard
+
+
+def _row(row: Mapping[str, Any]) -> web.Response:
+    return web.json_response(row, dumps=dumps)
+
+
+def _refusal(status: int, text: str) -> web.Response:
+    return web.json_response({"error": text}, status=status)
 
 
 def _busy(text: str) -> web.Response:

@@ -1,4 +1,4 @@
-"""`python -m tests.unattended`: for how long documents are unattended when a part of compose.yaml fails or is replaced.
+"""`python -m tests.unattended`: how long documents are unattended when a part of the stack fails or is replaced.
 
 One node is paused and let go on, again and again; after each change its document is read until it says so. The
 figure of a fault is the longest time that a change took meanwhile, which includes the time for which the part

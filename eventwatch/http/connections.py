@@ -28,6 +28,8 @@ from loguru import logger
 from eventwatch.http.access import is_loopback
 
 MOST_CONNECTIONS: Final = 512
+#: Requests that wait for something to happen; they cost little, and have places of their own.
+MOST_PARKED: Final = 4096
 #: Seconds for a first request, header and TLS handshake included, and between two requests.
 FIRST_REQUEST: Final = 5.0
 NEXT_REQUEST: Final = 15.0
@@ -44,8 +46,12 @@ BACKLOG: Final = 128
 
 def default_cap() -> int:
     """A quarter of the descriptors that this process may have open, and at most 512."""
+    return max(8, min(MOST_CONNECTIONS, _descriptors() // 4))
+
+
+def _descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, soft // 4))
+    return MOST_PARKED * 4 if soft == resource.RLIM_INFINITY else soft
 
 
 class _Protocol(web.RequestHandler):
@@ -78,6 +84,7 @@ class _Connection:
     requests: int = 0
     busy: bool = False
     leaving: bool = False
+    parked: bool = False
 
 
 class Connections:
@@ -89,6 +96,8 @@ class Connections:
         self._open: dict[Any, _Connection] = {}  # by protocol; what has been idle longest comes first
         self._starting: set[asyncio.Task[None]] = set()
         self._quiet_until = 0.0
+        self._parked = 0
+        self._most_parked = min(MOST_PARKED, _descriptors() // 2)
 
     @asynccontextmanager
     async def listening(self, server: web.Server, host: str, port: int) -> AsyncIterator[None]:
@@ -122,6 +131,25 @@ class Connections:
             if self._open.pop(protocol, None):
                 self._open[protocol] = connection
 
+    @contextmanager
+    def parking(self, protocol: object) -> Iterator[bool]:
+        """Let a request wait on its connection without taking a place of the others; False: too many do."""
+        connection = self._open.get(protocol)
+        if connection is None or self._parked >= self._most_parked:
+            yield connection is None
+            return
+        connection.parked = True
+        self._parked += 1
+        try:
+            yield True
+        finally:
+            connection.parked = False
+            self._parked -= 1
+
+    @property
+    def _count(self) -> int:
+        return len(self._open) - self._parked
+
     # -- coming --------------------------------------------------------------------------------------------
 
     async def _accept(self, server: web.Server, listener: socket.socket) -> None:
@@ -138,7 +166,7 @@ class Connections:
 
     def _admit(self, server: web.Server, accepted: socket.socket, *, local: bool) -> None:
         limit = self.cap if local else self.cap - self.cap // 8
-        if len(self._open) >= limit and not self._make_room(limit):
+        if self._count >= limit and not self._make_room(limit):
             accepted.close()
             self._say(f"{limit} connections are open, what comes above is closed at once")
             return
@@ -169,9 +197,9 @@ class Connections:
 
     def _make_room(self, limit: int) -> bool:
         self._forget_closed()
-        if len(self._open) < limit:
+        if self._count < limit:
             return True
-        if len(self._open) >= self.cap + LEAVING:
+        if self._count >= self.cap + LEAVING:
             return False
         now = time.monotonic()
         for connection in self._open.values():

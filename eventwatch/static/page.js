@@ -143,9 +143,12 @@ async function refresh() {
     nodes.clear();
     for (const node of fresh) nodes.set(node.node_id, node);
     showNodes();
-    const reasons = await (await fetch(at("readyz"))).json();
-    $("readiness").className = reasons.length ? "bad" : "good";
-    const text = reasons.length ? `Not ready: ${reasons.join("; ")}` : "Ready: the documents can be trusted";
+    const answer = await fetch(at("readyz"));
+    const lines = await answer.json();
+    $("readiness").className = answer.ok ? "good" : "bad";
+    const trusted = "Ready: the documents can be trusted";
+    const text = !answer.ok ? `Not ready: ${lines.join("; ")}` :
+      lines.length ? `${trusted}, but for this: ${lines.join("; ")}` : trusted;
     if ($("readiness").textContent !== text) $("readiness").textContent = text;
   } catch (error) {
     $("readiness").className = "bad";
@@ -156,7 +159,7 @@ async function refresh() {
 function follow() {
   const changes = new EventSource(at("api/changes"));
   const opened = Date.now();
-  changes.onopen = () => { $("changes").replaceChildren(); latencies.length = 0; plot(); };
+  changes.addEventListener("missed", () => { $("changes").replaceChildren(); latencies.length = 0; plot(); });
   changes.onmessage = (message) => {
     const change = JSON.parse(message.data);
     showChange(change, change.at_ns / 1e6 > opened - 5000);

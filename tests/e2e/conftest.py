@@ -1,4 +1,4 @@
-"""The one fixture of the end-to-end tests: nodes on a real engine and their documents in a real MongoDB."""
+"""The fixtures of the end-to-end tests: nodes on a real engine and their documents in a real MongoDB."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiodocker import Docker
 
-from tests.e2e.watching import World, opened_world
+from tests.e2e.watching import Failing, World, opened_world
 from tests.nodes import Nodes
 
 
@@ -15,3 +15,8 @@ from tests.nodes import Nodes
 async def world(docker: Docker, nodes: Nodes, mongo_url: str, database: str) -> AsyncIterator[World]:
     async with opened_world(docker, nodes, mongo_url, database) as made:
         yield made
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    return Failing(monkeypatch)

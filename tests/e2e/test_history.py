@@ -12,8 +12,7 @@ import pytest
 from eventwatch.clock import SystemClock
 from eventwatch.errors import StoreError
 from eventwatch.history import History, PastChange, parse_change, read_changes
-from eventwatch.model import Cause
-from eventwatch.reconciler import Written
+from eventwatch.model import Cause, Change
 from eventwatch.store import HISTORY, HISTORY_CHANGES, OLD_HISTORY, Entry, Store, open_store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, eventually, logged, texts
@@ -22,9 +21,9 @@ NODE, OTHER = "a" * 64, "b" * 64
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
-def change(node_id: str, old: object, new: object, *, second: float = 0.0) -> Written:
+def change(node_id: str, old: object, new: object, *, second: float = 0.0) -> Change:
     at_ns = round((NOW.timestamp() + second) * 1e9)
-    return Written(
+    return Change(
         node_id, node_id[:12], {"status": old}, {"status": new}, deleted=False, cause=Cause.EVENT,  # type: ignore[dict-item]
         at_ns=at_ns, latency=0.001,
     )  # fmt: skip

@@ -150,17 +150,16 @@ async def test_the_page_works_with_the_token_as_password_and_over_several_pages_
     names = ("first", "second", "third", "fourth", "fifth")
     started = [await world.start(name) for name in names]
     address = free_address()
-    async with world.watching(http_listen=address, http_token_file=str(tmp_path / "token")):
-        with browser() as driver:
-            await asyncio.to_thread(driver.get, f"http://someone:{TOKEN}@{address}/")
-            for node in started:
-                await shows(driver, node.id[:12], "running")
-            await started[0].kill()
-            await shows(driver, started[0].id[:12], "exited")
-            await eventually(lambda: text_of(driver, "readiness").startswith("Ready"))
-            # The row may come with the next look at all nodes, before the change itself.
-            await eventually(lambda: "status running" in text_of(driver, "changes"))
-            assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+    async with browser() as driver, world.watching(http_listen=address, http_token_file=str(tmp_path / "token")):
+        await asyncio.to_thread(driver.get, f"http://someone:{TOKEN}@{address}/")
+        for node in started:
+            await shows(driver, node.id[:12], "running")
+        await started[0].kill()
+        await shows(driver, started[0].id[:12], "exited")
+        await eventually(lambda: text_of(driver, "readiness").startswith("Ready"))
+        # The row may come with the next look at all nodes, before the change itself.
+        await eventually(lambda: "status running" in text_of(driver, "changes"))
+        assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
 async def test_a_name_is_served_once_it_is_allowed(world: World) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -22,32 +21,10 @@ from eventwatch.store import Lease, Peer, Store, checker_id
 from tests.conftest import free_address, free_port
 from tests.e2e.test_idle_stop import sweep
 from tests.e2e.test_never_stopped import get
-from tests.e2e.watching import Document, World, ago, eventually, logged, manager_document, texts
+from tests.e2e.watching import Document, Failing, World, ago, eventually, logged, manager_document, texts
 
 LABEL = "eventwatch.test-bad"
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
-
-
-class Failing:
-    """An engine that fails about some containers, and counts what it is asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bad: set[str] = set()
-        self.asked: Counter[str] = Counter()
-        real = DockerEngine.inspect
-
-        async def inspect(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
-            self.asked[node_id] += 1
-            if node_id in self.bad:
-                raise EngineError("Engine failed while inspecting it: RWLayer is unexpectedly nil", status=500)
-            return await real(engine, node_id, as_of=as_of)
-
-        monkeypatch.setattr(DockerEngine, "inspect", inspect)
-
-
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
-    return Failing(monkeypatch)
 
 
 # -- containers ---------------------------------------------------------------------------------------------

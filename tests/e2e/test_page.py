@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.conftest import free_address
-from tests.e2e.watching import World, eventually
+from tests.e2e.watching import Failing, World, eventually
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -26,26 +26,27 @@ FLAGS = (
 ARTEFACTS = Path(__file__).parents[2] / ".cache" / "page"
 
 
-@contextmanager
-def browser() -> Iterator[Chrome]:
+@asynccontextmanager
+async def browser() -> AsyncIterator[Chrome]:
+    """Opened and closed in a thread: it takes seconds, in which a watcher must not stand still."""
     options = ChromeOptions()
     options.binary_location = shutil.which("chromium") or pytest.fail("no chromium: run .ci/browser")
     for flag in FLAGS:
         options.add_argument(flag)
-    driver = Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    service = Service(shutil.which("chromedriver"))
+    driver = await asyncio.to_thread(Chrome, options=options, service=service)
     try:
         yield driver
     finally:
-        driver.quit()
+        await asyncio.to_thread(driver.quit)
 
 
 @asynccontextmanager
 async def opened_page(world: World) -> AsyncIterator[Chrome]:
     address = free_address()
-    async with world.watching(http_listen=address):
-        with browser() as driver:
-            await asyncio.to_thread(driver.get, f"http://{address}/")
-            yield driver
+    async with browser() as driver, world.watching(http_listen=address):
+        await asyncio.to_thread(driver.get, f"http://{address}/")
+        yield driver
 
 
 def row_of(driver: Chrome, short_id: str) -> str:
@@ -81,6 +82,19 @@ async def test_a_node_that_is_killed_turns_on_the_page_without_reloading_it(worl
         ARTEFACTS.mkdir(parents=True, exist_ok=True)
         driver.save_screenshot(str(ARTEFACTS / "killed.png"))
         assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+async def test_one_node_that_cannot_be_vouched_for_is_a_note_and_no_alarm(world: World, failing: Failing) -> None:
+    bad = await world.start("bad")
+    async with opened_page(world) as driver:
+        await shows(driver, bad.id[:12], "running")
+        failing.bad.add(bad.id)
+        await bad.pause()
+        await eventually(lambda: "but for this: nodes: 1 " in text_of(driver, "readiness"))
+        readiness = driver.find_element(By.ID, "readiness")
+        assert readiness.text.startswith("Ready: ")
+        assert readiness.get_attribute("class") == "good"
+        assert bad.id[:12] in readiness.text
 
 
 async def test_the_page_still_tells_what_happened_before_a_restart(world: World) -> None:

@@ -9,6 +9,7 @@ Not run here, since other tests do or they would run these tests themselves, but
   test_secrets.py run them, with images that stand in for those of a registry.
 - `pip install ...`: pyproject.toml must have the extra. test_package.py installs it.
 - the stack for a Swarm: it must be the file that test_swarm.py deploys.
+- the manager: it must be the file that test_manager.py runs. The line that waits: the file must wait like that.
 - the picture: its words must be modules. The lines of the log: the program must say such lines.
 """
 
@@ -41,12 +42,14 @@ TEXT = README.read_text()
 RECORDING = ROOT / "tests" / "recordings" / "lifecycle.jsonl"
 
 #: What claims a block: its language and something that stands in it. `sh` blocks are claimed line by line.
-EMBEDDED: Final = ("python", "FastAPI(")
+EMBEDDED: Final = ("python", "async def nodes()")
+MANAGER: Final = ("python", "async def pass_on(")
+WAITED: Final = ("python", "await wait_for(node_id")
 REPLAYED: Final = ("python", "played.until")
 STACK: Final = ("yaml", "mode: global")
 LOG: Final = ("text", " status updated: ")
 PICTURE: Final = ("text", "Docker Engine ──events──▶")
-CLAIMS: Final = (EMBEDDED, REPLAYED, STACK, LOG, PICTURE)
+CLAIMS: Final = (EMBEDDED, MANAGER, WAITED, REPLAYED, STACK, LOG, PICTURE)
 
 
 def claimed(block: Block, claim: tuple[str, str]) -> bool:
@@ -164,6 +167,12 @@ async def status_json(place: Place, command: str) -> None:
     assert row["id"] == place.node.id
 
 
+async def wait(place: Place, command: str) -> None:
+    async with place.started("eventwatch run") as running:
+        await running.says("Nodes status checker started.")
+        assert "is running, health healthy" in await place.done(command)
+
+
 async def explain(place: Place, command: str) -> None:
     said = await place.done(command)
     for beginning in ("Node ", "Docker ", "Document ", "Last request: "):
@@ -255,6 +264,7 @@ EVENTWATCH: Final[dict[str, Callable[[Place, str], Awaitable[None]]]] = {
     "eventwatch status --watch": status_watch,
     "eventwatch status --json": status_json,
     "eventwatch explain ID": explain,
+    "eventwatch wait ID --for healthy": wait,
     "eventwatch sweep": sweep,
     "eventwatch sweep --dry-run": sweep_dry,
     "eventwatch sweep --force": sweep_force,
@@ -379,6 +389,14 @@ async def test_a_users_test_replays_a_recording_as_the_readme_says(tmp_path: Pat
 def plugins() -> set[str]:
     """What an installed eventwatch brings by itself."""
     return {entry.name for entry in importlib.metadata.entry_points(group="pytest11")}
+
+
+def test_the_manager_is_the_one_that_serves_sessions_in_a_test() -> None:
+    manager = (ROOT / "tests" / "manager.py").read_text()
+    assert the_block(MANAGER) == manager
+    assert len(manager.splitlines()) < 80
+    waits = the_block(WAITED).partition("#")[0].partition("wait_for(")[2].strip()
+    assert waits.replace("node_id", "container.id") in manager
 
 
 def test_the_stack_is_the_one_that_is_deployed_in_the_test_of_a_swarm() -> None:

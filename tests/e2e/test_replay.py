@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from eventwatch.documents import ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.errors import ConfigError, LeaseLostError
-from eventwatch.reconciler import Written
+from eventwatch.model import Change
 from eventwatch.recording import Recording, Truth, expected_path, read_expected, read_recording
 from eventwatch.recording import to_json as line
 from eventwatch.replay import Report, Tier, open_replay
@@ -51,7 +51,7 @@ async def replayed(
     truth: Truth | None = None,
     tiers: Tier = Tier.SWEEP,
     hurry: bool = False,
-    listener: Callable[[Written], object] | None = None,
+    listener: Callable[[Change], object] | None = None,
 ) -> Report:
     recording = read_recording(path)
     truth = truth if truth is not None else read_expected(expected_path(path), recording)
@@ -150,14 +150,14 @@ def shifted(record: dict[str, Any], by: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["burst-of-30-nodes", "gap-overflow", "silent-changes"])
 async def test_virtual_time_gives_the_same_result_each_time(name: str, mongo_url: str, database: str) -> None:
     path = TESTS / "recordings" / f"{name}.jsonl"
-    logs: list[list[Written]] = [[], []]
+    logs: list[list[Change]] = [[], []]
     for log in logs:
         await replayed(path, mongo_url, database, listener=log.append)
     assert logs[0]
     assert [told(written) for written in logs[0]] == [told(written) for written in logs[1]]
 
 
-def told(written: Written) -> tuple[object, ...]:
+def told(written: Change) -> tuple[object, ...]:
     new = {name: value for name, value in written.new.items() if name != "epoch"}
     return written.node_id, new, written.deleted, written.cause, written.at_ns
 

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import World
+from tests.e2e.watching import World, eventually
 
 HOSTILE = {
     "markup": {"short_id": "[bold red]x[/bold red]", "status": "[link=http://evil.example]click[/link]"},
@@ -67,3 +68,27 @@ async def test_ctrl_c_is_quiet_however_early(world: World, tmp_path: Path, after
     _, errors = await process.communicate()
     assert process.returncode in {130, -signal.SIGINT}  # a shell shows both as 130
     assert "eventwatch/cli.py" not in errors.decode()  # Python's own start has a traceback of its own
+
+
+async def test_a_log_that_nobody_reads_holds_nothing_up(world: World, tmp_path: Path) -> None:
+    node = await world.start("one")
+    env = os.environ | {
+        "EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name,
+        "EVENTWATCH_NODE_NETWORK": world.nodes.network, "EVENTWATCH_HTTP_LISTEN": "",
+    }  # fmt: skip
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "eventwatch", "run", env=env, cwd=tmp_path, stderr=writing
+    )
+    await eventually(lambda: world.says(node, status="running"), 20)
+    await node.kill()
+    await eventually(lambda: world.says(node, status="exited"))
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+    os.close(writing)
+    os.close(reading)

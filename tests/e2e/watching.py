@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from eventwatch import Settings, watch
 from eventwatch.app import Application
-from eventwatch.model import Event
-from eventwatch.reconciler import Reconciler, Written
+from eventwatch.engine import DockerEngine
+from eventwatch.errors import EngineError
+from eventwatch.model import Change, Event, Observation
+from eventwatch.reconciler import Reconciler
 from eventwatch.store import ENGINES, checker_id
 from tests.nodes import NODE_PORT, Node, Nodes
 
@@ -221,10 +224,10 @@ class Watched:
     """A running `watch()` that has connected and swept once, and what it has written since."""
 
     app: Application
-    written: list[Written] = field(default_factory=list)
+    written: list[Change] = field(default_factory=list)
     noticed: list[Event] = field(default_factory=list)
 
-    def of(self, node: Node) -> list[Written]:
+    def of(self, node: Node) -> list[Change]:
         return [change for change in self.written if change.node_id == node.id]
 
     def count(self, name: str, **labels: str) -> float:
@@ -443,3 +446,20 @@ async def run_program(
     async with program(*arguments, env=env, cwd=cwd, prefix=prefix) as running:
         code = await running.ends()
     return code, running.output
+
+
+class Failing:
+    """An engine that fails about some containers, and counts what it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bad: set[str] = set()
+        self.asked: Counter[str] = Counter()
+        real = DockerEngine.inspect
+
+        async def inspect(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
+            self.asked[node_id] += 1
+            if node_id in self.bad:
+                raise EngineError("Engine failed while inspecting it: RWLayer is unexpectedly nil", status=500)
+            return await real(engine, node_id, as_of=as_of)
+
+        monkeypatch.setattr(DockerEngine, "inspect", inspect)

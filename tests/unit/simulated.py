@@ -26,7 +26,7 @@ from eventwatch.documents import ToolServerNode
 from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Change, Event, Observation, Owner, Recorded, parse_container
+from eventwatch.model import Event, Observation, Owner, Recorded, Write, parse_container
 from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import TwinWatch
@@ -412,7 +412,7 @@ class MemoryStore(Store):
             documents = {i: self.documents[i] for i in wanted if i in self.documents}
         return dict(documents)
 
-    async def write(self, changes: Sequence[Change], *, lease: Lease | None) -> Refused:
+    async def write(self, changes: Sequence[Write], *, lease: Lease | None) -> Refused:
         assert lease is None
         vanished, conflicting = set(), set()
         async with self._call():

@@ -28,7 +28,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_a_duration_may_have_several_units_or_be_a_timedelta(written: object, seconds: float) -> None:
     assert parse_duration(written) == seconds
-    assert Settings(_env_file=None, idle_timeout=written).idle_timeout == seconds
+    assert Settings(_env_file=None, idle_timeout=written).idle_timeout == seconds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("written", ["", " ", "30m1h", "1h1h", "1h30", "-1h", "1.5h30m", timedelta(seconds=-1)])

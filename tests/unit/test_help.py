@@ -24,7 +24,7 @@ from tests.conftest import free_address
 
 FOLDER = Path(__file__).parent / "help"
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "sweep", "status", "explain", "record", "replay", "doctor", "healthcheck", "config")
+COMMANDS = ("run", "sweep", "status", "explain", "wait", "record", "replay", "doctor", "healthcheck", "config")
 SHAPE = {"COLUMNS": "80", "NO_COLOR": "1"}
 
 

@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,20 @@ import httpx
 import pytest
 
 from eventwatch import web as pages_module
-from eventwatch.errors import ConfigError
-from eventwatch.http import answers, connections
+from eventwatch.errors import ConfigError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
+from eventwatch.http import answers, connections, feed
 from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
+from eventwatch.http.feed import ChangeFeed
 from eventwatch.metrics import Metrics
-from eventwatch.model import Cause
-from eventwatch.reconciler import Written
-from eventwatch.web import ChangeFeed, Pages, serve
+from eventwatch.model import Cause, Change
+from eventwatch.web import Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
 
 ID = "0123456789ab" * 5 + "cdef"
-CHANGE = Written(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
+CHANGE = Change(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
 
 
 @dataclass
@@ -45,10 +45,24 @@ class Served:
     built: int = 0
     port: int = field(default_factory=free_port)
     feed: ChangeFeed = field(default_factory=ChangeFeed)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    waited: list[tuple[str, str, float]] = field(default_factory=list)
 
     def node(self, node_id: str) -> dict[str, Any]:
         self.built += 1
         return {"node_id": node_id, "status": self.nodes[node_id], "padding": "x" * 200}
+
+    async def read(self, node_id: str) -> dict[str, Any] | None:
+        return self.node(node_id) if node_id in self.nodes else None
+
+    async def wait(self, node_id: str, condition: str, seconds: float) -> dict[str, Any] | None:
+        try:
+            await asyncio.wait_for(self.arrived.wait(), seconds)
+        except TimeoutError:
+            raise WaitTimeoutError("late") from None
+        finally:
+            self.waited.append((node_id, condition, seconds))
+        return self.node(node_id)
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)
@@ -57,7 +71,8 @@ class Served:
     async def running(self, access: Access | None = None, host: str = "127.0.0.1") -> AsyncIterator[Served]:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
-            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0",
+            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", read=self.read,
+            wait=self.wait,
             access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
@@ -241,7 +256,7 @@ async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytes
 
 
 async def test_only_so_many_follow_the_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages_module, "MOST_READERS", 2)
+    monkeypatch.setattr(feed, "MOST_READERS", 2)
     async with Served().running() as served, contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(served.client())
         for _ in range(2):
@@ -252,7 +267,7 @@ async def test_only_so_many_follow_the_changes(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_changes_are_followed_and_silence_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages_module, "SILENCE", 0.1)
+    monkeypatch.setattr(feed, "SILENCE", 0.1)
     served = Served()
     served.feed.publish(CHANGE)
     async with served.running(), served.client() as client, client.stream("GET", "/api/changes") as reply:
@@ -262,6 +277,148 @@ async def test_changes_are_followed_and_silence_is_told_too(monkeypatch: pytest.
             seen.append(await anext(lines))
         [data] = [line for line in seen if line.startswith("data: ")]
         assert json.loads(data.removeprefix("data: "))["new"] == {"status": "exited"}
+
+
+def at(number: int) -> Change:
+    return replace(CHANGE, at_ns=number)
+
+
+async def read_changes(
+    served: Served, count: int, *, after: int | None = None, query: str = ""
+) -> list[tuple[str, str, Any]]:
+    """The first so many events of a reader: kind, id and data."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    events: list[tuple[str, str, Any]] = []
+    fields: dict[str, str] = {}
+    async with (
+        asyncio.timeout(5),
+        served.client(headers=headers) as client,
+        client.stream("GET", f"/api/changes{query}") as reply,
+    ):
+        async for line in reply.aiter_lines():
+            name, _, value = line.partition(": ")
+            if name in {"id", "data", "event"}:
+                fields[name] = value
+            elif not line and fields.get("data"):
+                events.append((fields.get("event", "message"), fields.get("id", ""), json.loads(fields["data"])))
+                fields = {}
+                if len(events) == count:
+                    break
+    return events
+
+
+async def test_a_reader_resumes_after_the_last_change_it_has_seen() -> None:
+    async with Served().running() as served:
+        for number in (10, 20, 20, 15):
+            served.feed.publish(at(number))
+        assert [number for _, number, _ in await read_changes(served, 4)] == ["10", "20", "21", "22"]
+        assert [number for _, number, _ in await read_changes(served, 2, after=20)] == ["21", "22"]
+        later = asyncio.create_task(read_changes(served, 1, after=22))
+        await eventually(lambda: served.feed._readers)
+        served.feed.publish(at(30))
+        assert [number for _, number, _ in await later] == ["30"]
+
+
+async def test_a_reader_that_may_have_missed_changes_is_told_and_gets_all_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "KEPT_CHANGES", 2)
+    async with Served().running() as served:
+        for number in (10, 20, 30):
+            served.feed.publish(at(number))
+        for seen in (0, 9):
+            assert [(kind, number) for kind, number, _ in await read_changes(served, 3, after=seen)] == [
+                ("missed", ""), ("message", "20"), ("message", "30"),
+            ]  # fmt: skip
+        assert [number for _, number, _ in await read_changes(served, 2, after=10)] == ["20", "30"]
+
+
+async def test_after_a_restart_the_history_is_resumed_from_with_a_warning() -> None:
+    async with Served().running() as served:
+        served.feed.publish(at(100))
+        old = [{"at_ns": 20, "node_id": "b"}, {"at_ns": 20, "node_id": "a"}]
+        served.feed.recall(old)
+        assert [number for _, number, _ in await read_changes(served, 3)] == ["19", "20", "100"]
+        assert (await read_changes(served, 1, after=20))[0][0] == "missed"
+
+
+async def test_a_reader_may_begin_with_now() -> None:
+    async with Served().running() as served:
+        served.feed.publish(at(10))
+        reading = asyncio.create_task(read_changes(served, 1, query="?from=now"))
+        await eventually(lambda: served.feed._readers)
+        served.feed.publish(at(20))
+        assert [number for _, number, _ in await reading] == ["20"]
+        async with served.client() as client:
+            assert (await client.get("/api/changes?from=yesterday")).status_code == 400
+
+
+# -- one node -----------------------------------------------------------------------------------------------
+
+
+async def test_one_node_is_shown_by_its_id_or_the_beginning_of_it() -> None:
+    nodes = {ID: "running", "0123" + "f" * 60: "exited"}
+    async with Served(nodes).running() as served, served.client() as client:
+        for asked in (ID, ID[:12]):
+            assert (await client.get(f"/api/nodes/{asked}")).json()["status"] == "running"
+        for asked, status in {
+            "e" * 64: 404,
+            "eeee": 404,
+            "0123": 400,
+            "abc": 400,
+            "..%2f": 400,
+            "A" * 64: 400,
+        }.items():
+            reply = await client.get(f"/api/nodes/{asked}")
+            assert reply.status_code == status
+            assert list(reply.json()) == ["error"]
+
+
+async def test_a_node_is_waited_for() -> None:
+    async with Served({ID: "running"}).running() as served, served.client() as client:
+        waiting = asyncio.create_task(client.get(f"/api/nodes/{ID}?until=healthy&timeout=5s"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        served.arrived.set()
+        assert (await waiting).json()["node_id"] == ID
+        assert served.waited == [(ID, "healthy", 5.0)]
+        for query in ("until=good", "until=healthy&timeout=x", "until=healthy&timeout=601s"):
+            assert (await client.get(f"/api/nodes/{ID}?{query}")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(WaitTimeoutError, 408), (NodeGoneError, 404), (NodeDiedError, 410), (StoreError, 503)]
+)
+async def test_a_wait_that_cannot_succeed_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], status: int
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error("because")
+
+    monkeypatch.setattr(Served, "wait", fail)
+    async with Served({ID: "running"}).running() as served, served.client() as client:
+        reply = await client.get(f"/api/nodes/{ID}?until=healthy")
+        assert (reply.status_code, reply.json()) == (status, {"error": "because"})
+
+
+async def test_those_who_wait_take_no_place_of_others_and_end_with_their_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 16)
+    monkeypatch.setattr(connections, "MOST_PARKED", 100)
+    async with Served({ID: "running"}).running() as served:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with served.client(limits=limits, timeout=30) as client, served.client() as other:
+            path = f"/api/nodes/{ID}?until=healthy&timeout=60s"
+            waiting = [asyncio.create_task(client.get(path)) for _ in range(110)]
+            await eventually(lambda: sum(task.done() for task in waiting) == 10)
+            assert [task.result().status_code for task in waiting if task.done()] == [503] * 10
+            assert (await other.get("/api/nodes")).status_code == 200
+            assert (await other.get("/livez")).status_code == 200
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await eventually(lambda: len(served.waited) == 100)
 
 
 # -- whom it answers ----------------------------------------------------------------------------------------

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loguru import logger
 
-from eventwatch.logs import configure_logging, tell_failure
+from eventwatch.cli import main
+from eventwatch.logs import MOST_WAITING, configure_logging, tell_failure, use_standard_logging
 
 FORGED = "a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
 SHOWN = r"a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
@@ -25,6 +30,8 @@ class Errors:
         self._text = ""
 
     def text(self) -> str:
+        """Ends the logging, so that all is written."""
+        logger.remove()
         self._text += self._capsys.readouterr().err
         return self._text
 
@@ -107,3 +114,99 @@ def test_what_ends_a_command_is_one_line(errors: Errors, as_json: bool) -> None:
         assert [(row["level"], row["message"]) for row in rows(errors)] == [("ERROR", SHOWN)]
     else:
         assert errors.text() == f"eventwatch: {SHOWN}\n"
+
+
+def test_nobody_who_logs_waits_for_who_reads(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    line, count = "x" * 1000, 3 * MOST_WAITING // 1000
+    with monkeypatch.context() as patch, os.fdopen(writing, "w") as stream, os.fdopen(reading) as log:
+        patch.setattr(sys, "stderr", stream)
+        configure_logging("INFO", as_json=True)
+
+        def tell() -> None:
+            for number in range(count):
+                logger.bind(number=number).info(line)
+
+        caller = threading.Thread(target=tell, daemon=True)
+        caller.start()
+        caller.join(30)
+        assert not caller.is_alive()
+        read: list[dict[str, Any]] = []
+        while not read or "missing" not in read[-1]["message"]:
+            read.append(json.loads(log.readline()))
+        logger.remove()
+    *told, missing = read
+    assert [row["number"] for row in told] == list(range(len(told)))
+    assert missing["message"] == f"{count - len(told)} messages are missing here: nobody read standard error"
+    assert len(told) * 1000 > MOST_WAITING / 2
+
+
+def test_what_waits_is_written_at_the_end_if_somebody_reads(
+    errors: Errors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    with monkeypatch.context() as patch, os.fdopen(writing, "w") as stream:
+        patch.setattr(sys, "stderr", stream)
+        configure_logging("INFO", as_json=True)
+        logger.info("one")
+        tell_failure("two", as_json=False)
+    with os.fdopen(reading) as log:
+        one, two = log.read().splitlines()
+    assert json.loads(one)["message"] == "one"
+    assert two == "eventwatch: two"
+
+
+def test_a_closed_standard_error_is_no_error(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    configure_logging("INFO", as_json=False)
+    logger.info("to nobody")
+    tell_failure("to nobody", as_json=False)
+
+
+def test_a_host_gets_it_in_the_standard_librarys_logging(
+    errors: Errors, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger.remove()
+    use_standard_logging()
+    caplog.set_level("INFO", "eventwatch")
+    ours = logger.patch(lambda record: record.__setitem__("name", "eventwatch.reconciler"))
+    ours.bind(node="n", old=None, new=FORGED, name="x").success("moved {}", FORGED)
+    ours.debug("below the host's level")
+    logger.info("of the host's own")
+    try:
+        raise ValueError(FORGED)  # noqa: TRY301
+    except ValueError:
+        ours.exception("failed")
+    moved, failed = caplog.records
+    assert (moved.name, moved.levelname, moved.getMessage()) == (
+        "eventwatch.reconciler",
+        "SUCCESS",
+        f"moved {SHOWN}",
+    )
+    assert vars(moved)["new"] == SHOWN
+    assert failed.exc_info
+    assert failed.exc_info[0] is ValueError
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_fault_of_ours_is_logged_in_one_piece(
+    errors: Errors, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_json: bool
+) -> None:
+    def broken(*_: object) -> Any:
+        raise ValueError(FORGED)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVENTWATCH_LOG_FORMAT", "json" if as_json else "console")
+    monkeypatch.setattr("eventwatch.cli.config", broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["config"])
+    assert ended.value.code == 1
+    if as_json:
+        (row,) = rows(errors)
+        assert row["message"] == f"eventwatch has a fault: ValueError: {SHOWN}"
+        assert "in broken" in row["exception"]
+    else:
+        first, *others = errors.lines()
+        assert first.endswith(SHOWN)
+        assert all(line.startswith("  ") for line in others)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from eventwatch.durations import format_duration, parse_duration
 from eventwatch.errors import ConfigError
-from eventwatch.settings import Settings, load_settings, mask_url
+from eventwatch.settings import Keywords, Settings, load_settings, mask_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -390,7 +390,7 @@ class TestNames:
 
     def test_an_unknown_keyword_is_told_the_nearest(self) -> None:
         with pytest.raises(ValidationError, match="nearest right name is node_port"):
-            Settings(_env_file=None, node_prot=1)
+            Settings(_env_file=None, node_prot=1)  # type: ignore[call-arg]
 
     def test_bare_settings_refuse_an_unknown_name_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EVENTWATCH_NODE_PROT", "1")
@@ -560,3 +560,8 @@ class TestSecrets:
     )
     def test_a_url_is_masked(self, url: str, masked: str) -> None:
         assert mask_url(url) == masked
+
+
+def test_type_checkers_know_every_keyword() -> None:
+    known = {name for name in Keywords.__annotations__ if not name.startswith("_")}
+    assert known == set(Settings.model_fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from eventwatch.errors import EngineError
 from eventwatch.metrics import Metrics
 from eventwatch.model import Event
 from eventwatch.watcher import LIFETIME, OVERLAP_NS, Watcher
+from tests.e2e.watching import logged, texts
 from tests.unit.simulated import UnaskedEngine
 
 T0 = 1_795_492_000_000_000_000
@@ -164,6 +166,30 @@ async def test_a_refusing_engine_is_asked_again_for_ever_and_within_a_second_of_
     scene.clock.advance(1.01)
     await scene.settle()
     assert scene.counted("eventwatch_stream_connected") == 1
+
+
+async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_is_over(scene: Scene) -> None:
+    with logged("INFO") as lines:
+        scene.engine.refusing = True
+        await scene.say(EngineError("broke"))
+        for _ in range(700):
+            scene.clock.advance(1)
+            await scene.settle()
+        scene.engine.refusing = False
+        for _ in range(2):
+            scene.clock.advance(1)
+            await scene.settle()
+    first, second = texts(lines)
+    assert first == "refused. Retrying until it is back"
+    assert re.fullmatch(r"The engine is back after 70[0-2]\.\d s, event stream open", second)
+
+
+async def test_a_break_that_is_mended_at_once_is_one_line(scene: Scene) -> None:
+    with logged("INFO") as lines:
+        await scene.say(EngineError("broke"))
+        scene.clock.advance(1)
+        await scene.settle()
+    assert texts(lines) == ["Reconnecting to the engine took 1.0 s: broke"]
 
 
 async def test_a_connection_is_renewed_before_the_old_one_is_dropped(scene: Scene) -> None:

@@ -1,0 +1,118 @@
+"""The changes that the watcher of this process writes, for the host application that it runs in.
+
+Contract: a change is passed on once the database has acknowledged it, in the order of the writes. Nothing that a
+callback or a slow reader does harms the watcher or another reader. Not promised: changes that somebody else wrote,
+and those of other watchers; `/api/changes` and the documents themselves tell of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Self
+
+from loguru import logger
+
+from eventwatch.errors import ChangesLostError
+from eventwatch.model import Change
+
+#: Changes that may wait for a reader.
+MOST_WAITING: Final = 10_000
+
+
+class Changes:
+    """Where changes are published, and who gets them."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[object, Callable[[Change], object]] = {}
+        self._readers: set[ChangeReader] = set()
+        self._closed = False
+
+    def on(self, callback: Callable[[Change], object]) -> Callable[[], None]:
+        """Call `callback` with each change, in the event loop: it must not block. Returns what ends that.
+
+        What it raises is logged. Raises TypeError for a coroutine function: read `changes()` in a task instead.
+        """
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError("a coroutine function would never be awaited: use `async for ... in changes()`")
+        key = object()
+        self._callbacks[key] = callback
+
+        def end() -> None:
+            self._callbacks.pop(key, None)
+
+        return end
+
+    def read(self) -> ChangeReader:
+        """Every change from now on, as an asynchronous iterator."""
+        reader = ChangeReader(self._readers.discard)
+        if self._closed:
+            reader.end()
+        else:
+            self._readers.add(reader)
+        return reader
+
+    def publish(self, change: Change) -> None:
+        """Pass a change on to everybody."""
+        for callback in list(self._callbacks.values()):
+            try:
+                callback(change)
+            except Exception as error:  # noqa: BLE001 - a host's mistake must not keep a document from its node
+                logger.opt(exception=error).error("A callback for changes failed: {!r}", error)
+        for reader in list(self._readers):
+            reader.put(change)
+
+    def close(self) -> None:
+        """End every reader: there is no watcher any more."""
+        self._closed = True
+        for reader in list(self._readers):
+            reader.end()
+
+
+class ChangeReader(AsyncIterator[Change]):
+    """Changes in order. Ends with the watcher; ChangesLostError when more than `MOST_WAITING` were not read."""
+
+    def __init__(self, leave: Callable[[ChangeReader], object]) -> None:
+        self._leave = leave
+        self._waiting: deque[Change] = deque()
+        self._news = asyncio.Event()
+        self._lost = self._ended = False
+
+    def put(self, change: Change) -> None:
+        """Have a change read, or lose it, and say so, if too many wait."""
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.append(change)
+        else:
+            self._lost = True
+            self._leave(self)
+        self._news.set()
+
+    def end(self) -> None:
+        """Let what waits be read; nothing comes after it."""
+        self._ended = True
+        self._leave(self)
+        self._news.set()
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> Change:
+        """Wait for the next change."""
+        while not self._waiting:
+            if self._lost:
+                raise ChangesLostError(
+                    f"more than {MOST_WAITING} changes were not read in time: read the documents anew"
+                )
+            if self._ended:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return self._waiting.popleft()
+
+    async def aclose(self) -> None:
+        """Read no more."""
+        self._waiting.clear()
+        self.end()

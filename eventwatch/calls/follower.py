@@ -1,0 +1,217 @@
+"""Reads the documents that somebody waits for, as soon as they may have changed, and each only once for all.
+
+Three things say that a document may have changed: the watcher of this process, where it keeps the node true; a
+change stream of the database, for the other nodes, where the server has such streams (a replica set); and time, as
+neither tells of everything. None of them is believed: the document is read.
+
+Contract: after a write it is read within milliseconds, of the watcher here or, on a replica set, of anybody; else
+after `POLL` at the latest. However many documents are followed, one query at a time reads what may have changed.
+While the database is away the follower goes on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import pymongo
+from loguru import logger
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import OperationFailure, PyMongoError
+
+from eventwatch.backoff import Pace
+from eventwatch.calls.here import get_here
+from eventwatch.documents import node_collection, tolerant
+from eventwatch.model import Change
+from eventwatch.text import printable
+
+#: Seconds between two looks at everything that is followed: just after somebody came, and the longest.
+SHORT_POLL: Final = 0.02
+POLL: Final = 0.5
+#: The longest while a change stream is open, or the watcher here keeps all that is followed true.
+TOLD_POLL: Final = 1.0
+GROWTH: Final = 1.3
+#: Documents in one query, and seconds for it.
+AT_ONCE: Final = 500
+DEADLINE: Final = 5.0
+RETRY: Final = Pace(base=0.05, cap=0.5)
+#: Seconds that the server keeps a question for changes before it answers that there are none.
+STREAM_WAIT: Final = 1.0
+#: Seconds between attempts to end a task: pymongo on Python 3.11 loses a cancellation now and then.
+INSIST: Final = 1.0
+PIPELINE: Final = [{"$project": {"documentKey": 1, "operationType": 1}}]
+
+
+class Followed:
+    """One document that is followed. `changed` is set each time that it was read and differs."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.document: Mapping[str, Any] | None = None
+        self.was_read = False
+        self.changed = asyncio.Event()
+
+    def take(self, document: Mapping[str, Any] | None) -> None:
+        """The document as it is now; None: there is none."""
+        if not self.was_read or document != self.document:
+            self.document, self.was_read = document, True
+            self.changed.set()
+
+
+class Follower:
+    """Follows documents of one collection for as long as somebody wants any."""
+
+    def __init__(self, collection: AsyncCollection[dict[str, Any]]) -> None:
+        #: Why the documents cannot be read right now; nothing when they can.
+        self.trouble = ""
+        self.source = collection
+        self._collection = tolerant(collection)
+        self._followed: dict[str, set[Followed]] = {}
+        self._unread: dict[str, None] = {}
+        self._has_unread = asyncio.Event()
+        self._came = asyncio.Event()
+        self._wants_stream = asyncio.Event()
+        self._streaming = self._ending = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @asynccontextmanager
+    async def following(self, node_id: str) -> AsyncIterator[Followed]:
+        """Follow one document for the duration of the block."""
+        followed = Followed(node_id)
+        self._followed.setdefault(node_id, set()).add(followed)
+        if not self._tasks:
+            self._start()
+        here = get_here()
+        stop_listening = here.changes.on(self._note) if here else None
+        if here is None or not here.keeps(node_id):
+            self._wants_stream.set()
+        self._came.set()
+        self._mark(node_id)
+        try:
+            yield followed
+        finally:
+            if stop_listening:
+                stop_listening()
+            others = self._followed[node_id]
+            others.discard(followed)
+            if not others:
+                del self._followed[node_id]
+            if not self._followed:
+                await self._stop()
+
+    def _start(self) -> None:
+        self._ending = False
+        runs = {"reader": self._read(), "poller": self._poll(), "stream": self._stream()}
+        self._tasks = [asyncio.create_task(run, name=f"document-{name}") for name, run in runs.items()]
+
+    async def _stop(self) -> None:
+        tasks, self._tasks, self._ending = self._tasks, [], True
+        self._wants_stream.clear()
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, left = await asyncio.wait(tasks, timeout=INSIST)
+            tasks = list(left)
+
+    def _note(self, change: Change) -> None:
+        if change.node_id in self._followed:
+            self._mark(change.node_id)
+
+    def _mark(self, *node_ids: str) -> None:
+        self._unread.update(dict.fromkeys(node_ids))
+        self._has_unread.set()
+
+    async def _read(self) -> None:
+        backoff = RETRY.start()
+        while not self._ending:
+            await self._has_unread.wait()
+            taken = list(self._unread)[:AT_ONCE]
+            for node_id in taken:
+                del self._unread[node_id]
+            chosen = [node_id for node_id in taken if node_id in self._followed]
+            if not self._unread:
+                self._has_unread.clear()
+            try:
+                found = await self._find(chosen)
+            except PyMongoError as error:
+                self.trouble = reason_of(error)
+                self._mark(*chosen)
+                await asyncio.sleep(backoff.next_delay())
+                continue
+            self.trouble = ""
+            backoff.succeeded_for(0)
+            for node_id in chosen:
+                for followed in self._followed.get(node_id, ()):
+                    followed.take(found.get(node_id))
+
+    async def _find(self, node_ids: list[str]) -> dict[str, dict[str, Any]]:
+        if not node_ids:
+            return {}
+        with pymongo.timeout(DEADLINE):
+            return {row["_id"]: row async for row in self._collection.find({"_id": {"$in": node_ids}})}
+
+    async def _poll(self) -> None:
+        delay = SHORT_POLL
+        while not self._ending:
+            try:
+                async with asyncio.timeout(delay):
+                    await self._came.wait()
+            except TimeoutError:
+                longest = TOLD_POLL if self._streaming or not self._wants_stream.is_set() else POLL
+                delay = min(delay * GROWTH, longest)
+                self._mark(*self._followed)
+            else:
+                self._came.clear()
+                delay = SHORT_POLL
+
+    async def _stream(self) -> None:
+        backoff = RETRY.start()
+        while not self._ending:
+            await self._wants_stream.wait()
+            try:
+                await self._follow_stream()
+            except OperationFailure as error:
+                if not error.has_error_label("ResumableChangeStreamError"):  # no replica set, or no right to it
+                    logger.debug("No change stream, so documents are looked at again and again: {}", error)
+                    return
+            except PyMongoError as error:
+                logger.debug("The change stream broke: {}", error)
+            await asyncio.sleep(backoff.next_delay())
+
+    async def _follow_stream(self) -> None:
+        wait = round(STREAM_WAIT * 1000)
+        async with await self._collection.watch(PIPELINE, max_await_time_ms=wait) as stream:
+            self._streaming = True
+            self._mark(*self._followed)  # for what came before it was open
+            try:
+                while stream.alive and not self._ending:
+                    change = await stream.try_next()
+                    if change is None:
+                        continue
+                    node_id = (change.get("documentKey") or {}).get("_id")
+                    if node_id is None:  # the collection was dropped or renamed
+                        self._mark(*self._followed)
+                    elif node_id in self._followed:
+                        self._mark(node_id)
+            finally:
+                self._streaming = False
+
+
+_followers: WeakKeyDictionary[asyncio.AbstractEventLoop, Follower] = WeakKeyDictionary()
+
+
+def reason_of(error: PyMongoError) -> str:
+    """What the driver says went wrong, without its account of the whole deployment."""
+    return printable(str(error).partition(", Timeout:")[0], 200)
+
+
+def get_follower() -> Follower:
+    """The follower of this event loop and of the database that Beanie is initialised for. Raises StoreError."""
+    collection, loop = node_collection(), asyncio.get_running_loop()
+    follower = _followers.get(loop)
+    if follower is None or follower.source is not collection:
+        follower = _followers[loop] = Follower(collection)
+    return follower

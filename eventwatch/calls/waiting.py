@@ -1,0 +1,222 @@
+"""Waiting until a node is what a manager needs it to be.
+
+Contract: `wait_for` returns the document as soon as it was read to be so, and a condition that holds already is
+met at once. It ends early, with an error that tells why, when the condition cannot come true any more: the
+document was deleted, or the node ended, which the engine is asked to confirm and to explain. What a document says
+for a moment is not taken for an end: a container that starts again by its restart policy is waited for.
+
+Not promised: that a state which lasted for milliseconds is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, Protocol
+
+import pymongo
+from pydantic import ValidationError
+from pymongo.errors import PyMongoError
+
+from eventwatch.calls.follower import DEADLINE, Followed, Follower, get_follower, reason_of
+from eventwatch.calls.here import get_here
+from eventwatch.documents import ToolServerNode, node_collection, tolerant
+from eventwatch.engine import DockerEngine
+from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
+from eventwatch.model import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
+from eventwatch.settings import load_settings
+from eventwatch.text import printable
+
+Condition = Literal["healthy", "running", "exited", "deleted"] | Callable[[ToolServerNode], bool]
+#: Seconds in which a document may still come, and in which an end that no engine confirms may pass.
+APPEARANCE: Final = 2.0
+UNCONFIRMED: Final = 2.0
+#: Seconds between two looks at the engine, of which both must find that the node has ended.
+SECOND_LOOK: Final = 0.2
+ENGINE_DEADLINE: Final = 5.0
+#: Seconds after which the engine is asked again about a node whose document says that it ended.
+LOOK_AGAIN: Final = 1.0
+
+
+class Inspecting(Protocol):
+    """What is asked of an engine here."""
+
+    async def container(self, node_id: str) -> Mapping[str, Any] | None:
+        """An inspection in the engine's own words; None when there is no such container."""
+        ...
+
+
+async def wait_for(
+    node_id: str,
+    condition: Condition,
+    timeout: float | None = 30.0,  # noqa: ASYNC109 - the error that it ends with is ours
+    *,
+    engine: Inspecting | None = None,
+) -> ToolServerNode | None:
+    """Wait until a node's document meets a condition, and return it as it then is (None for `deleted`).
+
+    `node_id` is the full container id, `timeout` is in seconds (None: for ever). `condition` is `healthy` (it
+    runs, and its health check says so), `running`, `exited` (it has ended) or `deleted` (it has no document), or
+    a function of the document. `engine` is asked why a node ended: that of `watch()`, else that of the settings.
+
+    Raises WaitTimeoutError; NodeGoneError when there is no document, or it was deleted; NodeDiedError when the
+    node ended, with exit code and last health output; StoreError when Beanie is not initialised or the document
+    cannot be read; ValueError for what is no container id or condition. What a function raises passes through.
+    """
+    if not is_container_id(node_id):
+        raise ValueError(f"{node_id!r:.80} is no full container id")
+    if not callable(condition) and condition not in CONDITIONS:
+        raise ValueError(f"{condition!r:.80} is no condition: use one of {', '.join(CONDITIONS)}, or a function")
+    follower = get_follower()
+    async with follower.following(node_id) as followed:
+        waiter = _Waiter(followed, condition, engine)
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                return await waiter.wait()
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise WaitTimeoutError(_late(followed, condition, timeout or 0, follower)) from None
+
+
+class _Waiter:
+    def __init__(self, followed: Followed, condition: Condition, engine: Inspecting | None) -> None:
+        self._followed = followed
+        self._condition = condition
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+
+    async def wait(self) -> ToolServerNode | None:
+        followed, came = self._followed, False
+        await followed.changed.wait()
+        began = self._loop.time()
+        while True:
+            followed.changed.clear()
+            look_again: float | None = None
+            if followed.document is None:
+                if self._condition == "deleted":
+                    return None
+                if came:
+                    raise NodeGoneError(f"Node {followed.node_id[:12]} was deleted: its container is gone")
+                look_again = began + APPEARANCE - self._loop.time()
+                if look_again <= 0:
+                    raise NodeGoneError(f"Node {followed.node_id[:12]} has no document")
+            else:
+                came = True
+                node = read_node(followed.document)
+                if meets(node, self._condition):
+                    return node
+                if node.status in ENDED and self._condition != "deleted":
+                    await self._raise_if_ended(node)
+                    look_again = LOOK_AGAIN
+            try:
+                async with asyncio.timeout(look_again) as looking:
+                    await followed.changed.wait()
+            except TimeoutError:
+                if not looking.expired():
+                    raise
+
+    async def _raise_if_ended(self, node: ToolServerNode) -> None:
+        """NodeDiedError if the node has ended, as the engine says too or cannot say."""
+        try:
+            ending = await self._ending(node.id)
+            if ending is not None:
+                await asyncio.sleep(SECOND_LOOK)  # `docker restart` ends it as well, for an instant
+                ending = await self._ending(node.id)
+        except EngineError as error:
+            if await self._changes_within(UNCONFIRMED):
+                return
+            raise NodeDiedError(
+                f"Node {node.id[:12]} has ended ({node.status}); the engine cannot be asked why: {error}"
+            ) from None
+        if ending is not None:
+            raise NodeDiedError(f"Node {node.id[:12]} has ended: {ending}")
+
+    async def _changes_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                await self._followed.changed.wait()
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return False
+        return True
+
+    async def _ending(self, node_id: str) -> Ending | None:
+        """How it ended; None if it did not, or is gone, which its document will tell. Raises EngineError."""
+        try:
+            async with asyncio.timeout(ENGINE_DEADLINE):
+                container = await _inspect(node_id, self._engine)
+        except TimeoutError:
+            raise EngineError(f"it did not answer within {ENGINE_DEADLINE:.0f} s") from None
+        if container is None:
+            raise EngineError("it has no such container")
+        try:
+            return parse_ending(container)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"its answer is no inspection: {printable(repr(error), 80)}") from None
+
+
+async def _inspect(node_id: str, engine: Inspecting | None) -> Mapping[str, Any] | None:
+    here = get_here()
+    if engine is None and here is not None and isinstance(here.engine, DockerEngine):
+        engine = here.engine
+    if engine is not None:
+        return await engine.container(node_id)
+    try:
+        own = DockerEngine(here.settings if here else load_settings())
+    except ConfigError as error:
+        raise EngineError(str(error)) from None
+    try:
+        return await own.container(node_id)
+    finally:
+        await own.close()
+
+
+def meets(node: ToolServerNode, condition: Condition) -> bool:
+    """Whether a document that is there meets a condition."""
+    match condition:
+        case "running":
+            return node.status == "running"
+        case "healthy":
+            return node.status == "running" and node.health == "healthy"
+        case "exited":
+            return node.status in ENDED
+        case "deleted":
+            return False
+    return bool(condition(node))
+
+
+async def find_node(node_id: str) -> ToolServerNode | None:
+    """A node's document as it is; None: there is none. Raises StoreError."""
+    try:
+        with pymongo.timeout(DEADLINE):
+            document = await tolerant(node_collection()).find_one({"_id": node_id})
+    except PyMongoError as error:
+        raise StoreError(f"Node {node_id[:12]} cannot be read: {reason_of(error)}") from None
+    return None if document is None else read_node(document)
+
+
+def read_node(document: Mapping[str, Any]) -> ToolServerNode:
+    """The Beanie document of a row. Raises StoreError naming the fields that are odd."""
+    try:
+        node: ToolServerNode = ToolServerNode.model_validate(document)
+    except ValidationError as error:
+        fields = ", ".join(sorted({str(part["loc"][0]) for part in error.errors() if part["loc"]}))
+        raise StoreError(
+            f"The document of node {str(document.get('_id'))[:12]} cannot be read: {printable(fields, 80)}"
+        ) from None
+    return node
+
+
+def _late(followed: Followed, condition: Condition, timeout: float, follower: Follower) -> str:
+    wanted = condition if isinstance(condition, str) else "what was asked for"
+    text = f"Node {followed.node_id[:12]} is not {wanted} after {timeout:g} s"
+    if follower.trouble or not followed.was_read:
+        return f"{text}: its document cannot be read: {follower.trouble or 'the database does not answer'}"
+    document = followed.document
+    if document is None:
+        return f"{text}: it has no document"
+    status, health = (printable(document.get(name), 20) for name in ("status", "health"))
+    hint = "; it has no health check: wait for running" if (condition, health) == ("healthy", "none") else ""
+    return f"{text}: status {status}, health {health}{hint}"

@@ -1,0 +1,116 @@
+"""`python -m tests.parts [PYTEST OPTIONS]`: all tests, in parts that need not wait for each other.
+
+The parts run side by side where there are two processors or more, else in turn. Most of what the tests do is wait:
+for engines, timeouts and leases. What breaks engines has engines of its own, so it disturbs nobody. What a part
+prints is shown when it ends, and a line a minute says how far each is; the exit code is that of the worst.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+LOGS: Final = ROOT / ".cache" / "tests"
+#: What pytest is given for each part; together they are all tests.
+PARTS: Final = {
+    "faults": ("tests/faults", "tests/container"),
+    "others": ("tests", "--ignore=tests/faults", "--ignore=tests/container"),
+}
+TOLD_EVERY: Final = 60.0
+#: pytest's own codes: nothing went wrong, and no test was found (when the options choose some).
+PASSED: Final = frozenset({0, 5})
+
+
+@dataclass
+class Part:
+    """One run of pytest. Entered by `start`, over when `ended`."""
+
+    name: str
+    arguments: tuple[str, ...]
+    log: Path = field(init=False)
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    took: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.log = LOGS / f"{self.name}.log"
+
+    def start(self, options: list[str]) -> None:
+        self.began = time.monotonic()
+        cache = ROOT / ".pytest_cache" / self.name
+        command = [sys.executable, "-m", "pytest", *self.arguments, "-o", f"cache_dir={cache}", *options]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def ended(self) -> bool:
+        if self.process is None or self.process.poll() is None:
+            return False
+        self.took = self.took or time.monotonic() - self.began
+        return True
+
+    @property
+    def code(self) -> int:
+        assert self.process is not None
+        return self.process.wait()
+
+    def progress(self) -> str:
+        """How far it is, as pytest last said."""
+        if self.process is None:
+            return "not begun"
+        if self.ended():
+            return "ended"
+        told = re.findall(r"\[ *(\d+%)\]", self.log.read_text(errors="replace"))
+        return told[-1] if told else "begun"
+
+    def interrupt(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+
+def run(parts: list[Part], options: list[str], *, at_once: int) -> int:
+    """Run them, tell of them, and return the exit code."""
+    waiting, shown = list(parts), time.monotonic()
+    running: list[Part] = []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(waiting.pop(0))
+            running[-1].start(options)
+        time.sleep(0.2)
+        for part in [part for part in running if part.ended()]:
+            running.remove(part)
+            say(f"==> pytest, part {part.name}: {part.took:.0f} s, exit code {part.code}")
+            say(part.log.read_text(errors="replace"))
+        if running and time.monotonic() - shown > TOLD_EVERY:
+            shown = time.monotonic()
+            say("==> " + ", ".join(f"{part.name}: {part.progress()}" for part in parts))
+    say("==> pytest: " + ", ".join(f"{part.name} {part.took:.0f} s, exit code {part.code}" for part in parts))
+    return max((part.code for part in parts if part.code not in PASSED), default=0)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - a command
+
+
+def main() -> None:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    parts = [Part(name, arguments) for name, arguments in PARTS.items()]
+
+    def interrupt(*_: object) -> None:
+        for part in parts:
+            part.interrupt()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    sys.exit(run(parts, sys.argv[1:], at_once=len(parts) if (os.cpu_count() or 1) > 1 else 1))
+
+
+if __name__ == "__main__":
+    main()
