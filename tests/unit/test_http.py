@@ -80,7 +80,7 @@ class Served:
 
 
 def many(count: int) -> dict[str, str]:
-    return {f"{number:064x}": "running" for number in range(count)}
+    return {f"{number:012x}{0:052x}": "running" for number in range(count)}
 
 
 # -- what an answer costs -----------------------------------------------------------------------------------
@@ -126,9 +126,25 @@ async def test_the_list_of_nodes_comes_in_pages_that_link_to_the_next() -> None:
             asked += 1
             found = re.fullmatch(r'<([^>]*)>; rel="next"', reply.headers.get("Link", ""))
             path = found[1] if found else ""
-        assert seen == sorted(nodes)
+        assert seen == [node_id[:12] for node_id in sorted(nodes)]
         assert asked == 3
         assert (await client.get("/api/nodes", params={"after": seen[-1]})).json() == []
+
+
+async def test_whole_ids_are_for_those_who_have_shown_a_token() -> None:
+    """A container's id is its user's session with the manager."""
+    served = Served({ID: "running"}, doubts=[f"nodes: {ID} is odd"])
+    served.feed.publish(CHANGE)
+    bearer = {"Authorization": "Bearer t0ken"}
+    for access, headers, whole in ((Access(), {}, False), (Access(token=b"t0ken"), bearer, True)):
+        async with served.running(access), served.client(headers=headers) as client:
+            said = [(await client.get(path)).text for path in ("/api/nodes", f"/api/nodes/{ID[:12]}", "/readyz")]
+            async with client.stream("GET", "/api/changes") as reply:
+                said.append(await anext(line async for line in reply.aiter_lines() if line.startswith("data: ")))
+            assert [ID[:12] in text for text in said] == [True] * 4
+            assert [ID in text for text in said] == [whole] * 4
+            assert (await client.get(f"/api/nodes/{ID}")).json()["node_id"] == ID
+        served.port = free_port()
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "many", "1e3", "10 ", "99999999999999999999"])
