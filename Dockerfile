@@ -1,7 +1,7 @@
 # The sidecar as an image. Nothing here depends on the architecture (every dependency has wheels for amd64 and
 # arm64); only amd64 is built by the tests. Both base images must have the same Python at the same path.
-ARG BUILD_IMAGE=python:3.11-slim-bookworm
-ARG RUNTIME_IMAGE=python:3.11-slim-bookworm
+ARG BUILD_IMAGE=python:3.11.11-slim-bookworm
+ARG RUNTIME_IMAGE=python:3.11.11-slim-bookworm
 
 FROM ${BUILD_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore

@@ -104,10 +104,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
     _add_record_options(add("record", "record events and inspections to a file for replays"))
     _add_replay_options(add("replay", "replay a recording into the database and compare it with the truth"))
-    add("doctor", "check engine, permissions, database and clocks: one line each, with the cure")
+    _add_doctor_options(
+        add("doctor", "check engine, permissions, database and clocks: one line each, with the cure")
+    )
     add("healthcheck", "for HEALTHCHECK: end with 0 if eventwatch runs here and is ready or standing by", __name__)
     add("config", "print every setting with its value, secrets masked", __name__)
     return parser
+
+
+def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `doctor` what it takes."""
+    parser.add_argument(
+        "--create-user",
+        metavar="NAME",
+        help="check nothing: make a database user who may read and write eventwatch's database and nothing else, "
+        "as whoever EVENTWATCH_MONGO_URL or DB_USERNAME logs in",
+    )
+    parser.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="holds that user's password (default: one line of standard input)",
+    )
 
 
 def _add_wait_options(parser: argparse.ArgumentParser) -> None:

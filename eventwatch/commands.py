@@ -11,8 +11,11 @@ import json
 import os
 import resource
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from getpass import getpass
+from pathlib import Path
 from typing import Final
 
 from loguru import logger
@@ -23,13 +26,13 @@ from eventwatch.calls.waiting import wait_for
 from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
-from eventwatch.errors import EventwatchError, NodeGoneError
+from eventwatch.errors import ConfigError, EventwatchError, NodeGoneError, StoreError
 from eventwatch.model import is_container_id
 from eventwatch.output import say
 from eventwatch.playback import record_file, replay_file
 from eventwatch.report import explain_node, node_table, report_nodes, show
 from eventwatch.settings import EMBEDDED, Settings
-from eventwatch.store import Store, open_store
+from eventwatch.store import Store, create_user, open_store
 from eventwatch.sweeper import Manner, one_off_sweeper
 from eventwatch.text import printable
 
@@ -37,6 +40,9 @@ from eventwatch.text import printable
 NAMED: Final = 80
 #: Descriptors that `run` asks for.
 DESCRIPTORS: Final = 16_384
+
+#: Seconds that a database which is just starting is waited for.
+DATABASE_START: Final = 60.0
 
 
 async def run(_: argparse.Namespace, settings: Settings) -> None:
@@ -151,8 +157,11 @@ async def replay(arguments: argparse.Namespace, settings: Settings) -> None:
     await replay_file(arguments, settings, database_url)
 
 
-async def doctor(_: argparse.Namespace, settings: Settings) -> None:
+async def doctor(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch doctor`."""
+    if arguments.create_user:
+        await _create_user(arguments.create_user, arguments.password_file, settings)
+        return
     failed = 0
     async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
         async for finding in examine(settings, engine, url):
@@ -160,6 +169,38 @@ async def doctor(_: argparse.Namespace, settings: Settings) -> None:
             failed += finding.failed
     if failed:
         raise EventwatchError(f"{failed} of the above must be mended")
+
+
+async def _create_user(name: str, password_file: Path | None, settings: Settings) -> None:
+    """Make the user that a sidecar logs in as; waits for a database that is just starting."""
+    password = await asyncio.to_thread(_read_password, password_file)
+    database = settings.mongo_database
+    async with database_url(settings) as url:
+        deadline = asyncio.get_running_loop().time() + DATABASE_START
+        while True:
+            try:
+                created = await create_user(url, database, name=name, password=password)
+                break
+            except StoreError as error:
+                if getattr(error, "permanent", False) or asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.5)
+    say(f"User {name} {'created' if created else 'updated'}: may read and write database {database}, nothing else")
+
+
+def _read_password(file: Path | None) -> str:
+    try:
+        if file is not None:
+            password = file.read_text(encoding="utf-8").strip()
+        elif sys.stdin.isatty():
+            password = getpass("Password of the new user: ")
+        else:
+            password = sys.stdin.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the password cannot be read: {error}") from None
+    if not password:
+        raise ConfigError("the new user's password is empty: give it on standard input, or name its file")
+    return password
 
 
 async def record(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -5,6 +5,7 @@ Changes nothing: permissions are tried on a container and a document that do not
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +17,13 @@ from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, Engine
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.settings import EMBEDDED, Settings
-from eventwatch.store import Store, open_store
+from eventwatch.store import Peer, Store, open_store
 
 #: Seconds between two clocks from which on idle times are visibly wrong.
 SKEW: Final = 5.0
+
+#: Seconds that a watcher is given to publish its next look: a sweep, and a renewal of its lease.
+NEXT_LOOK: Final = 40.0
 
 #: The newest major version of MongoDB that gets no security fixes any more (6.0: since July 2025).
 ENDED: Final = 6
@@ -33,6 +37,7 @@ class Finding:
     text: str
     failed: bool = False
     cure: str = ""
+    denied: bool = False
 
     def __str__(self) -> str:
         mark = "FAIL" if self.failed else "ok"
@@ -41,7 +46,7 @@ class Finding:
 
 async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator[Finding]:
     """Everything in turn; a failed part does not keep the rest from being looked at."""
-    async for finding in _examine_engine(engine):
+    async for finding in _examine_engine(engine, settings):
         yield finding
     if isinstance(engine, DockerEngine):
         yield await _examine_network(engine, settings.node_network)
@@ -51,7 +56,7 @@ async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator
         yield finding
 
 
-async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
+async def _examine_engine(engine: Engine, settings: Settings) -> AsyncIterator[Finding]:
     try:
         info = await engine.identify()
     except EventwatchError as error:
@@ -63,9 +68,11 @@ async def _examine_engine(engine: Engine) -> AsyncIterator[Finding]:
     yield await _permission("GET /events", _open_stream(engine))
     yield await _permission("GET /containers/json", engine.list_running("eventwatch"))
     yield await _permission("GET /containers/{id}/json", engine.inspect(NOBODY))
-    yield await _permission(
-        "POST /containers/{id}/stop", engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0"
-    )
+    call = "POST /containers/{id}/stop"
+    stops = await _permission(call, engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0")
+    if stops.denied and not settings.idle_timeout and not settings.stop_nodes_on_exit:
+        stops = Finding(call, "denied, and not needed: no node is ever stopped with these settings")
+    yield stops
 
 
 async def _examine_network(engine: DockerEngine, network: str) -> Finding:
@@ -93,8 +100,9 @@ async def _permission(call: str, attempt: Awaitable[object], instead: str = "") 
     try:
         await attempt
     except EngineError as error:
-        cure = f"allow it in the socket proxy{instead}" if error.status == DENIED else ""
-        return Finding(call, str(error), failed=True, cure=cure)
+        denied = error.status == DENIED
+        cure = f"allow it in the socket proxy{instead}" if denied else ""
+        return Finding(call, str(error), failed=True, cure=cure, denied=denied)
     return Finding(call, "allowed")
 
 
@@ -127,7 +135,10 @@ async def _examine_database(settings: Settings, url: str, engine: Engine) -> Asy
 
 
 async def _examine_peers(store: Store, engine: Engine) -> Finding:
-    """Whether who else watches an engine with our engine's id watches the same engine."""
+    """Whether who else watches an engine with our engine's id watches the same engine.
+
+    A watcher may have published a container that is gone by now: a doubt is looked into again with its next look.
+    """
     twins = TwinWatch(engine, store)
     try:
         engine_id = (await engine.identify()).id
@@ -135,10 +146,27 @@ async def _examine_peers(store: Store, engine: Engine) -> Finding:
         return Finding("engine's id", f"not compared with other watchers': {error}")
     peers = await store.peers(engine_id)
     await twins.meet(peers, engine_id=engine_id)
+    if twins.doubtful:
+        peers = await _next_looks(store, engine_id, peers)
+        twins = TwinWatch(engine, store)
+        await twins.meet(peers, engine_id=engine_id)
     if not await twins.may_delete(engine_id):
         hosts = ", ".join(sorted({peer.host for peer in peers})) or "another host"
         return Finding("engine's id", f"that of another engine too, which {hosts} watches", failed=True, cure=FIX)
     return Finding("engine's id", f"no other engine has it ({len(peers)} running watchers asked)")
+
+
+async def _next_looks(store: Store, engine_id: str, peers: list[Peer]) -> list[Peer]:
+    """The peers once each has looked again, or after `NEXT_LOOK`."""
+    before = {(peer.manager_id, peer.witness.look) for peer in peers}
+    try:
+        async with asyncio.timeout(NEXT_LOOK):
+            while not before.isdisjoint((peer.manager_id, peer.witness.look) for peer in peers):
+                await asyncio.sleep(0.5)
+                peers = await store.peers(engine_id)
+    except TimeoutError:
+        pass
+    return peers
 
 
 async def _examine_embedded(url: str) -> Finding:

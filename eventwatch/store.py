@@ -58,6 +58,8 @@ from eventwatch.settings import mask_url
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
+#: The server's code for a user that exists.
+USER_EXISTS: Final = 51003
 
 #: What outlives a replaced node document, and what is remembered of each engine.
 OWNERS: Final = "NodeOwner"
@@ -702,6 +704,25 @@ class Store:
         """Whether the checker's document is still there."""
         async with _deadline("reading the checker"):
             return await self._checkers.count_documents({"manager_id": manager_id}, limit=1) == 1
+
+
+async def create_user(url: str, database: str, *, name: str, password: str) -> bool:
+    """Give a user the right to read and write this database, and no other; whether the user is new.
+
+    `url` logs in as one who may do that. A user that exists gets this password and exactly these rights.
+    Raises ConfigError and StoreError as `open_store` does.
+    """
+    roles = [{"role": "readWrite", "db": database}]
+    async with open_store(url, database), _deadline(f"creating the user {name}"):
+        admin = ToolServerNode.get_pymongo_collection().database.client.get_database("admin")
+        try:
+            await admin.command("createUser", name, pwd=password, roles=roles)
+        except OperationFailure as error:
+            if error.code != USER_EXISTS:
+                raise
+            await admin.command("updateUser", name, pwd=password, roles=roles)
+            return False
+    return True
 
 
 @asynccontextmanager

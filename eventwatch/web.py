@@ -29,7 +29,7 @@ from yarl import URL
 
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError, NodeDiedError, NodeGoneError, WaitTimeoutError
-from eventwatch.http.access import Access, is_foreign, is_loopback, without_ids
+from eventwatch.http.access import Access, is_foreign, is_loopback, short_ids, without_ids
 from eventwatch.http.answers import WORTH_PACKING, Answer, Answers, NodePages, Turns, accepts_gzip, dumps
 from eventwatch.http.connections import Connections
 from eventwatch.http.feed import MOST_READERS, ChangeFeed, Missed
@@ -44,6 +44,8 @@ POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+#: Seconds between attempts to get an address that another process listens on.
+AGAIN: Final = 0.5
 #: Nodes on a page of `/api/nodes`, unless fewer are asked for.
 PAGE: Final = 1000
 #: Bytes that are written at once, and the seconds in which a client must have read what it asked for.
@@ -91,7 +93,7 @@ class Pages:
         """The routes, and what comes before them."""
         application = web.Application(middlewares=[_taking_turns(), _guarding(self.access)])
         application.on_response_prepare.append(_harden)
-        nodes = NodePages(self.node_ids, self.node)
+        nodes = NodePages(self.node_ids, self.node, self.shown)
 
         async def show_nodes(request: web.Request) -> web.StreamResponse:
             return await self.show_nodes(request, nodes)
@@ -110,6 +112,13 @@ class Pages:
         )
         return application
 
+    def shown(self, text: bytes) -> bytes:
+        """What a client may read of this text: whole ids are for those who have shown a token.
+
+        To the managers that are known, a container's id is the session of whoever uses it.
+        """
+        return text if self.access.token is not None else short_ids(text)
+
     async def page(self, _: web.Request) -> web.FileResponse:
         """The status page, for people."""
         return web.FileResponse(STATIC / "index.html")
@@ -124,6 +133,7 @@ class Pages:
         told = [*reasons, *self.notes()]
         if not self.access.accepts_token(request.headers.get("Authorization", "")):
             told = [without_ids(reason) for reason in told]
+        told = [self.shown(reason.encode()).decode() for reason in told]
         return web.json_response(told, status=503 if reasons else 200, headers={IDENTITY: self.identity})
 
     async def show_metrics(self, request: web.Request) -> web.StreamResponse:
@@ -149,6 +159,7 @@ class Pages:
             body, last = await nodes.page(after=after, limit=limit)
             headers = {"Content-Type": "application/json; charset=utf-8"}
             if last is not None:
+                last = self.shown(last.encode()).decode()
                 following = URL.build(path="/api/nodes", query={"limit": limit, "after": last})
                 headers["Link"] = f'<{following}>; rel="next"'
             return Answer(body, headers)
@@ -162,15 +173,18 @@ class Pages:
         """
         try:
             node_id, until, seconds = self._asked_for(request)
+            # Whoever asks by the whole id knows it.
+            show = bytes if request.match_info["id"] == node_id else self.shown
             if until is None:
                 row = await self.read(node_id)
                 if row is None:
                     raise NodeGoneError(f"Node {node_id[:12]} has no document")
-                return _row(row)
+                return _row(row, show)
             with request.config_dict[CONNECTIONS].parking(request.protocol) as parked:
                 if not parked:
                     return _busy("too many wait already\n")
-                return _row(await self.wait(node_id, until, seconds) or {"node_id": node_id, "deleted": True})
+                row = await self.wait(node_id, until, seconds) or {"node_id": node_id, "deleted": True}
+                return _row(row, show)
         except (EventwatchError, ValueError) as error:
             return _refusal(_STATUSES.get(type(error), 503), str(error))
 
@@ -213,7 +227,7 @@ class Pages:
                     if isinstance(change, Missed):
                         text = b"event: missed\ndata: {}\n\n"
                     elif change is not None:
-                        text = b"id: %d\ndata: %s\n\n" % (change.number, change.data)
+                        text = b"id: %d\ndata: %s\n\n" % (change.number, self.shown(change.data))
                     async with asyncio.timeout(READING):
                         await response.write(text)
             return response
@@ -225,7 +239,8 @@ class Pages:
 async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
     """Serve for the duration of the block.
 
-    An address in use is a warning. Raises ConfigError for one that can never be listened on.
+    An address in use is a warning, and tried again until it is free. Raises ConfigError for one that can never be
+    listened on.
     """
     listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     scheme = "https" if pages.access.tls else "http"
@@ -234,28 +249,47 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
     runner = web.AppRunner(application, shutdown_timeout=1.0, handler_cancellation=True)
     await runner.setup()
     assert runner.server is not None  # noqa: S101 - set up
+    server = runner.server
+
+    def announce() -> None:
+        logger.info(
+            "Status page on {}://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", scheme, listen
+        )
+        if pages.access.token is None and not is_loopback(host):
+            logger.warning(
+                "HTTP on {} asks for no token: whoever reaches it can read every node; "
+                "set EVENTWATCH_HTTP_TOKEN_FILE",
+                listen,
+            )
+
+    async def take_over() -> None:
+        """Serve as soon as the address is free, until cancelled."""
+        while True:
+            await asyncio.sleep(AGAIN)
+            # What is wrong meanwhile, such as an interface that went away, may pass: the watching goes on.
+            with suppress(OSError):
+                async with connections.listening(server, host, port):
+                    announce()
+                    await asyncio.Event().wait()
+
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
         stack.callback(pages.feed.close)
         try:
-            await stack.enter_async_context(connections.listening(runner.server, host, port))
+            await stack.enter_async_context(connections.listening(server, host, port))
         except UnicodeError:
             raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: {host!r:.80} is no host name") from None
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: cannot listen on {listen}: {error}") from None
-            # A standby on the same host, as a rule: watching is worth more than showing it.
-            logger.warning("EVENTWATCH_HTTP_LISTEN: {} is in use, going on without HTTP", listen)
+            # A standby on the same host, or a predecessor that is about to end: watching is worth more than
+            # showing it.
+            logger.warning("EVENTWATCH_HTTP_LISTEN: {} is in use, going on without HTTP until it is free", listen)
+            waiting = asyncio.create_task(take_over(), name="http-waiting")
+            stack.push_async_callback(asyncio.wait, {waiting})
+            stack.callback(waiting.cancel)
         else:
-            logger.info(
-                "Status page on {}://{}/ (and /livez /readyz /metrics /api/nodes /api/changes)", scheme, listen
-            )
-            if pages.access.token is None and not is_loopback(host):
-                logger.warning(
-                    "HTTP on {} asks for no token: whoever reaches it can read every node; "
-                    "set EVENTWATCH_HTTP_TOKEN_FILE",
-                    listen,
-                )
+            announce()
         yield
 
 
@@ -301,8 +335,8 @@ def _guarding(access: Access) -> Middleware:
     return guard
 
 
-def _row(row: Mapping[str, Any]) -> web.Response:
-    return web.json_response(row, dumps=dumps)
+def _row(row: Mapping[str, Any], show: Callable[[bytes], bytes]) -> web.Response:
+    return web.Response(body=show(dumps(row).encode()), content_type="application/json", charset="utf-8")
 
 
 def _refusal(status: int, text: str) -> web.Response:

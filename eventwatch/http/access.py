@@ -5,6 +5,7 @@ Contract:
   other name could be a foreign page's that resolves to us (DNS rebinding).
 - A browser's request on behalf of another site is refused, save opening the status page itself.
 - With a token, everything but the probes asks for it: as a bearer token, or as the password of any user.
+- Whole container ids are shown to those who have shown a token, and to whoever asks for a node by its whole id.
 
 Not promised: protection from other programs on the same machine without a token; that a renewed certificate or
 token is noticed before the next start.
@@ -32,6 +33,8 @@ LONGEST_TOKEN: Final = 4096
 _ID: Final = re.compile(
     r"\b(?:[0-9a-f]{12,64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z0-9]{4}(?::[A-Z0-9]{4}){11})\b"
 )
+
+_WHOLE_ID: Final = re.compile(rb"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,11 @@ def is_foreign(headers: Mapping[str, str], path: str) -> bool:
 def without_ids(reason: str) -> str:
     """A reason for those who may not know which container, checker or engine it is about."""
     return _ID.sub("...", reason)
+
+
+def short_ids(text: bytes) -> bytes:
+    """The text with each whole container id cut to its first twelve digits, by which people name it."""
+    return _WHOLE_ID.sub(rb"\1", text)
 
 
 def is_address(host: str) -> bool:

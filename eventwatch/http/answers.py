@@ -76,28 +76,33 @@ class NodePages:
         self,
         node_ids: Callable[[], Iterable[str]],
         node: Callable[[str], Mapping[str, Any] | None],
+        shown: Callable[[bytes], bytes] = bytes,
         moment: float = MOMENT,
     ) -> None:
         self._node_ids = node_ids
         self._node = node
+        self._shown = shown
         self._moment = moment
         self._until = 0.0
         self._ids: list[str] = []
         self._encoded: dict[str, bytes] = {}
 
     async def page(self, *, after: str, limit: int) -> tuple[bytes, str | None]:
-        """A JSON list of the nodes whose ids come after this one, and after which id the next page begins."""
+        """A JSON list of the nodes whose ids come after this one, and after which id the next page begins.
+
+        `after` may be the beginning of an id, and then stands for all ids that begin so.
+        """
         if time.monotonic() >= self._until:
             self._ids, self._encoded = sorted(self._node_ids()), {}
             self._until = time.monotonic() + self._moment
         ids, encoded = self._ids, self._encoded  # others may begin a new moment while we pause
-        first = bisect_right(ids, after)
+        first = bisect_right(ids, after + "~") if after else 0
         chosen = ids[first : first + limit]
         began = time.perf_counter()
         for node_id in chosen:
             if node_id not in encoded:
                 node = self._node(node_id)
-                encoded[node_id] = b"" if node is None else dumps(node).encode()
+                encoded[node_id] = b"" if node is None else self._shown(dumps(node).encode())
                 if time.perf_counter() - began > SLICE:
                     await asyncio.sleep(0)
                     began = time.perf_counter()

@@ -18,7 +18,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import cost, freshness, recovery, scale
+from tests.bench import cost, freshness, recovery, scale, stack
 from tests.bench.effort import TINY, Effort
 from tests.bench.lab import Lab, opened_lab
 from tests.bench.plot import draw_staleness
@@ -36,6 +36,7 @@ FIGURES: Final[dict[str, Measure]] = {
     "replay": scale.replay,
     "startup": cost.startup,
     "recovery": recovery.recovery,
+    "stack": stack.stack,
     "work": cost.engine_work,
     "idle": cost.idle,
 }

@@ -27,6 +27,8 @@ class Effort:
     #: Events per round over which resident memory is looked at: a million in ten rounds.
     flood_memory: int = 100_000
     replayed: int = 2_000
+    #: Events per round in a composed project, one every half second.
+    stack_events: int = 24
     #: Nodes of a fake engine for floods, recovery and the engine's work.
     nodes: int = 200
     #: Containers with a health check each second, and how long they are watched: one default sweep interval.
@@ -50,6 +52,7 @@ TINY: Final = Effort(
     flood=1_000,
     flood_memory=2_000,
     replayed=500,
+    stack_events=4,
     nodes=10,
     idle_nodes=2,
     idle_window=2.0,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import aiohttp
 
 from tests.container.standin import MONGO, PROXY, ROOT, SIDECAR, compose_and_buildx, output, sh
 from tests.e2e.watching import eventually
-from tests.nodes import IMAGE
+from tests.nodes import IMAGE, Node
 
 #: Above what a loaded machine needs to start a container and the Python in it.
 START: Final = 40.0
@@ -64,6 +65,23 @@ class Container:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
+    async def latencies(self) -> list[float]:
+        """Seconds from each event to its acknowledged write, of the last changes that an event made."""
+        timeout = aiohttp.ClientTimeout(total=5)
+        found: list[float] = []
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{self.http}/api/changes") as answer,
+        ):
+            # The recent changes come at once; then the stream is silent.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    async for line in answer.content:
+                        if line.startswith(b"data: "):
+                            change = json.loads(line.removeprefix(b"data: "))
+                            found += [change["latency"]] if change["latency"] is not None else []
+        return found
+
     def stop(self) -> tuple[int, float]:
         """`docker stop`; its exit code, and the seconds that it took."""
         began = time.monotonic()
@@ -83,6 +101,15 @@ def hardened(docker_url: str) -> tuple[str, ...]:
         *("--group-add", str(socket.stat().st_gid), "-v", f"{socket.parent}:/engine:ro"),
         *("-e", f"DOCKER_HOST=unix:///engine/{socket.name}"),
     )
+
+
+async def stir(node: Node, times: int = 6) -> None:
+    """Pause a node and let it go on, again and again, each time after a silence."""
+    for _ in range(times):
+        await node.pause()
+        await asyncio.sleep(0.5)
+        await node.unpause()
+        await asyncio.sleep(0.5)
 
 
 @contextmanager
@@ -112,23 +139,29 @@ def running(*options: str, env: Mapping[str, str], port: int) -> Iterator[Contai
 
 @dataclass
 class Project:
-    """The project's compose.yaml in a folder of its own, with stand-in images."""
+    """The project's compose files in a folder of their own, with stand-in images."""
 
     folder: Path
     name: str
     env: dict[str, str]
+    files: tuple[str, ...] = ("compose.yaml",)
 
     def compose(self, *command: str, check: bool = True) -> str:
         compose, _ = compose_and_buildx()
-        return sh(compose, "-p", self.name, *command, cwd=self.folder, within=120, check=check)[1]
-
-    def up(self, *profiles: str, services: tuple[str, ...] = ()) -> None:
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.env.items()))
-        chosen = [part for profile in profiles for part in ("--profile", profile)]
-        self.compose(*chosen, "up", "-d", "--no-build", *services)
+        files = [part for file in self.files for part in ("-f", file)]
+        return sh(compose, "-p", self.name, *files, *command, cwd=self.folder, within=120, check=check)[1]
+
+    def up(self, *services: str) -> None:
+        self.compose("up", "-d", "--no-build", *services)
 
     def down(self) -> None:
         self.compose("--profile", "*", "down", "-v", "--timeout", "15")
+
+    def database_url(self) -> str:
+        """The address of the bundled database, logged in as its administrator."""
+        _, password = self.container("mongo").run("cat", "/run/administrator/db_password")
+        return f"mongodb://{self.env.get('DB_USERNAME', 'root')}:{password.strip()}@{self.address('mongo')}:27017/"
 
     def container(self, service: str) -> Container:
         name = output("docker", "ps", "-aq", *self.filter(), "-f", f"label=com.docker.compose.service={service}")
@@ -148,8 +181,10 @@ class Project:
 
 
 @asynccontextmanager
-async def project(folder: Path, port: int, docker_url: str, **env: str) -> AsyncIterator[Project]:
+async def project(folder: Path, port: int, docker_url: str, *added: str, **env: str) -> AsyncIterator[Project]:
+    """compose.yaml; `added` names files of deploy/ that change it: direct, tls, sample."""
     shutil.copy(ROOT / "compose.yaml", folder)
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
     images = {"SIDECAR_IMAGE": SIDECAR, "PROXY_IMAGE": PROXY, "MONGO_IMAGE": MONGO, "NODE_IMAGE": IMAGE}
     socket = socket_of(docker_url)
     place = {
@@ -157,7 +192,8 @@ async def project(folder: Path, port: int, docker_url: str, **env: str) -> Async
         "DOCKER_SOCKET_FOLDER": str(socket.parent),
         "DOCKER_GID": str(socket.stat().st_gid),
     }
-    made = Project(folder, f"ew-compose-{secrets.token_hex(4)}", {**images, **place, **env})
+    files = ("compose.yaml", *(f"deploy/compose.{name}.yaml" for name in added))
+    made = Project(folder, f"ew-compose-{secrets.token_hex(4)}", {**images, **place, **env}, files)
     try:
         yield made
     finally:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -26,8 +27,9 @@ LATER: Final = "forky"
 PYTHON: Final = "eventwatch-standin/python:1"
 TOOLS: Final = "eventwatch-standin/tools:1"
 PROXY: Final = "eventwatch-standin/proxy:1"
-MONGO: Final = "eventwatch-standin/mongo:1"
-SIDECAR: Final = "eventwatch-standin/sidecar:1"
+MONGO: Final = "eventwatch-standin/mongo:2"
+#: Of its own for each working copy, since several may be tested on one engine.
+SIDECAR: Final = f"eventwatch-standin/sidecar:{zlib.crc32(str(ROOT).encode()):08x}"
 #: Left out of the base, as the real images leave it out.
 DROPPED: Final = (
     *("var/cache/apt", "var/lib/apt/lists", "var/log", "proc", "sys", "dev"),
@@ -45,11 +47,40 @@ FROM {TOOLS}
 STOPSIGNAL SIGUSR1
 CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]
 """
+#: What the official image's entrypoint does with its variables: its refusals, and a login once both are given.
+MONGO_ENTRYPOINT: Final = """\
+import os, subprocess, sys
+from pathlib import Path
+from pymongo import MongoClient
+
+def value(name):
+    plain, file = os.environ.get(name), os.environ.get(name + "_FILE")
+    if plain and file:
+        sys.exit(f"error: both {name} and {name}_FILE are set (but are exclusive)")
+    return Path(file).read_text().rstrip("\\n") if file else plain or ""
+
+command = sys.argv[1:]
+user, password = (value("MONGO_INITDB_ROOT_" + name) for name in ("USERNAME", "PASSWORD"))
+if bool(user) != bool(password):
+    sys.exit("error: missing MONGO_INITDB_ROOT_USERNAME or MONGO_INITDB_ROOT_PASSWORD: both must be specified")
+if user:
+    if not Path("/data/db/WiredTiger").exists():
+        mongod = subprocess.Popen(["mongod", "--bind_ip", "127.0.0.1", "--quiet"], stdout=subprocess.DEVNULL)
+        admin = MongoClient("127.0.0.1", serverSelectionTimeoutMS=30000).admin
+        admin.command("createUser", user, pwd=password, roles=["root"])
+        mongod.terminate()
+        mongod.wait()
+    command.append("--auth")
+os.execvp(command[0], command)
+"""
 MONGO_FILE: Final = f"""\
 FROM {TOOLS}
-RUN mkdir -p /data/db
-COPY mongod /usr/local/bin/mongod
-CMD ["mongod", "--bind_ip_all", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--quiet"]
+RUN python3 -m venv /opt/entrypoint && /opt/entrypoint/bin/pip install --no-cache-dir pymongo \\
+    && mkdir -p /data/db && chown 999:999 /data/db
+COPY mongod entrypoint.py /usr/local/bin/
+VOLUME /data/db
+ENTRYPOINT ["/opt/entrypoint/bin/python", "/usr/local/bin/entrypoint.py"]
+CMD ["mongod", "--bind_ip_all", "--wiredTigerCacheSizeGB", "0.25", "--quiet"]
 """
 
 
@@ -100,7 +131,10 @@ def ensure_services() -> None:
     if not has_image(PROXY):
         build_from(PROXY, PROXY_FILE)
     if not has_image(MONGO):
-        build_from(MONGO, MONGO_FILE, find_mongod())
+        with tempfile.TemporaryDirectory(prefix="ew-mongo-") as name:
+            entrypoint = Path(name) / "entrypoint.py"
+            entrypoint.write_text(MONGO_ENTRYPOINT)
+            build_from(MONGO, MONGO_FILE, find_mongod(), str(entrypoint))
 
 
 def build_from(tag: str, text: str, *files: str) -> None:

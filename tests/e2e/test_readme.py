@@ -5,7 +5,7 @@ A block or command that nothing here claims fails its test, so that nobody adds 
 
 Not run here, since other tests do or they would run these tests themselves, but looked up in what they name:
 - `make ...`: the Makefile must have the target. `make test` is what runs this; each target has its own recipe.
-- `docker compose ...`: compose.yaml must have the profile, the service and the variables. test_compose.py and
+- `docker compose ...`: the files must be there, and have the service and the variables. test_compose.py and
   test_secrets.py run them, with images that stand in for those of a registry.
 - `pip install ...`: pyproject.toml must have the extra. test_package.py installs it.
 - the stack for a Swarm: it must be the file that test_swarm.py deploys.
@@ -128,6 +128,21 @@ async def doctor(place: Place, command: str) -> None:
         assert subject in said
 
 
+async def create_user(place: Place, command: str) -> None:
+    (place.folder / "FILE").write_text("\n")
+    code, said = await place.ended(command)
+    assert (code, "the new user's password is empty" in said) == (2, True)
+    (place.folder / "FILE").write_text("s3cret\n")
+    name, admin = place.world.database_name, place.world.client.admin
+    try:
+        assert f"User eventwatch created: may read and write database {name}" in await place.done(command)
+        assert "User eventwatch updated" in await place.done(command)
+        [user] = (await admin.command("usersInfo", "eventwatch"))["users"]
+        assert user["roles"] == [{"role": "readWrite", "db": name}]
+    finally:
+        await admin.command("dropUser", "eventwatch")
+
+
 async def status(place: Place, command: str) -> None:
     await place.wrong_document()
     said = await place.done(command)
@@ -244,6 +259,7 @@ def copy_recording(folder: Path) -> None:
 EVENTWATCH: Final[dict[str, Callable[[Place, str], Awaitable[None]]]] = {
     "eventwatch run": run,
     "eventwatch doctor": doctor,
+    "eventwatch doctor --create-user eventwatch --password-file FILE": create_user,
     "eventwatch status": status,
     "eventwatch status --watch": status_watch,
     "eventwatch status --json": status_json,
@@ -297,13 +313,16 @@ def test_a_command_of_another_program_names_what_is_there(command: str) -> None:
 
 
 def names_what_is_in_compose(words: list[str], variables: list[str]) -> None:
-    compose = (ROOT / "compose.yaml").read_text()
-    services = compose.partition("\nservices:\n")[2].partition("\nnetworks:\n")[0]
-    for variable in variables:
-        assert f"${{{variable}:-" in compose, variable
-    while words[0] == "--profile":
-        assert f"profiles: [{words[1]}]" in services, words[1]
+    files = []
+    while words[0] == "-f":
+        files.append(words[1])
         words = words[2:]
+    # The manager's own file is not ours.
+    files = [file for file in files if file != "docker-compose.yml"] or ["compose.yaml"]
+    texts = [(ROOT / file.removeprefix("eventwatch/")).read_text() for file in files]
+    services = "".join(text.partition("\nservices:\n")[2].partition("\nnetworks:\n")[0] for text in texts)
+    for variable in variables:
+        assert re.search(rf"\$\{{{variable}:[-?]", "".join(texts)), variable
     command, *rest = words
     named = [word for word in rest if not word.startswith("-")]
     if command == "exec":

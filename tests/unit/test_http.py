@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Served:
 
 
 def many(count: int) -> dict[str, str]:
-    return {f"{number:064x}": "running" for number in range(count)}
+    return {f"{number:012x}{0:052x}": "running" for number in range(count)}
 
 
 # -- what an answer costs -----------------------------------------------------------------------------------
@@ -126,9 +126,25 @@ async def test_the_list_of_nodes_comes_in_pages_that_link_to_the_next() -> None:
             asked += 1
             found = re.fullmatch(r'<([^>]*)>; rel="next"', reply.headers.get("Link", ""))
             path = found[1] if found else ""
-        assert seen == sorted(nodes)
+        assert seen == [node_id[:12] for node_id in sorted(nodes)]
         assert asked == 3
         assert (await client.get("/api/nodes", params={"after": seen[-1]})).json() == []
+
+
+async def test_whole_ids_are_for_those_who_have_shown_a_token() -> None:
+    """A container's id is its user's session with the manager."""
+    served = Served({ID: "running"}, doubts=[f"nodes: {ID} is odd"])
+    served.feed.publish(CHANGE)
+    bearer = {"Authorization": "Bearer t0ken"}
+    for access, headers, whole in ((Access(), {}, False), (Access(token=b"t0ken"), bearer, True)):
+        async with served.running(access), served.client(headers=headers) as client:
+            said = [(await client.get(path)).text for path in ("/api/nodes", f"/api/nodes/{ID[:12]}", "/readyz")]
+            async with client.stream("GET", "/api/changes") as reply:
+                said.append(await anext(line async for line in reply.aiter_lines() if line.startswith("data: ")))
+            assert [ID[:12] in text for text in said] == [True] * 4
+            assert [ID in text for text in said] == [whole] * 4
+            assert (await client.get(f"/api/nodes/{ID}")).json()["node_id"] == ID
+        served.port = free_port()
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "many", "1e3", "10 ", "99999999999999999999"])
@@ -729,8 +745,28 @@ async def test_an_address_in_use_is_a_warning_and_one_that_is_not_ours_an_error(
             async with Served(port=served.port).running():
                 pass
         assert [line.text for line in lines] == [
-            f"EVENTWATCH_HTTP_LISTEN: 127.0.0.1:{served.port} is in use, going on without HTTP"
+            f"EVENTWATCH_HTTP_LISTEN: 127.0.0.1:{served.port} is in use, going on without HTTP until it is free"
         ]
     with pytest.raises(ConfigError, match="cannot listen on 192"):
         async with Served().running(host="192.0.2.1"):
             pass
+
+
+async def test_a_successor_has_the_address_as_soon_as_its_predecessor_is_gone() -> None:
+    before = Served(many(1))
+    async with AsyncExitStack() as stack:
+        async with before.running():
+            after = await stack.enter_async_context(Served(many(2), port=before.port).running())
+            async with before.client() as client:
+                assert len((await client.get("/api/nodes")).json()) == 1
+
+        async def answers() -> bool:
+            with suppress(httpx.TransportError):
+                async with after.client() as client:
+                    return len((await client.get("/api/nodes")).json()) == 2
+            return False
+
+        await eventually(answers, 5)
+    with pytest.raises(httpx.TransportError):
+        async with after.client() as client:
+            await client.get("/livez")
