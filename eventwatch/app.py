@@ -51,7 +51,7 @@ from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
-from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
+from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
 from eventwatch.readiness import identity, is_standby
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
@@ -166,10 +166,10 @@ class Application:
         node = reconciler.known.get(node_id) if reconciler else None
         if reconciler is None or node is None:
             return None
+        own = idle_timeout_of(node.idle_timeout, reconciler.idle_label(node_id), self.settings.idle_timeout)
         idleness = recorded_idleness(
-            node, reconciler.used_at(node_id), self._time.now(), self.settings.idle_timeout,
-            reconciler.owned.get(node_id),
-        )  # fmt: skip
+            node, reconciler.used_at(node_id), self._time.now(), own.seconds, reconciler.owned.get(node_id)
+        )
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
         return shown | {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
 

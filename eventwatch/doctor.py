@@ -68,6 +68,9 @@ async def _examine_engine(engine: Engine, settings: Settings) -> AsyncIterator[F
     yield await _permission("GET /events", _open_stream(engine))
     yield await _permission("GET /containers/json", engine.list_running("eventwatch"))
     yield await _permission("GET /containers/{id}/json", engine.inspect(NOBODY))
+    if settings.idle_activity:
+        instead = ", or set EVENTWATCH_IDLE_ACTIVITY to nothing"
+        yield await _permission("GET /containers/{id}/stats", engine.usage(NOBODY), instead)
     call = "POST /containers/{id}/stop"
     stops = await _permission(call, engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0")
     if stops.denied and not settings.idle_timeout and not settings.stop_nodes_on_exit:

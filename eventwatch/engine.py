@@ -7,8 +7,9 @@ our own reader on a client of its own: aiodocker's `subscribe()` hangs for ever 
 long line kills it.
 
 The calls that are made, all of them: `GET /version`, `GET /info`, `GET /events`, `GET /containers/json`,
-`GET /containers/{id}/json`, `POST /containers/{id}/stop`, and by `doctor` alone `GET /networks`. No redirect is
-followed. `{id}` is 64 hexadecimal digits, save where `resolve` asks about a name.
+`GET /containers/{id}/json`, `POST /containers/{id}/stop`, with `idle_activity` also `GET /containers/{id}/stats`,
+and by `doctor` alone `GET /networks`. No redirect is followed. `{id}` is 64 hexadecimal digits, save where
+`resolve` asks about a name.
 
 Not promised: that events arrive in the order of their `timeNano`, once, or at all.
 """
@@ -42,11 +43,13 @@ from eventwatch.model import (
     NETWORK_ACTIONS,
     Event,
     Observation,
+    Usage,
     is_container_id,
     nanos,
     parse_container,
     parse_event,
     parse_time,
+    parse_usage,
 )
 from eventwatch.settings import Settings, mask_url
 from eventwatch.text import printable
@@ -98,6 +101,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "stop": Call(
         "POST", "/containers/{id}/stop", statuses=frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
     ),
+    "stats": Call("GET", "/containers/{id}/stats", _MIB),
     "networks": Call("GET", "/networks", 8 * _MIB),
 }
 #: Bytes read of an answer that is an error.
@@ -154,6 +158,10 @@ class Engine(Protocol):
 
     async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
         """What the engine says of a container now."""
+        ...
+
+    async def usage(self, node_id: str) -> Usage:
+        """What a container has used so far; nothing is known of one that is gone."""
         ...
 
     async def resolve(self, name: str) -> str | None:
@@ -321,6 +329,13 @@ class DockerEngine:
         if container.get("Id") != node_id:
             raise EngineError(f"Engine failed while {doing}: it answered about {_line(container.get('Id'))}")
         return container
+
+    async def usage(self, node_id: str) -> Usage:
+        _check_id(node_id)
+        doing = f"asking for the usage of {node_id}"
+        once = {"stream": "false", "one-shot": "true"}
+        body = await self._ask("stats", node_id, doing=doing, seconds=CALL_DEADLINE, params=once)
+        return Usage() if body is None else parse_usage(_decoded(body, dict, doing))
 
     async def resolve(self, name: str) -> str | None:
         if _NAME.fullmatch(name) is None:

@@ -236,6 +236,32 @@ def parse_ending(container: Mapping[str, Any]) -> Ending | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a container has used since its start: CPU time (ns) and bytes received and sent; None: not told."""
+
+    cpu: int | None = None
+    network: int | None = None
+
+
+def parse_usage(stats: Mapping[str, Any]) -> Usage:
+    """Read the engine's answer about usage; what is missing or no count is None."""
+    cpu, networks = stats.get("cpu_stats"), stats.get("networks")
+    used = cpu.get("cpu_usage") if isinstance(cpu, dict) else None
+    total = _count(used.get("total_usage")) if isinstance(used, dict) else None
+    counts = [
+        _count(each.get(name)) if isinstance(each, dict) else None
+        for each in (networks.values() if isinstance(networks, dict) else ())
+        for name in ("rx_bytes", "tx_bytes")
+    ]
+    told = [count for count in counts if count is not None]
+    return Usage(total, sum(told) if told and len(told) == len(counts) else None)
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**64 else None
+
+
 def _last_failure(health: object) -> str:
     log = health.get("Log") if isinstance(health, dict) else None
     for check in reversed(log if isinstance(log, list) else []):
@@ -366,6 +392,8 @@ class Recorded:
     epoch: int | None = None
     #: The live claim on the node, by whichever process.
     claim: Claim | None = None
+    #: As a manager wrote it: seconds, a duration such as `2h`, or `never`.
+    idle_timeout: str | float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ document surprises you, and the file that the property tests drive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final
 
+from eventwatch.durations import format_duration, parse_duration
 from eventwatch.model import (
     NOT_RUNNING_IP,
     STOPPING,
@@ -20,12 +22,21 @@ from eventwatch.model import (
     Observation,
     Owner,
     Recorded,
+    Usage,
     normal_health,
 )
+from eventwatch.text import printable
 
 Fields = Mapping[str, str | int]
 
 #: What a node is that can be idle; one that its restart policy starts again and again is as good as running.
+#: Labels by which whoever makes a container says when it is idle, and how long it may take to end.
+IDLE_LABEL: Final = "eventwatch.idle-timeout"
+STOP_LABEL: Final = "eventwatch.stop-timeout"
+#: Seconds. The caller of a stop waits so long at most.
+LONGEST_STOP: Final = 3600.0
+#: Characters of a duration.
+LONGEST_TIMEOUT: Final = 40
 AT_WORK: Final = frozenset({"running", "restarting"})
 
 #: An event this much older than the newest fact is no inversion (up to 0.1 s were measured): the engine's
@@ -149,6 +160,86 @@ def mass_limit(configured: int | None, nodes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeout:
+    """A time in seconds (infinite: never), and what is wrong with a node's own one, if anything is."""
+
+    seconds: float
+    problem: str = ""
+
+
+def idle_timeout_of(written: str | float | None, labels: Mapping[str, str], default: float) -> Timeout:
+    """After how long a node is idle: by its document, which a manager can change, its label, or the setting.
+
+    A value of its own counts even where the setting turns idle stops off: whoever made the node wants it. One that
+    cannot be read is a problem, and the setting stands.
+    """
+    return _own_timeout(
+        [("field idle_timeout", written), (f"label {IDLE_LABEL}", labels.get(IDLE_LABEL))], default
+    )
+
+
+def stop_timeout_of(labels: Mapping[str, str], default: float) -> Timeout:
+    """How long a container is given to end by itself: by its label, at most an hour, or by the setting."""
+    own = _own_timeout([(f"label {STOP_LABEL}", labels.get(STOP_LABEL))], default)
+    if own.seconds > LONGEST_STOP and own.seconds != default:
+        return Timeout(
+            default, f"label {STOP_LABEL} is longer than {format_duration(LONGEST_STOP)}; the setting stands"
+        )
+    return own
+
+
+def _own_timeout(places: Iterable[tuple[str, str | float | None]], default: float) -> Timeout:
+    for place, value in places:
+        if value is None:
+            continue
+        try:
+            if isinstance(value, str) and value.strip().lower() == "never":
+                return Timeout(math.inf)
+            if isinstance(value, str) and len(value) > LONGEST_TIMEOUT:
+                raise ValueError  # noqa: TRY301 - one exit for everything that is none
+            return Timeout(parse_duration(value) or math.inf)
+        except ValueError:
+            shown = printable(str(value)[:LONGEST_TIMEOUT])
+            return Timeout(
+                default, f"{place} is no duration such as 2h, and not never: {shown}; the setting stands"
+            )
+    return Timeout(default)
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Whether a node works; None: that cannot be told. `reason` says by what."""
+
+    works: bool | None
+    reason: str
+
+
+def activity(first: Usage, second: Usage, *, seconds: float, thresholds: Mapping[str, float]) -> Activity:
+    """Whether a node worked between two looks that were `seconds` apart.
+
+    `thresholds` has what is looked at: `cpu`, a share of one CPU, and `network`, bytes a second. What is not told,
+    or whose count went back, leaves it open, unless the other shows work.
+    """
+    rates = {
+        "cpu": _rate(first.cpu, second.cpu, seconds * 1e9),
+        "network": _rate(first.network, second.network, seconds),
+    }
+    words = {"cpu": "it uses {:.0%} of a CPU", "network": "it receives and sends {:.0f} bytes a second"}
+    for kind, threshold in thresholds.items():
+        rate = rates[kind]
+        if rate is not None and rate >= threshold:
+            return Activity(works=True, reason=words[kind].format(rate))
+    unknown = [kind for kind in thresholds if rates[kind] is None]
+    if unknown:
+        return Activity(works=None, reason=f"the engine does not tell its usage of {' and '.join(unknown)}")
+    return Activity(works=False, reason="it does nothing")
+
+
+def _rate(first: int | None, second: int | None, time: float) -> float | None:
+    return None if first is None or second is None or second < first or time <= 0 else (second - first) / time
+
+
+@dataclass(frozen=True, slots=True)
 class Idleness:
     """When a node would be stopped, and why not yet. `left` is in seconds; None means never as things stand."""
 
@@ -188,6 +279,8 @@ def _why_never_idle(
 ) -> str:
     if timeout <= 0:
         return "idle stops are off (idle_timeout is 0)"
+    if timeout == math.inf:
+        return "its own idle timeout is never"
     if seen.status not in AT_WORK:
         return f"it is {seen.status or 'gone'}, not running"
     if recorded.last_req_time is None:

@@ -42,6 +42,7 @@ from eventwatch.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.metrics import Metrics
 from eventwatch.model import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
 from eventwatch.policy import (
+    IDLE_LABEL,
     KNOWN_ACTIONS,
     Fields,
     as_run,
@@ -92,6 +93,8 @@ class _Node:
     elsewhere: bool = False
     started_at: datetime | None = None
     used_at: datetime | None = None
+    worked_at: datetime | None = None
+    idle_label: str | None = None
     waiting: list[int] = field(default_factory=list)
     failures: Backoff = field(default_factory=lambda: Pace(base=0.1, cap=5.0).start())
 
@@ -395,12 +398,24 @@ class Reconciler:
         node = self._node(seen.node_id)
         node.started_at = seen.started_at
         node.used_at = start_as_use(seen, node.used_at)
+        node.idle_label = seen.labels.get(IDLE_LABEL)
         return node
 
-    def used_at(self, node_id: str) -> datetime | None:
-        """The container's last start by a person or a manager, as far as inspections told."""
+    def idle_label(self, node_id: str) -> dict[str, str]:
+        """The container's label about its idle time, as far as inspections told; empty without one."""
         node = self._nodes.get(node_id)
-        return node.used_at if node else None
+        return {IDLE_LABEL: node.idle_label} if node and node.idle_label is not None else {}
+
+    def used_at(self, node_id: str) -> datetime | None:
+        """The container's last start by a person or a manager, or work of its own, as far as we were told."""
+        node = self._nodes.get(node_id)
+        if node is None or node.worked_at is None:
+            return node.used_at if node else None
+        return max(node.used_at, node.worked_at) if node.used_at else node.worked_at
+
+    def note_work(self, node_id: str, moment: datetime) -> None:
+        """Count what the node did as a use of it (aware UTC)."""
+        self._node(node_id).worked_at = moment
 
     def depth(self) -> float:
         """How many nodes wait for an inspection or a write."""

@@ -23,7 +23,7 @@ from typing import Final
 from eventwatch.clock import Clock
 from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
-from eventwatch.model import Event, Observation, nanos
+from eventwatch.model import Event, Observation, Usage, nanos
 from eventwatch.policy import label_matches
 from eventwatch.recording import DisconnectLine, EventLine, InspectLine, Recording, engine_is_back, subject
 
@@ -116,6 +116,10 @@ class ReplayEngine:
         """Ids of the containers that run now, or of those that carry `label`."""
         running = [each for each in self._seen() if each.status in {"running", "paused"}]
         return [each.node_id for each in running if label is None or label_matches(label, each.labels)]
+
+    async def usage(self, node_id: str) -> Usage:  # noqa: ARG002 - as an engine is asked
+        """Nothing: no recording has it."""
+        return Usage()
 
     async def list_newest(self, limit: int) -> list[str]:
         """Ids of the containers that are there now and were created last."""

@@ -16,7 +16,15 @@ from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.history import PastChange, read_changes
 from eventwatch.model import Observation, Owner, Recorded
-from eventwatch.policy import as_utc, claim_on, desired_fields, difference, idleness, why_not_to_stop
+from eventwatch.policy import (
+    as_utc,
+    claim_on,
+    desired_fields,
+    difference,
+    idle_timeout_of,
+    idleness,
+    why_not_to_stop,
+)
 from eventwatch.settings import Settings
 from eventwatch.store import Store
 from eventwatch.sweeper import CONCURRENCY
@@ -67,7 +75,8 @@ async def report_node(recorded: Recorded, owner: Owner | None, engine: Engine, s
         return NodeReport(recorded, None, None, None, str(error))
     wanted = desired_fields(seen, node_port=settings.node_port, health_check=settings.health_check)
     agrees = seen.found and not difference(recorded, wanted, claim=claim_on(seen, recorded.claim))
-    idle = idleness(recorded, seen, now=datetime.now(UTC), timeout=settings.idle_timeout, owner=owner)
+    timeout = idle_timeout_of(recorded.idle_timeout, seen.labels, settings.idle_timeout).seconds
+    idle = idleness(recorded, seen, now=datetime.now(UTC), timeout=timeout, owner=owner)
     never = why_not_to_stop(seen, network=settings.node_network, label=settings.register_label)
     if idle.left is not None and never:
         return NodeReport(recorded, seen, agrees, None, never)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict, Unpack
 
 from pydantic import (
     AfterValidator,
@@ -69,6 +69,8 @@ LONGEST_LEASE = 1800.0
 # that a URL with an "@" after its path loses more than its password.
 _USERINFO = re.compile(r"(\w[\w+.-]*://[^:]*):.*@", re.DOTALL)
 _SECRET_PARAMETER = re.compile(r"([?&;][^=&;]*(?:pass|secret|token)[^=&;]*=)[^&]*", re.IGNORECASE)
+#: More than none, and no more than a machine could do.
+_THRESHOLD = r"(?=.*[1-9])[0-9]{1,12}(\.[0-9]{1,6})?"
 _SECRET_PROPERTY = re.compile(r"((?:pass|secret|token)\w*(?::|%3A))[^&,]*", re.IGNORECASE)
 
 
@@ -135,6 +137,27 @@ def _check_address(text: str) -> str:
     return text
 
 
+#: What a node works by, and from how much on: the share of one CPU, the bytes a second.
+ACTIVITIES: Final = {"cpu": 0.05, "network": 1024.0}
+
+
+def _parse_activity(text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for written in filter(None, (part.strip().lower() for part in text.split(","))):
+        kind, _, threshold = (part.strip() for part in written.partition("="))
+        if kind not in ACTIVITIES or kind in found or (threshold and not re.fullmatch(_THRESHOLD, threshold)):
+            raise ValueError(
+                "must be cpu, network or both, with thresholds or without, as in cpu=0.05,network=1024"
+            )
+        found[kind] = float(threshold) if threshold else ACTIVITIES[kind]
+    return found
+
+
+def _check_activity(text: str) -> str:
+    _parse_activity(text)
+    return text.replace(" ", "").lower()
+
+
 def _check_host_names(text: str) -> str:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     if not all(re.fullmatch(r"[a-z0-9_.-]{1,255}", name, re.ASCII) for name in names):
@@ -199,6 +222,7 @@ class Keywords(TypedDict, total=False):
     node_port: _Number
     health_check: _Switch
     idle_timeout: _Time
+    idle_activity: str
     sweep_interval: _Time
     settle_delay: _Time
     orphan_grace: _Time
@@ -280,6 +304,13 @@ class Settings(BaseSettings):
     idle_timeout: Duration = 30 * 60.0
     """A running node without a request for this long is stopped; 0 turns that off. 30 minutes outlasts the
     pauses inside one session, and still frees a forgotten node the same hour."""
+
+    idle_activity: Annotated[str, AfterValidator(_check_activity)] = ""
+    """What else than a request keeps a node from being idle: cpu, network, or both separated by a comma, each
+    with the share of one CPU or the bytes a second from which on a node works, as in `cpu=0.05,network=1024`,
+    which are the defaults. A node past its idle time is asked for its usage twice, 3 seconds apart, before it is
+    stopped; work counts as a request now, and a node whose usage cannot be read is not stopped. Off, as it needs
+    one more permission."""
 
     sweep_interval: Duration = 30.0
     """Time between two full passes over all documents. Events do the work in milliseconds; the sweep bounds
@@ -429,6 +460,11 @@ class Settings(BaseSettings):
         except ValidationError as error:
             details = [_explained(item, cls.model_fields) for item in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(error.title, details) from None
+
+    @property
+    def activities(self) -> dict[str, float]:
+        """What a node works by, `cpu` and `network`, and from how much on; empty when only requests count."""
+        return _parse_activity(self.idle_activity)
 
     @property
     def http_address(self) -> tuple[str, int] | None:

@@ -86,7 +86,7 @@ HISTORY_REMOVED: Final = 1000
 OLD_HISTORY: Final = "NodeHistory"
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
-_PROJECTION: Final = dict.fromkeys(_FIELDS, 1)
+_PROJECTION: Final = dict.fromkeys((*_FIELDS, "idle_timeout"), 1)
 #: Server error codes of a refused login or missing rights: waiting does not help.
 _REFUSED: Final = {13, 18}
 _DUPLICATE: Final = 11000
@@ -817,7 +817,10 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
         raise ValueError("its _id is no container's full id (64 lower-case hex digits)")
     fields: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
     fields["short_id"] = fields["short_id"] or row["_id"][:12]
-    return Recorded(node_id=row["_id"], **fields)
+    own = row.get("idle_timeout")
+    if not (own is None or type(own) in {int, float, str}):
+        own = f"a {type(own).__name__}"  # which is no duration, and so told
+    return Recorded(node_id=row["_id"], **fields, idle_timeout=own)
 
 
 def naive_utc(moment: datetime) -> datetime:

@@ -33,7 +33,18 @@ from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
 from eventwatch.pipeline.essentials import Essentials, find_essentials
-from eventwatch.policy import AT_WORK, Idleness, idleness, mass_limit, why_not_to_stop
+from eventwatch.policy import (
+    AT_WORK,
+    Activity,
+    Idleness,
+    Timeout,
+    activity,
+    idle_timeout_of,
+    idleness,
+    mass_limit,
+    stop_timeout_of,
+    why_not_to_stop,
+)
 from eventwatch.reconciler import Reconciler
 from eventwatch.settings import Settings
 from eventwatch.store import Store
@@ -42,6 +53,11 @@ from eventwatch.store import Store
 FIRST_CONTACT_GRACE: Final = 180.0
 #: Seconds that a claim outlives its stop's deadline: what writes its end may have to wait for the database.
 CLAIM_RESERVE: Final = 30.0
+#: Seconds between two looks at what a node uses, and nodes that are looked at at once.
+ACTIVITY_GAP: Final = 3.0
+ACTIVITY_LOOKS: Final = 10
+#: Nodes whose own timeouts are told to be wrong.
+MOST_PROBLEMS: Final = 1000
 
 
 @dataclass(slots=True)
@@ -75,8 +91,11 @@ class IdleStopper:
         self._time = time
         self.brake = brake
         self._slots = asyncio.Semaphore(settings.stop_concurrency)
+        self._looks = asyncio.Semaphore(ACTIVITY_LOOKS)
         self._under_way: dict[str, Stop] = {}
         self._essentials = Essentials()
+        #: What is wrong with the nodes' own timeouts, as told.
+        self._problems: dict[str, str] = {}
         #: When idle stops begin (monotonic, s), once that is known.
         self._begin_at: float | None = None
         #: Whether the engine (a socket proxy, rather) refused to stop a container. Nothing is claimed then: a
@@ -91,12 +110,26 @@ class IdleStopper:
             recorded,
             seen,
             now=self._time.now(),
-            timeout=self._settings.idle_timeout,
+            timeout=self._timeout(recorded, seen),
             used_at=self._reconciler.used_at(recorded.node_id),
             owner=owner,
         )
         reason = self.why_not_to_stop(seen) if verdict.idle else ""
         return Idleness(idle=False, left=None, reason=reason) if reason else verdict
+
+    def _timeout(self, recorded: Recorded, seen: Observation) -> float:
+        own = idle_timeout_of(recorded.idle_timeout, seen.labels, self._settings.idle_timeout)
+        return self._told(seen.node_id, own)
+
+    def _grace(self, seen: Observation) -> float:
+        return self._told(seen.node_id, stop_timeout_of(seen.labels, self._settings.stop_timeout))
+
+    def _told(self, node_id: str, own: Timeout) -> float:
+        """The time, once what is wrong with it is told; again only when that changes."""
+        if own.problem and self._problems.get(node_id) != own.problem and len(self._problems) < MOST_PROBLEMS:
+            self._problems[node_id] = own.problem
+            logger.warning("Node {}: {}", node_id[:12], own.problem)
+        return own.seconds
 
     def why_not_to_stop(self, seen: Observation) -> str:
         """Why this container may not be stopped at all; empty when it may be."""
@@ -133,7 +166,8 @@ class IdleStopper:
             await self._recognise_essentials()
             fresh = await self._store.read_owners(idle)
             idle = [i for i in idle if self.idleness_of(documents[i], seen[i], fresh.get(i)).idle]
-        if self._settings.idle_timeout > 0 and self.brake is not None and not await self._is_announced(len(idle)):
+        stops = self._settings.idle_timeout > 0 or idle
+        if stops and self.brake is not None and not await self._is_announced(len(idle)):
             return 0
         running = sum(observed.status in AT_WORK for observed in seen.values())
         allowed = self._braked(set(idle), running, force=force)
@@ -202,6 +236,9 @@ class IdleStopper:
 
     async def _stop(self, stop: Stop) -> None:
         node_id = stop.recorded.node_id
+        if self._settings.idle_activity and not await self._is_at_rest(node_id):
+            self._reconciler.metrics.stops.labels("idle", "works").inc()
+            return
         async with self._slots:
             try:
                 if self.denied and not await self._is_allowed():
@@ -218,6 +255,30 @@ class IdleStopper:
                 self._reconciler.claims.pop(node_id, None)
         self._reconciler.metrics.stops.labels("idle", result).inc()
 
+    async def _is_at_rest(self, node_id: str) -> bool:
+        """Whether a node that is past its idle time does nothing; work counts as a request now."""
+        settings, clock = self._settings, self._reconciler.clock
+        async with self._looks:
+            try:
+                first, began = await self._engine.usage(node_id), clock.monotonic()
+                await clock.sleep(ACTIVITY_GAP)
+                second, ended = await self._engine.usage(node_id), clock.monotonic()
+            except EngineError as error:
+                found = Activity(works=None, reason=f"its usage cannot be read: {error}")
+            else:
+                found = activity(
+                    first,
+                    second,
+                    seconds=ended - began,
+                    thresholds=settings.activities,
+                )
+        if found.works is None:
+            self._told(node_id, Timeout(0.0, f"past its idle time, and not stopped, as {found.reason}"))
+        elif found.works:
+            self._reconciler.note_work(node_id, self._time.now())
+            logger.info("Node {} is past its idle time, but works: {}", node_id[:12], found.reason)
+        return found.works is False
+
     async def _is_allowed(self) -> bool:
         try:
             await self._engine.stop(NOBODY, grace=0)
@@ -230,12 +291,16 @@ class IdleStopper:
     async def _stop_claimed(self, stop: Stop) -> str:
         reconciler, short_id = self._reconciler, stop.recorded.short_id
         now_idle = await self._judge_anew(stop.recorded.node_id)
-        idle_before = self._time.now() - timedelta(seconds=self._settings.idle_timeout)
-        lasts = self._settings.settle_delay + self._settings.stop_timeout + CALL_DEADLINE + CLAIM_RESERVE
-        if now_idle is None or not await reconciler.claim(*now_idle, idle_before=idle_before, seconds=lasts):
+        if now_idle is None:
             logger.debug("Node {} had a request just now and is left running", short_id)
             return "withdrawn"
-        recorded, _ = now_idle
+        recorded, seen = now_idle
+        grace = self._grace(seen)
+        idle_before = self._time.now() - timedelta(seconds=self._timeout(recorded, seen))
+        lasts = self._settings.settle_delay + grace + CALL_DEADLINE + CLAIM_RESERVE
+        if not await reconciler.claim(recorded, seen, idle_before=idle_before, seconds=lasts):
+            logger.debug("Node {} had a request just now and is left running", short_id)
+            return "withdrawn"
         node_id = recorded.node_id
         stop.claimed.set()
         try:
@@ -243,13 +308,14 @@ class IdleStopper:
             # First the engine, then the document: what the claim keeps away are requests, not restarts.
             seen = await self._engine.inspect(node_id, as_of=reconciler.newest)
             used_at = reconciler.used_at(node_id)
-            unused = seen.status in AT_WORK and reconciler.note_start(seen).used_at == used_at
+            reconciler.note_start(seen)
+            unused = seen.status in AT_WORK and reconciler.used_at(node_id) == used_at
             if not (unused and await reconciler.confirm_claim(node_id, idle_before=idle_before)):
                 logger.info("Node {} had a request just now and is left running", short_id)
                 await reconciler.withdraw_claim(node_id)
                 return "withdrawn"
             logger.info("Stopping node: {} due to idling time used up", node_id)
-            await self._engine.stop(node_id, grace=self._settings.stop_timeout)
+            await self._engine.stop(node_id, grace=grace)
         except EventwatchError:
             await reconciler.withdraw_claim(node_id)
             raise
@@ -294,7 +360,7 @@ class IdleStopper:
                 if reason := self.why_not_to_stop(seen):
                     logger.info("Node {} is not stopped: {}", recorded.short_id, reason)
                     return
-                await self._engine.stop(node_id, grace=self._settings.stop_timeout)
+                await self._engine.stop(node_id, grace=self._grace(seen))
                 await self._record_end(node_id)
                 result = "stopped"
             except EventwatchError as error:

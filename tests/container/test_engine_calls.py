@@ -49,9 +49,10 @@ async def test_eventwatch_makes_exactly_the_engine_calls_that_its_engine_module_
                 registered = await world.nodes.start("labelled")
                 await eventually(lambda: world.document(registered))
             idle = await world.start("idle")
-            async with world.watching(**settings, idle_timeout=1, stop_timeout=1, stop_nodes_on_exit=True):
+            own = {"idle_timeout": 1, "idle_activity": "cpu=0.9", "stop_timeout": 1, "stop_nodes_on_exit": True}
+            async with world.watching(**settings, **own):
                 await world.collection.update_one({"_id": idle.id}, {"$set": {"last_req_time": ago(3600)}})
-                await eventually(lambda: world.says(idle, status="exited"))
+                await eventually(lambda: world.says(idle, status="exited"), 20)
                 await node.remove()
             env = {
                 "EVENTWATCH_MONGO_URL": world.mongo_url,

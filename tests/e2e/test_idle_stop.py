@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import EngineError
-from eventwatch.model import STOPPING, Cause, Observation, Recorded, parse_time
+from eventwatch.model import STOPPING, Cause, Observation, Recorded, Usage, parse_time
 from eventwatch.reconciler import Reconciler
 from tests.e2e.watching import Document, Watched, World, ago, eventually, filmed, logged, texts
 from tests.nodes import Node
@@ -281,3 +282,77 @@ async def test_a_node_that_was_restarted_while_it_waited_for_its_turn_is_left_ru
         await eventually(lambda: stops(watched, "withdrawn") + stops(watched, "stopped") == 2)
         assert await world.status(waiting) == "running"
         await world.becomes_true()
+
+
+async def test_a_nodes_own_idle_timeout_counts_more_than_the_setting(world: World) -> None:
+    def label(text: str) -> dict[str, str]:
+        return {"eventwatch.idle-timeout": text, "eventwatch.stop-timeout": "1s"}
+
+    hasty = await start_idle(world, "hasty", labels=label("1s"))
+    told = await start_idle(world, "told")
+    await world.collection.update_one({"_id": told.id}, {"$set": {"idle_timeout": "1s"}})
+    never = await start_idle(world, "never", labels=label("1s"))
+    await world.collection.update_one({"_id": never.id}, {"$set": {"idle_timeout": "never"}})
+    odd = await start_idle(world, "odd", labels=label("\x1b[2Jsoon"))
+    with logged("WARNING") as lines:
+        async with world.watching(**quick(idle_timeout=0)) as watched:
+            for node in (hasty, told):
+                await eventually(partial(world.says, node, status="exited"), 20)
+            for _ in range(3):
+                await sweep(watched)
+            for node in (never, odd):
+                assert await world.says(node, status="running")
+            shown = {node.id: (watched.app.node(node.id) or {})["idle_left"] for node in (never, odd)}
+            assert shown == {never.id: None, odd.id: None}
+    complaints = [text for text in texts(lines) if "the setting stands" in text]
+    assert len(complaints) == 1
+    assert complaints[0].startswith(f"Node {odd.id[:12]}: label eventwatch.idle-timeout is no duration")
+
+
+async def test_a_node_that_works_lives_beside_an_idle_one_that_is_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventwatch.pipeline.idle.ACTIVITY_GAP", 0.4)
+    busy = await start_idle(world, "busy", command=("sh", "-c", "trap 'exit 0' TERM; while :; do :; done"))
+    rest = await start_idle(world, "rest", command=("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"))
+    with logged("INFO") as lines:
+        async with world.watching(
+            **quick(idle_timeout=1, sweep_interval=0.3, idle_activity="cpu=0.2,network")
+        ) as watched:
+            await eventually(lambda: world.says(rest, status="exited"), 20)
+            await asyncio.sleep(5)
+            assert await world.says(busy, status="running")
+            left = (watched.app.node(busy.id) or {})["idle_left"]
+            assert left is not None
+            assert stops(watched, "works") >= 2
+    told = [
+        text for text in texts(lines) if f"Node {busy.id[:12]} is past its idle time, but works: it uses" in text
+    ]
+    assert told
+    before = await world.document(busy)
+    assert before is not None
+    assert datetime.now(UTC).replace(tzinfo=None) - before["last_req_time"] > timedelta(minutes=50)
+
+
+async def test_a_node_whose_usage_cannot_be_read_is_not_stopped_and_told_of_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventwatch.pipeline.idle.ACTIVITY_GAP", 0.01)
+    real = DockerEngine.usage
+    one, other = await start_idle(world, "one"), await start_idle(world, "other")
+
+    async def usage(engine: DockerEngine, node_id: str) -> Usage:
+        if node_id == one.id:
+            raise EngineError("Engine denies it", status=403)
+        return await real(engine, node_id)
+
+    monkeypatch.setattr(DockerEngine, "usage", usage)
+    with logged("WARNING") as lines:
+        async with world.watching(**quick(idle_activity="cpu=0.9")) as watched:
+            await eventually(lambda: world.says(other, status="exited"), 20)
+            for _ in range(3):
+                await sweep(watched)
+                await asyncio.sleep(0.1)
+            assert await world.says(one, status="running")
+    told = [text for text in texts(lines) if "not stopped, as its usage cannot be read" in text]
+    assert len(told) == 1

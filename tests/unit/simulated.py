@@ -26,7 +26,7 @@ from eventwatch.documents import ToolServerNode
 from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Event, Observation, Owner, Recorded, Write, parse_container
+from eventwatch.model import Event, Observation, Owner, Recorded, Usage, Write, parse_container
 from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import TwinWatch
@@ -275,6 +275,9 @@ class UnaskedEngine:
         raise NotImplementedError
 
     async def list_newest(self, limit: int) -> list[str]:
+        raise NotImplementedError
+
+    async def usage(self, node_id: str) -> Usage:
         raise NotImplementedError
 
     async def stop(self, node_id: str, *, grace: float) -> None:

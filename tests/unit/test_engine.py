@@ -59,6 +59,7 @@ class FakeEngine:
                 "/info": {"ID": "fake", "Name": "fake", "SystemTime": self.system_time},
                 "/containers/json": [{"Id": NODE}, {"Id": "../volumes"}, {"Id": None}, 7, {}],
                 "/networks": [{"Name": "net"}, {"Name": 7}, 7, {}],
+                "/containers/{id}/stats": {"cpu_stats": {"cpu_usage": {"total_usage": 1}}},
                 "/containers/{id}/json": inspection(path.split("/")[-2]),
             }.get(name),
             status=204 if name.endswith("/stop") else 200,
@@ -130,6 +131,7 @@ CALLERS: dict[str, Callable[[DockerEngine], Coroutine[Any, Any, object]]] = {
     "/containers/json": lambda engine: engine.list_running(),
     "/containers/{id}/json": lambda engine: engine.inspect(NODE),
     "/containers/{id}/stop": lambda engine: engine.stop(NODE, grace=1),
+    "/containers/{id}/stats": lambda engine: engine.usage(NODE),
     "/networks": lambda engine: engine.list_networks(),
 }
 

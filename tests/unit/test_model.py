@@ -10,11 +10,13 @@ import pytest
 from eventwatch.model import (
     Event,
     MalformedEventError,
+    Usage,
     is_container_id,
     parse_container,
     parse_ending,
     parse_event,
     parse_time,
+    parse_usage,
 )
 
 
@@ -250,3 +252,22 @@ def test_an_ending_tells_code_signal_memory_and_the_last_failed_check() -> None:
     assert str(parse_ending({"State": {"Status": "dead", "ExitCode": "x", "Health": 7}})) == "no exit code"
     assert parse_ending({"State": {"Status": "exited", "Restarting": True}}) is None
     assert parse_ending({"State": {"Status": "running"}}) is None
+
+
+@pytest.mark.parametrize(
+    ("stats", "usage"),
+    [
+        (
+            {"cpu_stats": {"cpu_usage": {"total_usage": 5}}, "networks": {"eth0": {"rx_bytes": 1, "tx_bytes": 2}}},
+            (5, 3),
+        ),
+        ({"cpu_stats": {"cpu_usage": {"total_usage": -5}}, "networks": {"eth0": {"rx_bytes": 1}}}, (None, None)),
+        ({"cpu_stats": {"cpu_usage": {"total_usage": float("nan")}}, "networks": {}}, (None, None)),
+        ({"cpu_stats": {"cpu_usage": {"total_usage": True}}, "networks": {"eth0": 7}}, (None, None)),
+        ({"cpu_stats": {"cpu_usage": {"total_usage": 2**70}}, "networks": [1]}, (None, None)),
+        ({"cpu_stats": 7}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_usage_is_read_where_it_is_one(stats: dict[str, Any], usage: tuple[int | None, int | None]) -> None:
+    assert parse_usage(stats) == Usage(*usage)

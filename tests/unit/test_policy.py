@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from eventwatch.model import Claim, Event, Observation, Owner, Recorded
+from eventwatch.model import Claim, Event, Observation, Owner, Recorded, Usage
 from eventwatch.policy import (
     CLOCK_SET_BACK_NS,
     KNOWN_ACTIONS,
     Hint,
     Ownership,
+    activity,
     claim_on,
     complete_hint,
     desired_fields,
     difference,
     hint_of,
+    idle_timeout_of,
     idleness,
     is_older,
     label_matches,
     mass_limit,
     ownership,
     start_as_use,
+    stop_timeout_of,
     why_not_to_stop,
 )
+from eventwatch.settings import ACTIVITIES
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 TIMEOUT = 1800.0
@@ -250,3 +255,82 @@ def test_an_aware_last_request_counts_the_same_as_a_naive_one() -> None:
 )
 def test_labels_match_as_in_the_engines_own_filter(wanted: str, *, matches: bool) -> None:
     assert label_matches(wanted, {"a": "1", "empty": ""}) is matches
+
+
+@pytest.mark.parametrize(
+    ("written", "label", "seconds", "problem"),
+    [
+        (None, None, TIMEOUT, ""),
+        (None, "2h", 7200, ""),
+        ("90s", "2h", 90, ""),
+        (45, "2h", 45, ""),
+        ("never", "1s", math.inf, ""),
+        (None, " Never ", math.inf, ""),
+        (None, "0", math.inf, ""),
+        (
+            None,
+            "soon",
+            TIMEOUT,
+            "label eventwatch.idle-timeout is no duration such as 2h, and not never: soon; the setting stands",
+        ),
+        (-1, None, TIMEOUT, "field idle_timeout is no duration such as 2h, and not never: -1; the setting stands"),
+        (
+            math.nan,
+            "2h",
+            TIMEOUT,
+            "field idle_timeout is no duration such as 2h, and not never: nan; the setting stands",
+        ),
+        (
+            None,
+            "1e999",
+            TIMEOUT,
+            "label eventwatch.idle-timeout is no duration such as 2h, and not never: 1e999; the setting stands",
+        ),
+        (None, "\x1b[2J" + "9" * 1_000_000, TIMEOUT, None),
+    ],
+)
+def test_a_nodes_own_idle_timeout_counts_the_documents_first(
+    written: str | float | None, label: str | None, seconds: float, problem: str | None
+) -> None:
+    labels = {} if label is None else {"eventwatch.idle-timeout": label}
+    found = idle_timeout_of(written, labels, TIMEOUT)
+    assert found.seconds == seconds
+    assert found.problem.isprintable()
+    assert len(found.problem) < 150
+    if problem is not None:
+        assert found.problem == problem
+
+
+def test_a_node_that_is_never_idle_is_not_stopped() -> None:
+    verdict = idleness(recorded(last_req_time=ago(99999)), seen(), now=NOW, timeout=math.inf)
+    assert (verdict.idle, verdict.left, verdict.reason) == (False, None, "its own idle timeout is never")
+
+
+@pytest.mark.parametrize(("label", "seconds"), [(None, 10), ("3s", 3), ("never", 10), ("2h", 10), ("x", 10)])
+def test_a_container_says_how_long_it_may_take_to_end(label: str | None, seconds: float) -> None:
+    labels = {} if label is None else {"eventwatch.stop-timeout": label}
+    found = stop_timeout_of(labels, 10)
+    assert found.seconds == seconds
+    assert bool(found.problem) == (label in {"never", "2h", "x"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kinds", "works"),
+    [
+        (Usage(0, 0), Usage(2_000_000_000, 0), {"cpu", "network"}, True),
+        (Usage(0, 0), Usage(10_000_000, 5000), {"cpu", "network"}, True),
+        (Usage(0, 0), Usage(10_000_000, 10), {"cpu", "network"}, False),
+        (Usage(0, 0), Usage(2_000_000_000, 0), {"network"}, False),
+        (Usage(9, 9), Usage(0, 0), {"cpu"}, None),
+        (Usage(9, None), Usage(9, None), {"cpu"}, False),
+        (Usage(9, None), Usage(9, 4), {"cpu", "network"}, None),
+        (Usage(), Usage(), {"cpu", "network"}, None),
+        (Usage(0), Usage(10**18), {"cpu", "network"}, True),
+    ],
+)
+def test_work_is_what_was_used_between_two_looks(
+    first: Usage, second: Usage, kinds: set[str], works: bool | None
+) -> None:
+    thresholds = {kind: ACTIVITIES[kind] for kind in sorted(kinds)}
+    assert activity(first, second, seconds=2, thresholds=thresholds).works is works
+    assert activity(first, second, seconds=0, thresholds=thresholds).works is None

@@ -57,6 +57,7 @@ class TestDefaults:
             "EVENTWATCH_NODE_PORT": "31942",
             "EVENTWATCH_HEALTH_CHECK": "true",
             "EVENTWATCH_IDLE_TIMEOUT": "30m",
+            "EVENTWATCH_IDLE_ACTIVITY": "",
             "EVENTWATCH_SWEEP_INTERVAL": "30s",
             "EVENTWATCH_SETTLE_DELAY": "250ms",
             "EVENTWATCH_ORPHAN_GRACE": "30s",
@@ -565,3 +566,24 @@ class TestSecrets:
 def test_type_checkers_know_every_keyword() -> None:
     known = {name for name in Keywords.__annotations__ if not name.startswith("_")}
     assert known == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("", {}),
+        ("cpu", {"cpu": 0.05}),
+        (" CPU , network=10 ", {"cpu": 0.05, "network": 10.0}),
+        ("cpu=1.5", {"cpu": 1.5}),
+    ],
+)
+def test_activities_are_read_with_their_thresholds(written: str, found: dict[str, float]) -> None:
+    assert Settings(_env_file=None, idle_activity=written).activities == found
+
+
+@pytest.mark.parametrize(
+    "written", ["disk", "cpu=0", "cpu=-1", "cpu=nan", "cpu,cpu", "cpu=1e9", "network=x", "cpu=²"]
+)
+def test_other_activities_are_refused(written: str) -> None:
+    with pytest.raises(ValidationError, match="must be cpu, network or both"):
+        Settings(_env_file=None, idle_activity=written)
