@@ -48,6 +48,7 @@ from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
+from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, recorded_idleness
 from eventwatch.readiness import identity, is_standby
 from eventwatch.reconciler import INSPECTORS, Reconciler
@@ -122,6 +123,7 @@ class Application:
         self._time = KindestClock(self._clock, settings.idle_timeout)
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
+        self._undocumented: Undocumented | None = None
         self._stopping = asyncio.Event()
         self._embedded = embedded
         #: Where the documents are, once `ready` is set: also that of the embedded database. May hold a password.
@@ -208,7 +210,8 @@ class Application:
         names = ", ".join(node_id[:12] for node_id in unanswered[:NAMED])
         more = ", ..." if len(unanswered) > NAMED else ""
         exceptions = f"nodes: {len(unanswered)} cannot be vouched for, as they cannot be inspected: {names}{more}"
-        return ([exceptions] if unanswered else []) + [
+        unknown = self._undocumented.notes if self._undocumented and self.reconciler else []
+        clocks = [
             (
                 f"clock: the {whose}'s is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours: "
                 "synchronise them (NTP); until then idle times are judged by the kindest"
@@ -216,6 +219,7 @@ class Application:
             for whose, seconds in self._time.skews().items()
             if abs(seconds) > SKEW
         ]
+        return ([exceptions] if unanswered else []) + unknown + clocks
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
@@ -436,6 +440,12 @@ class Application:
             engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
             metrics=self.metrics, tasks=tasks, cursor=lease.cursor,
         )  # fmt: skip
+        undocumented = self._undocumented = Undocumented(
+            engine,
+            settings,
+            lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
+            clock,
+        )
         sweeper.on_fact = watcher.confront
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
         self.metrics.leader.set(1)
@@ -443,6 +453,7 @@ class Application:
         intake = [
             tasks.create_task(watcher.run(), name="watcher"),
             tasks.create_task(sweeper.run(), name="sweeper"),
+            tasks.create_task(undocumented.run(), name="undocumented"),
             tasks.create_task(reconciler.run_orphanage(), name="orphanage"),
         ]
         workers = [
