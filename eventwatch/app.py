@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, fields
 from enum import Enum, auto
 from functools import partial
+from types import FrameType
 from typing import Any, Final, TypeVar
 
 from loguru import logger
@@ -342,18 +345,26 @@ class Application:
         )
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
         lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
-        while True:
+
+        async def lead_once() -> _Outcome:
             info = await self._patiently(engine.identify)
             meet = partial(twins.meet, engine_id=info.id)
             lease = await self._patiently(partial(elector.acquire, info.id, look=lookout.look, meet=meet))
-            began = self._clock.monotonic()
             try:
-                outcome = await self._lead(engine, store, elector, info, lease)
+                return await self._lead(engine, store, elector, info, lease)
             finally:
                 # Last of all, and shielded: a cancelled host must not leave a lease that others wait for.
                 await asyncio.shield(elector.release(lease))
-            if outcome is _Outcome.STOPPED:
-                return
+
+        while True:
+            began = self._clock.monotonic()
+            try:
+                if await lead_once() is _Outcome.STOPPED:
+                    return
+            except (EventwatchError, _Stopped):
+                raise
+            except Exception as error:  # noqa: BLE001 - a bug must not end the watching
+                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
             backoff.succeeded_for(self._clock.monotonic() - began)
             await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
 
@@ -497,6 +508,35 @@ class Application:
             logger.warning("Not everything could be written: {}; the next start makes it right", error)
 
 
+@contextmanager
+def _interruptions() -> Iterator[asyncio.Event]:
+    """An event that is set by SIGINT and SIGTERM, which the host's own handlers get as well.
+
+    Hosts such as uvicorn take note of a signal and end once their start is over: until then nothing else would.
+    """
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(event.set)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):  # else the process ends at once, or ignores it
+                before[number] = handler
+                signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is handle:
+                signal.signal(number, handler)
+
+
 @asynccontextmanager
 async def watch(
     settings: Settings | None = None, *, start_timeout: float | None = START_TIMEOUT
@@ -505,9 +545,10 @@ async def watch(
 
     Entered once the database is set up (so the Beanie documents can be used), even while the engine is away
     or another checker leads. Raises ConfigError for a setting that can never work, StoreError when the database
-    cannot be reached within `start_timeout` seconds (None: wait for ever). Once entered, nothing but the host ends
-    it, or the deletion of its checker document: what it cannot get over by itself it logs as an error, and goes on
-    trying. Left when everything is drained; what the host's own code raises passes through unchanged.
+    cannot be reached within `start_timeout` seconds (None: wait for ever), or SIGINT or SIGTERM comes first. Once
+    entered, nothing but the host ends it, or the deletion of its checker document: what it cannot get over by
+    itself it logs as an error, and goes on trying. Left when everything is drained; what the host's own code
+    raises passes through unchanged.
     """
     app = Application(settings or load_settings(), embedded=True)
     # Not a TaskGroup: one must not be held open across the yield of a context manager (PEP 789), and a host's
@@ -515,9 +556,17 @@ async def watch(
     running = asyncio.create_task(app.run(), name="eventwatch")
     ready = asyncio.create_task(app.ready.wait(), name="eventwatch-ready")
     try:
-        await asyncio.wait({running, ready}, timeout=start_timeout, return_when=asyncio.FIRST_COMPLETED)
+        with _interruptions() as interrupted:
+            interruption = asyncio.create_task(interrupted.wait(), name="eventwatch-interrupted")
+            try:
+                begun = {running, ready, interruption}
+                await asyncio.wait(begun, timeout=start_timeout, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                interruption.cancel()
         if running.done():
             await running
+        if interrupted.is_set() and not app.ready.is_set():
+            raise StoreError(f"Told to stop before it was started: {app.trouble or 'no answer yet'}")
         if not app.ready.is_set():
             raise StoreError(f"Not started within {start_timeout:.0f} s: {app.trouble or 'no answer'}")
         yield app

@@ -49,6 +49,7 @@ from eventwatch.model import (
     parse_time,
 )
 from eventwatch.settings import Settings, mask_url
+from eventwatch.text import printable
 
 #: What a host application has if it talks to Docker itself.
 DockerClient = aiodocker.Docker
@@ -64,6 +65,8 @@ MINIMUM_API: Final = (1, 40)
 #: The label of what a compose file made.
 COMPOSE_PROJECT: Final = "com.docker.compose.project"
 INSPECT_DEADLINE: Final = 30.0
+#: Characters of an engine's id, name or version.
+LONGEST_NAME: Final = 256
 CALL_DEADLINE: Final = 10.0
 #: A line is its container's labels, mostly; beyond this it is skipped, not buffered.
 MAX_LINE: Final = 8 * 1024 * 1024
@@ -241,14 +244,18 @@ class DockerEngine:
             raise
         system_time = parse_time(info.get("SystemTime"))
         self._clock_offset = nanos(system_time) - asked_at if system_time else None
-        engine_id, name = str(info.get("ID") or ""), str(info.get("Name") or "")
+        engine_id, name = str(info.get("ID") or ""), printable(info.get("Name") or "", LONGEST_NAME)
+        if not (engine_id.isascii() and engine_id.isprintable() and len(engine_id) <= LONGEST_NAME):
+            raise EngineError(f"Engine failed while {_WHO}: its id is {engine_id!r:.80}")
         if "Podman" in str(version.get("Components")):
             engine_id = f"podman-{name}"  # Podman makes up a new ID for every answer.
         if not engine_id:
             raise ConfigError(
                 f"Engine at {self._named} tells no id in GET /info: nodes could not be told from others'"
             )
-        return EngineInfo(engine_id, name, str(version.get("Version")), api_version, system_time)
+        return EngineInfo(
+            engine_id, name, printable(version.get("Version"), LONGEST_NAME), api_version, system_time
+        )
 
     @asynccontextmanager
     async def events(

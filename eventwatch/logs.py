@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -123,8 +124,8 @@ def _as_json(record: Record) -> str:
         "time": record["time"].isoformat(timespec="milliseconds"),
         "level": record["level"].name,
         "message": printable(record["message"], LONGEST),
-        **_flat(record["extra"]),
     }
+    row |= {f"{name}_" if name in row else name: value for name, value in _flat(record["extra"]).items()}
     if lines := _traceback(record):
         row["exception"] = "\n".join(lines)
     record["extra"]["json"] = json.dumps(row)
@@ -134,10 +135,14 @@ def _as_json(record: Record) -> str:
 def _flat(extra: Mapping[str, Any]) -> dict[str, Any]:
     """What was bound to a message, as JSON has it."""
     return {
-        name: value if value is None or isinstance(value, (bool, int, float)) else printable(value, LONGEST)
+        name: value if value is None or _is_number(value) else printable(value, LONGEST)
         for name, value in extra.items()
         if name not in {"json", "traceback"}
     }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _traceback(record: Record) -> list[str]:
@@ -224,7 +229,11 @@ class _ToLoguru(logging.Handler):
         if record.name.partition(".")[0] == "eventwatch":  # it comes from there
             return
         level = record.levelname if record.levelname in _LEVELS else "WARNING"
-        logger.bind(logger=record.name).opt(exception=record.exc_info).log(level, "{}", record.getMessage())
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - a library's mistake, which its caller must not meet
+            text = f"{record.msg} {record.args!r}"
+        logger.bind(logger=record.name).opt(exception=record.exc_info).log(level, "{}", text)
 
 
 _LEVELS: Final = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})

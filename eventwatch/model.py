@@ -28,6 +28,8 @@ STOPPING: Final = "stopping"
 ENDED: Final = frozenset({"exited", "dead"})
 #: What a node can be waited for to be.
 CONDITIONS: Final = ("healthy", "running", "exited", "deleted")
+#: Characters of what an event names.
+LONGEST_ID: Final = 128
 #: Characters of a reason in the engine's words.
 LONGEST_REASON: Final = 300
 
@@ -51,6 +53,11 @@ _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 def is_container_id(text: object) -> bool:
     """Whether this is a full container id. Nothing else may travel into a request's path."""
     return isinstance(text, str) and _CONTAINER_ID.fullmatch(text) is not None
+
+
+def _is_name(text: object) -> bool:
+    """Whether a database can be asked for this, and a log can show it."""
+    return isinstance(text, str) and 0 < len(text) <= LONGEST_ID and text.isascii() and text.isprintable()
 
 
 class Cause(StrEnum):
@@ -96,13 +103,15 @@ def parse_event(raw: object) -> Event | None:
         attributes = actor.get("Attributes") or {}
         if not (isinstance(action, str) and isinstance(subject, str) and type(time_nano) is int):
             raise TypeError("wrong field types")  # noqa: TRY301
+        if kind == "container" and not _is_name(subject):
+            raise TypeError(f"{subject!r:.80} is no id")  # noqa: TRY301
         if not 0 < time_nano < _END_OF_TIME:  # the next resumption would ask for it
             raise TypeError("timeNano out of range")  # noqa: TRY301
     except (KeyError, TypeError, AttributeError) as error:
         raise MalformedEventError(f"{type(error).__name__}: {error}") from error
     if kind == "network":
         container = attributes.get("container")
-        return Event(action, container, time_nano, detail=subject) if isinstance(container, str) else None
+        return Event(action, str(container), time_nano, detail=subject) if _is_name(container) else None
     if kind != "container":
         return None
     action, _, rest = action.partition(":")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from eventwatch.errors import EventwatchError
+from eventwatch.text import path_of
 
 #: Seconds for an answer.
 DEADLINE: Final = 4.0
@@ -88,7 +89,7 @@ def _check_identity(shown: str | None, watched: tuple[str, ...], host: str, port
 
 
 def _check_certificate(connection: socket.socket, file: str, host: str, port: int) -> None:
-    text = Path(file).expanduser().read_text(encoding="ascii")
+    text = path_of(file).read_text(encoding="ascii")
     begin, end = ssl.PEM_HEADER, ssl.PEM_FOOTER
     if begin not in text or end not in text:
         raise ValueError(f"{file} holds no certificate")

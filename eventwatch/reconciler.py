@@ -208,9 +208,9 @@ class Reconciler:
             if event.action != "start" or started:
                 return
             del self._strangers[node_id]  # made long ago: its document may come only now
-        if event.action == "start":
-            self._started.add(node_id)
         self._wait_for_document(node_id)
+        if event.action == "start" and node_id in self._orphans:
+            self._started.add(node_id)
 
     def expect(self, node_ids: Iterable[str]) -> None:
         """Wait for documents of these containers, too: what started them was told before anybody listened."""

@@ -25,6 +25,8 @@ from pydantic_settings import (
     SecretsSettingsSource,
 )
 
+from eventwatch.text import path_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -131,7 +133,7 @@ def _from_env_file(source: DotEnvSettingsSource) -> tuple[_Found, _Problems]:
     paths = [files] if isinstance(files, (str, os.PathLike)) else files or []
     places: dict[str, str] = {}
     problems: _Problems = {}
-    for path in (Path(file).expanduser() for file in paths):
+    for path in (path_of(file) for file in paths):
         if path.is_file():  # a pipe can be read once only, and that was done
             lines, broken = _env_file_lines(path, source.env_file_encoding)
             places |= {name: f"{path}:{line}" for name, line in lines.items()}
@@ -150,7 +152,7 @@ def _from_secret_files(source: SecretsSettingsSource, known: Iterable[str]) -> t
     names = frozenset(known)
     found: _Found = {}
     problems: _Problems = {}
-    for folder in (Path(path).expanduser() for path in paths):
+    for folder in (path_of(path) for path in paths):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             name = path.name.upper()
             if name in names and path.is_file():
@@ -164,7 +166,7 @@ def _from_secret_files(source: SecretsSettingsSource, known: Iterable[str]) -> t
 def _pointed_at(layers: Iterable[_Found]) -> frozenset[Path]:
     """The files that settings name: those may be called anything."""
     values = (text for layer in layers for name, text in layer.items() if name.endswith("_FILE"))
-    return frozenset(Path(text).expanduser() for text in values if text)
+    return frozenset(path_of(text) for text in values if text)
 
 
 def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> None:
@@ -172,8 +174,8 @@ def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> N
         text = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         problems[name] = Problem("cannot be read, it is not UTF-8 text", str(path))
-    except OSError as error:
-        problems[name] = Problem(f"cannot be read, {error.strerror or error}", str(path))
+    except (OSError, ValueError) as error:
+        problems[name] = Problem(f"cannot be read, {getattr(error, 'strerror', None) or error}", str(path))
     else:
         found[name] = Text(text, name, str(path))
 
@@ -189,7 +191,7 @@ def _follow_file_names(layer: _Found) -> tuple[_Found, _Problems]:
         if found.get(name):
             problems[file_name] = Problem(f"set either this or {name}, not both", pointer.place)
             continue
-        _read_secret(name, Path(pointer).expanduser(), found, problems)
+        _read_secret(name, path_of(pointer), found, problems)
         if found.get(name) == "":
             problems[name] = Problem("the file is empty", found[name].place)
     return found, problems

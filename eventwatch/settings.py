@@ -50,6 +50,7 @@ from pydantic_settings import (
 from eventwatch.durations import format_duration, parse_duration
 from eventwatch.errors import ConfigError
 from eventwatch.setting_sources import MAX_PORT, PREFIX, SECRETS, Problem, Text, WrittenSource, env_name, nearest
+from eventwatch.text import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 EMBEDDED = "embedded"
+#: Seconds. What lasts longer on record is no lease.
+LONGEST_LEASE = 1800.0
 """The value of `mongo_url` that asks for a private mongod."""
 
 
@@ -322,7 +325,7 @@ class Settings(BaseSettings):
 
     lease_duration: Duration = 15.0
     """How long a lease lasts without renewal, and so how soon a standby takes over from a holder that died;
-    at least 1s. 15 seconds survive a slow database without a needless takeover."""
+    from 1s to 30m. 15 seconds survive a slow database without a needless takeover."""
 
     drain_timeout: Duration = 10.0
     """At shutdown, the time in which pending changes may still be written; 0 drops them (the next start's
@@ -405,6 +408,8 @@ class Settings(BaseSettings):
     def _lease_outlives_a_renewal(cls, seconds: float) -> float:
         if seconds < 1:
             raise ValueError("must be at least 1s")
+        if seconds > LONGEST_LEASE:
+            raise ValueError(f"must be at most {format_duration(LONGEST_LEASE)}")
         return seconds
 
     @field_validator("http_tls_key_file")
@@ -449,7 +454,7 @@ class Settings(BaseSettings):
 def load_settings(env_file: str | Path | None = ".env") -> Settings:
     """Read the settings; a ConfigError names every wrong one. Only the default env file may be absent."""
     if env_file is not None:
-        path = Path(env_file).expanduser()
+        path = path_of(env_file)
         if path.is_dir():
             raise ConfigError(f"{env_file}: is a folder, not a file with settings")
         if str(env_file) != ".env" and not path.exists():

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from beanie import init_beanie
 from bson import ObjectId
+from bson.errors import BSONError
 from loguru import logger
 from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.asynchronous import pool, topology
@@ -201,9 +202,7 @@ class Store:
         surely = WriteConcern("majority")
         self._nodes = tolerant(node_collection())
         self._nodes_surely = self._nodes.with_options(write_concern=surely)
-        self._checkers = checker_collection().with_options(
-            read_preference=ReadPreference.PRIMARY, write_concern=surely
-        )
+        self._checkers = tolerant(checker_collection()).with_options(write_concern=surely)
         database = self._nodes.database
         self._owners, self._engines = (
             tolerant(database[name]).with_options(write_concern=surely) for name in (OWNERS, ENGINES)
@@ -341,7 +340,13 @@ class Store:
         # On record first: a document that says `stopping` without a live claim is taken for a leftover.
         until = {"$add": ["$$NOW", round(seconds * 1000)]}
         claim = {"by": {"$literal": by}, "leads": lease is not None, "run": run, "until": until, "stands": False}
-        taken = {"$and": [_is_ahead("$claim.until"), {"$ne": ["$claim.by", {"$literal": by}]}]}
+        taken = {
+            "$and": [
+                _is_ahead("$claim.until"),
+                {"$eq": [{"$type": "$claim.by"}, "string"]},
+                {"$ne": ["$claim.by", {"$literal": by}]},
+            ]
+        }
         claimed = {
             "claim": {"$cond": [taken, "$claim", claim]},
             "engine_id": {"$ifNull": ["$engine_id", {"$literal": engine_id}]},
@@ -350,7 +355,7 @@ class Store:
             row = await self._owners.find_one_and_update(
                 {"_id": node_id}, [{"$set": claimed}], upsert=True, return_document=ReturnDocument.AFTER
             )
-        if row is None or row["claim"]["by"] != by:
+        if row is None or not isinstance(row.get("claim"), dict) or row["claim"].get("by") != by:
             return False
         idle = {"status": {"$in": sorted(AT_WORK)}, "last_req_time": {"$lte": idle_before}}
         async with _deadline("claiming a node"):
@@ -376,7 +381,7 @@ class Store:
             await self._owners.update_one({"_id": node_id, "claim.by": by}, {"$unset": {"claim": 1}})
 
     async def _live_claims(self, node_ids: Collection[str] | None) -> dict[str, Claim]:
-        query: dict[str, Any] = {"claim.until": {"$exists": True}, "$expr": _is_ahead("$claim.until")}
+        query: dict[str, Any] = {"claim.by": {"$type": "string"}, "$expr": _is_ahead("$claim.until")}
         if node_ids is not None:
             query["_id"] = {"$in": list(node_ids)}
         async with _deadline("reading claims"):
@@ -496,7 +501,7 @@ class Store:
         """
         floor = await self._highest_epoch()
         mine = {"$eq": ["$manager_id", {"$literal": checker.manager_id}]}
-        free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$not": [_is_ahead("$expires_at")]}]}
+        free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$not": [_LEASE_HOLDS]}]}
         known_epoch = {"$max": [_SANE_EPOCH, floor]}
         standbys = _standbys_without(checker.manager_id)
         taken: dict[str, Any] = {
@@ -593,7 +598,7 @@ class Store:
     async def peers(self, engine_id: str, *, besides: str = "") -> list[Peer]:
         """The live processes that watch an engine with this id, the holder first; `besides` is who asks."""
         live = {
-            "holds": _is_ahead("$expires_at"),
+            "holds": _LEASE_HOLDS,
             "standbys": _standbys_without(besides),
             **dict.fromkeys(("manager_id", "host", "pid", "containers", "look"), 1),
         }
@@ -612,7 +617,10 @@ class Store:
 
     async def other_live_engines(self, engine_id: str) -> frozenset[str]:
         """The other engines that have a live checker of their own."""
-        query = {"engine_id": {"$nin": [None, engine_id]}, "$expr": _is_ahead("$expires_at")}
+        query = {
+            "engine_id": {"$nin": [None, engine_id]},
+            "$expr": _LEASE_HOLDS,
+        }
         async with _deadline("reading the checkers"):
             rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
@@ -840,7 +848,12 @@ def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
 
 def _standbys_without(manager_id: str) -> dict[str, Any]:
     """An expression: the standbys on record, without this one and without those that are gone."""
-    alive = {"$gt": ["$$this.seen_at", {"$subtract": ["$$NOW", round(STANDBY_GONE * 1000)]}]}
+    alive = {
+        "$and": [
+            {"$gt": ["$$this.seen_at", {"$subtract": ["$$NOW", round(STANDBY_GONE * 1000)]}]},
+            {"$lte": ["$$this.seen_at", {"$add": ["$$NOW", round(STANDBY_GONE * 1000)]}]},
+        ]
+    }
     other = {"$ne": ["$$this.manager_id", {"$literal": manager_id}]}
     known = {"$cond": [{"$isArray": "$standbys"}, "$standbys", []]}
     return {"$filter": {"input": known, "as": "this", "cond": {"$and": [alive, other]}}}
@@ -850,6 +863,8 @@ def _standbys_without(manager_id: str) -> dict[str, Any]:
 _FARTHEST_CURSOR: Final = 7_258_118_400_000_000_000
 #: Milliseconds. No moment of ours lies further ahead; one that does is somebody else's, and counts as past.
 _HORIZON: Final = 24 * 3600 * 1000
+#: Milliseconds. A lease lasts no longer than `settings.LONGEST_LEASE`, which is half of it.
+_LEASE_HORIZON: Final = 3600 * 1000
 
 
 #: An expression: the epoch on record, 0 for what is none.
@@ -867,9 +882,13 @@ def _sane_cursor(value: object) -> int | None:
     return value if type(value) is int and 0 < value < _FARTHEST_CURSOR else None
 
 
-def _is_ahead(field: str) -> dict[str, Any]:
+def _is_ahead(field: str, *, horizon: int = _HORIZON) -> dict[str, Any]:
     """An expression: whether a date lies in the future, by the database's clock, but within reason."""
-    return {"$and": [{"$gt": [field, "$$NOW"]}, {"$lt": [field, {"$add": ["$$NOW", _HORIZON]}]}]}
+    return {"$and": [{"$gt": [field, "$$NOW"]}, {"$lt": [field, {"$add": ["$$NOW", horizon]}]}]}
+
+
+#: An expression: whether the lease on record is one that holds.
+_LEASE_HOLDS: Final = _is_ahead("$expires_at", horizon=_LEASE_HORIZON)
 
 
 def _fence(lease: Lease | None) -> dict[str, Any]:
@@ -924,7 +943,7 @@ async def _deadline(doing: str) -> AsyncIterator[None]:
         raise StoreError(f"Database unreachable while {doing}: {_reason(error)}") from None
     except ConnectionFailure as error:
         raise StoreError(f"Database connection lost while {doing}: {_reason(error)}") from None
-    except PyMongoError as error:
+    except (PyMongoError, BSONError, UnicodeError, OverflowError) as error:
         raise StoreError(f"Database failed while {doing}: {_first_line(str(error))}") from None
     finally:
         if task and task.cancelling() > cancelled_before:

@@ -19,14 +19,15 @@ import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from weakref import WeakKeyDictionary
 
 from loguru import logger
 
 from eventwatch.backoff import Pace
 from eventwatch.clock import Clock, KindestClock, SystemClock
-from eventwatch.documents import NodeChecker, ToolServerNode
+from eventwatch.documents import NodeChecker, ToolServerNode, node_collection
 from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
 from eventwatch.errors import ConfigError, EngineChangedError, EngineError, EventwatchError, LeaseLostError
 from eventwatch.model import Cause, Observation, Owner, Recorded
@@ -445,20 +446,43 @@ class Manner(Enum):
     BY_HAND = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Brakes:
+    """The brakes of one who sweeps again and again: passes must agree before many nodes are acted on."""
+
+    deletions: MassBrake = field(default_factory=MassBrake)
+    stops: MassBrake = field(default_factory=MassBrake)
+
+
+#: Those of the passes that a host asks for outside `watch()`, by event loop, database and engine.
+_brakes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Brakes]] = WeakKeyDictionary()
+
+
+def _brakes_of(engine: Engine | DockerClient | None, settings: Settings | None) -> Brakes:
+    engine_name = str(getattr(engine, "docker_host", "")) or (settings or load_settings()).docker_host or ""
+    mine = _brakes.setdefault(asyncio.get_running_loop(), {})
+    return mine.setdefault((node_collection().full_name, engine_name), Brakes())
+
+
 @asynccontextmanager
 async def one_off_sweeper(
     engine: Engine | DockerClient | None = None,
     settings: Settings | None = None,
     *,
     manner: Manner = Manner.ASKED,
+    brakes: Brakes | None = None,
 ) -> AsyncIterator[Sweeper]:
-    """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops."""
+    """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops.
+
+    `brakes` are those of earlier passes; without them, only a pass that is not `ASKED` has any.
+    """
     settings = settings or load_settings()
     own = DockerEngine(settings) if engine is None else None
     used = own or as_engine(engine, settings)  # type: ignore[arg-type]  # one of the two is there
     store, clock = Store(), SystemClock()
     reconciler = Reconciler(engine=used, store=store, settings=settings, engine_id="", clock=clock)
-    brakes = manner is not Manner.ASKED
+    if brakes is None and manner is not Manner.ASKED:
+        brakes = Brakes()
     time = KindestClock(clock, settings.idle_timeout)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -469,14 +493,14 @@ async def one_off_sweeper(
                 settings=settings,
                 tasks=tasks,
                 time=time,
-                brake=MassBrake() if brakes else None,
+                brake=brakes.stops if brakes else None,
             )
             deletions = Deletions(
                 store=store,
                 clock=clock,
                 twins=TwinWatch(used, store),
                 delete_limit=settings.delete_limit,
-                brake=MassBrake() if brakes else None,
+                brake=brakes.deletions if brakes else None,
                 grace=None if manner is Manner.BY_HAND else 0.0,
             )
             yield Sweeper(
@@ -497,12 +521,15 @@ async def one_off_sweeper(
 
 
 @asynccontextmanager
-async def _sweeper(engine: Engine | DockerClient | None, settings: Settings | None) -> AsyncIterator[Sweeper]:
+async def _sweeper(
+    engine: Engine | DockerClient | None, settings: Settings | None, *, braked: bool = False
+) -> AsyncIterator[Sweeper]:
     running = _looping.get() or _watching
     if running is not None and engine is None and settings is None:
         yield running
     else:
-        async with one_off_sweeper(engine, settings) as own:
+        brakes = _brakes_of(engine, settings) if braked else None
+        async with one_off_sweeper(engine, settings, brakes=brakes) as own:
             yield own
 
 
@@ -529,8 +556,12 @@ async def update_node_status(
 async def check_nodes_status(
     *, engine: Engine | DockerClient | None = None, settings: Settings | None = None
 ) -> SweepReport:
-    """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write."""
-    async with _sweeper(engine, settings) as sweeper:
+    """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write.
+
+    As in `watch()`, a pass that would delete or stop many nodes at once does so only when others agree: the third
+    in a row, a minute after the first, in the same process. Raises StoreError when the database does not answer.
+    """
+    async with _sweeper(engine, settings, braked=True) as sweeper:
         try:
             return await sweeper.sweep()
         except (EngineError, EngineChangedError, ConfigError, LeaseLostError) as error:

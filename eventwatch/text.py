@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 #: Control, format and surrogate characters, and what separates lines and paragraphs.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -19,6 +20,15 @@ def printable(text: object, limit: int | None = None) -> str:
     if line.isprintable():
         return line
     return "".join(_escaped(char) if unicodedata.category(char) in _ESCAPED else char for char in line)
+
+
+def path_of(text: str | Path) -> Path:
+    """The path that a setting names, `~` and `~USER` as a shell reads them; that of an unknown user stays."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _escaped(char: str) -> str:

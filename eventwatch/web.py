@@ -65,6 +65,8 @@ NODE_BURST: Final = 500
 LONGEST_WAIT: Final = 600.0
 WAIT: Final = 30.0
 _STATUSES: Final = {ValueError: 400, NodeGoneError: 404, WaitTimeoutError: 408, NodeDiedError: 410}
+#: Characters of a path; all of ours are shorter.
+LONGEST_PATH: Final = 200
 PROBES: Final = ("/livez", "/readyz")
 
 
@@ -275,6 +277,8 @@ async def serve(host: str, port: int, pages: Pages) -> AsyncIterator[None]:
         stack.callback(pages.feed.close)
         try:
             await stack.enter_async_context(connections.listening(server, host, port))
+        except UnicodeError:
+            raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: {host!r:.80} is no host name") from None
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"EVENTWATCH_HTTP_LISTEN: cannot listen on {listen}: {error}") from None
@@ -318,6 +322,8 @@ def _guarding(access: Access) -> Middleware:
         if not access.serves_host(host):
             text = f"{host!r} is not served: use an IP address, or name it in EVENTWATCH_HTTP_ALLOWED_HOSTS\n"
             return web.Response(status=421, text=text)
+        if len(request.path) > LONGEST_PATH:
+            return web.Response(status=404, text="there is no such page\n")
         if is_foreign(request.headers, request.path):
             return web.Response(status=403, text="other sites are refused\n")
         if request.path not in PROBES and not access.accepts_token(request.headers.get("Authorization", "")):

@@ -21,11 +21,11 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 from eventwatch.errors import ConfigError
+from eventwatch.text import path_of
 
 #: Bytes of a token file; more is no token but a mistake.
 LONGEST_TOKEN: Final = 4096
@@ -73,7 +73,7 @@ class Access:
         scheme, _, credentials = authorization.strip().partition(" ")
         given = b""
         if scheme.lower() == "bearer":
-            given = credentials.strip().encode()
+            given = credentials.strip().encode(errors="surrogateescape")
         elif scheme.lower() == "basic":
             try:
                 given = base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
@@ -88,7 +88,12 @@ def is_foreign(headers: Mapping[str, str], path: str) -> bool:
     if site in {"cross-site", "same-site"} and not (mode == "navigate" and path == "/"):
         return True
     origin = headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+    except ValueError:  # no URL
+        return True
 
 
 def without_ids(reason: str) -> str:
@@ -122,14 +127,16 @@ def is_loopback(host: str) -> bool:
 def read_token(file: str) -> bytes:
     """The token in a file: one line of visible ASCII characters."""
     setting = "EVENTWATCH_HTTP_TOKEN_FILE"
-    path = Path(file).expanduser()
+    path = path_of(file)
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{setting}: {file} is no file")
         with path.open("rb") as stream:
             token = stream.read(LONGEST_TOKEN + 1).strip()
-    except OSError as error:
-        raise ConfigError(f"{setting}: {file} cannot be read, {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{setting}: {file} cannot be read, {getattr(error, 'strerror', None) or error}"
+        ) from None
     if not token:
         raise ConfigError(f"{setting}: {file} is empty")
     if len(token) > LONGEST_TOKEN or re.fullmatch(rb"[!-~]+", token) is None:
@@ -142,13 +149,14 @@ def load_tls(cert_file: str, key_file: str) -> ssl.SSLContext:
     files = (("EVENTWATCH_HTTP_TLS_CERT_FILE", cert_file), ("EVENTWATCH_HTTP_TLS_KEY_FILE", key_file))
     for setting, file in files:
         try:
-            if not Path(file).expanduser().read_bytes().strip():
+            if not path_of(file).read_bytes().strip():
                 raise ConfigError(f"{setting}: {file} is empty")
-        except OSError as error:
-            raise ConfigError(f"{setting}: {file} cannot be read, {error.strerror or error}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{setting}: {file} cannot be read, {reason}") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
-    cert, key = (str(Path(file).expanduser()) for _, file in files)
+    cert, key = (str(path_of(file)) for _, file in files)
     try:
         context.load_cert_chain(cert, key, password="")  # nobody is there to be asked for one
     except (ssl.SSLError, ValueError) as error:

@@ -54,10 +54,31 @@ def _descriptors() -> int:
     return MOST_PARKED * 4 if soft == resource.RLIM_INFINITY else soft
 
 
+class _Tell:
+    """Lets one message through every `QUIET` seconds: clients decide how often there would be one."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def now(self) -> bool:
+        """Whether it may be told now."""
+        if time.monotonic() < self._quiet_until:
+            return False
+        self._quiet_until = time.monotonic() + QUIET
+        return True
+
+
+_tell = _Tell()
+
+
 class _Protocol(web.RequestHandler):
     """aiohttp's, whose log and whose answer to what is no HTTP are one line without a banner."""
 
     __slots__ = ()
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What is wrong after the answer, such as a body that nobody read: the client's affair."""
+        logger.debug("HTTP: {} {!r}", args, options.get("exc_info"))
 
     def handle_error(
         self,
@@ -67,7 +88,7 @@ class _Protocol(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - cites what was sent
     ) -> web.StreamResponse:
         """A bug is logged with its traceback; a request that cannot be read is not our fault and is not."""
-        if status == web.HTTPInternalServerError.status_code:
+        if status == web.HTTPInternalServerError.status_code and _tell.now():
             logger.opt(exception=exc).error("HTTP: {} could not be answered: {!r}", request.path, exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
@@ -95,7 +116,7 @@ class Connections:
         self._tls = tls
         self._open: dict[Any, _Connection] = {}  # by protocol; what has been idle longest comes first
         self._starting: set[asyncio.Task[None]] = set()
-        self._quiet_until = 0.0
+        self._tell = _Tell()
         self._parked = 0
         self._most_parked = min(MOST_PARKED, _descriptors() // 2)
 
@@ -225,8 +246,7 @@ class Connections:
             del self._open[protocol]
 
     def _say(self, text: str) -> None:
-        if time.monotonic() >= self._quiet_until:
-            self._quiet_until = time.monotonic() + QUIET
+        if self._tell.now():
             logger.warning("HTTP: {}", text)
 
 

@@ -27,6 +27,7 @@ from eventwatch import (
 )
 from eventwatch.engine import DockerEngine
 from eventwatch.model import Observation
+from eventwatch.store import OWNERS
 from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts
 from tests.nodes import Node
 
@@ -339,3 +340,22 @@ async def test_a_moment_in_the_future_or_none_at_all_is_kept_as_it_is(world: Wor
         assert report.stopping == 0
     kept: list[Any] = [(await world.document(node) or {})["last_req_time"] for node in (one, other)]
     assert kept == [ahead, None]
+
+
+async def test_a_pass_that_would_delete_most_documents_waits_for_others_to_agree(
+    world: World, beanie: None
+) -> None:
+    engine_id = (await world.docker.system.info())["ID"]
+    node, gone = await world.start("one"), [f"{number:064x}" for number in range(30)]
+    for node_id in gone:
+        await world.insert(node_id, engine_id=engine_id)
+    await world.database[OWNERS].insert_many([{"_id": node_id, "engine_id": engine_id} for node_id in gone])
+    settings = world.settings(delete_limit=5)
+    for _ in range(2):
+        report = await check_nodes_status(engine=world.docker, settings=settings)
+        assert (report.deleted, report.braked) == (0, 30)
+    assert await world.collection.count_documents({}) == 31
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eventwatch.pipeline.deletion.AGREEING_SECONDS", 0)
+        assert (await check_nodes_status(engine=world.docker, settings=settings)).deleted == 30
+    assert await world.says(node, status="running")

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from bson import Int64
+from bson import DatetimeMS, Int64
 
 from eventwatch import ToolServerNode, update_node_status, watch
 from eventwatch.engine import DockerEngine, EngineInfo
 from eventwatch.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.model import Observation
 from eventwatch.reconciler import RETRIED, Reconciler
-from eventwatch.store import Lease, Peer, Store, checker_id
+from eventwatch.store import OWNERS, Lease, Peer, Store, checker_id
 from tests.conftest import free_address, free_port
-from tests.e2e.test_idle_stop import sweep
+from tests.e2e.test_idle_stop import quick, start_idle, sweep
 from tests.e2e.test_never_stopped import get
-from tests.e2e.watching import Document, Failing, World, ago, eventually, logged, manager_document, texts
+from tests.e2e.watching import Document, Failing, Watched, World, ago, eventually, logged, manager_document, texts
 
 LABEL = "eventwatch.test-bad"
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
@@ -120,6 +121,9 @@ async def test_a_container_made_long_before_its_start_becomes_true_at_its_start(
         {"manager_id": "m", "epoch": 1, "cursor": Int64(2**63 - 1), "expires_at": ago(60)},
         {"manager_id": "m", "epoch": 1, "pid": "abc", "host": 7, "expires_at": FUTURE},
         {"manager_id": 7, "epoch": 1, "expires_at": "soon"},
+        {"manager_id": "m", "epoch": 1, "expires_at": ago(60), "note": DatetimeMS(2**60)},
+        {"manager_id": "m", "epoch": 1, "expires_at": ago(-23 * 3600)},
+        {"manager_id": "m", "epoch": 1, "expires_at": ago(60), "standbys": [{"seen_at": DatetimeMS(2**60)}, 7]},
     ],
     ids=str,
 )
@@ -131,6 +135,34 @@ async def test_an_odd_checker_document_is_taken_over(world: World, row: Document
         await world.becomes_true()
         await node.kill()
         await world.becomes_true()
+
+
+async def test_a_claim_by_nobody_is_none(world: World) -> None:
+    node = await start_idle(world, "idle")
+    claim = {"until": ago(-3600), "stands": True}
+    await world.database[OWNERS].update_one({"_id": node.id}, {"$set": {"claim": claim}}, upsert=True)
+    with logged("WARNING") as lines:
+        async with world.watching(**quick()):
+            await eventually(lambda: world.says(node, status="exited"), 20)
+    assert not [text for text in texts(lines) if "Starting over" in text]
+
+
+async def test_a_standby_of_the_far_future_holds_up_no_deletion(world: World) -> None:
+    node, gone = await world.start("one"), "d" * 64
+    async with world.watching() as watched:
+        await world.becomes_true()
+        ghost = {"manager_id": "ghost", "host": "h", "pid": 1, "containers": [gone], "look": 1, "seen_at": FUTURE}
+        await world.checkers.update_one({}, {"$set": {"standbys": [ghost]}})
+        engine_id = (await world.docker.system.info())["ID"]
+        await world.insert(gone, engine_id=engine_id)
+        await world.database[OWNERS].insert_one({"_id": gone, "engine_id": engine_id})
+        await eventually(lambda: swept_away(world, watched, gone), 20)
+        assert await world.says(node, status="running")
+
+
+async def swept_away(world: World, watched: Watched, node_id: str) -> bool:
+    await sweep(watched)
+    return await world.collection.count_documents({"_id": node_id}) == 0
 
 
 @pytest.mark.parametrize("epoch", [float("inf"), float("nan"), Int64(2**63 - 1), 1e300, "abc"], ids=str)
@@ -194,6 +226,43 @@ async def test_inside_a_host_the_watcher_goes_on_trying_whatever_happens(
             await eventually(lambda: not watched.app.doubts())
     told = [text for text in texts(lines, "ERROR") if "refused the login" in text]
     assert len(told) == 1
+
+
+async def test_inside_a_host_an_engine_that_talks_nonsense_for_a_while_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await world.start("one")
+    real = DockerEngine.identify
+
+    async def broken(_: DockerEngine) -> EngineInfo:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    with logged("ERROR") as lines:
+        async with world.watching() as watched:
+            await world.becomes_true()
+            monkeypatch.setattr(DockerEngine, "identify", broken)
+            await world.checkers.update_one({}, {"$set": {"manager_id": "somebody", "expires_at": ago(1)}})
+            await eventually(lambda: any("unexpected error" in text for text in texts(lines)), 20)
+            await node.kill()
+            monkeypatch.setattr(DockerEngine, "identify", real)
+            await world.becomes_true()
+            await eventually(lambda: not watched.app.doubts(), 20)
+
+
+async def test_a_hosts_start_ends_when_it_is_told_to(world: World) -> None:
+    told: list[int] = []
+    settings = world.settings(mongo_url=f"mongodb://127.0.0.1:{free_port()}/")
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        asyncio.get_running_loop().call_later(0.5, signal.raise_signal, signal.SIGTERM)
+        with pytest.raises(StoreError, match="Told to stop before it was started: "):
+            async with asyncio.timeout(20), watch(settings):
+                pytest.fail("entered without a database")
+        assert told == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert len(told) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def test_a_hosts_start_waits_for_the_database_so_long_and_no_longer(world: World) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError
+from eventwatch.http.access import read_token
 from eventwatch.settings import Settings, load_settings
 from tests.unit.test_settings import PASSWORD, problem
 
@@ -96,3 +97,18 @@ def test_a_line_that_sets_nothing_is_told_with_its_number(tmp_path: Path, text: 
     (tmp_path / ".env").write_text(text)
     with pytest.raises(ConfigError, match=rf"^\.env:{line}: cannot be parsed as NAME=value"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["FOO_FILE", "EVENTWATCH_MONGO_URL_FILE", "EVENTWATCH_HTTP_TOKEN_FILE"])
+def test_a_file_of_an_unknown_user_is_an_error_only_where_it_is_ours(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "~nosuchuser/x")
+    if name == "EVENTWATCH_MONGO_URL_FILE":
+        with pytest.raises(ConfigError, match="~nosuchuser"):
+            load_settings(None)
+    else:
+        settings = load_settings(None)
+        if settings.http_token_file:
+            with pytest.raises(ConfigError, match=r"EVENTWATCH_HTTP_TOKEN_FILE: ~nosuchuser/x cannot be read"):
+                read_token(settings.http_token_file)

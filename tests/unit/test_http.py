@@ -369,6 +369,31 @@ async def test_a_reader_may_begin_with_now() -> None:
             assert (await client.get("/api/changes?from=yesterday")).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://[", 403),
+        (b"GET /static/" + b"a" * 3000 + b" HTTP/1.1\r\nHost: 127.0.0.1", 404),
+        (b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer \xff", 401),
+        (b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Encoding: gzip\r\nContent-Length: 4", 200),
+    ],
+)
+async def test_an_odd_request_is_refused_without_a_line_in_the_log(
+    tmp_path: Path, head: bytes, status: int
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    access = Access.load(token_file=str(tmp_path / "token")) if status == 401 else Access()
+    with logged("INFO") as lines:
+        async with Served(many(1)).running(access) as served:
+            before = len(texts(lines))
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(head + b"\r\nConnection: close\r\n\r\n" + (b"abcd" if b"Length" in head else b""))
+            answer = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 %d" % status)
+            assert texts(lines)[before:] == []
+
+
 # -- one node -----------------------------------------------------------------------------------------------
 
 

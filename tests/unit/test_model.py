@@ -12,6 +12,7 @@ from eventwatch.model import (
     MalformedEventError,
     is_container_id,
     parse_container,
+    parse_ending,
     parse_event,
     parse_time,
 )
@@ -229,3 +230,23 @@ def test_a_time_that_cannot_be_read_is_never(text: Any) -> None:
 )  # fmt: skip
 def test_only_64_hex_digits_are_an_id(text: object, expected: bool) -> None:
     assert is_container_id(text) is expected
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "", "a" * 129, "a\n", "\x1b[2J", "é"])
+def test_what_no_database_could_be_asked_for_is_no_id(odd: str) -> None:
+    raw: dict[str, Any] = {"Type": "container", "Action": "start", "timeNano": 9, "Actor": {"ID": odd}}
+    with pytest.raises(MalformedEventError, match="is no id"):
+        parse_event(raw)
+    raw = {"Type": "network", "Action": "connect", "timeNano": 9}
+    assert parse_event(raw | {"Actor": {"ID": "n", "Attributes": {"container": odd}}}) is None
+
+
+def test_an_ending_tells_code_signal_memory_and_the_last_failed_check() -> None:
+    log = [{"ExitCode": 1, "Output": "refused\x1b[2J" + "x" * 1000}, {"ExitCode": 0, "Output": "fine"}]
+    state = {"Status": "exited", "ExitCode": 137, "OOMKilled": True, "Error": "", "Health": {"Log": log}}
+    told = str(parse_ending({"State": state}))
+    assert told.startswith("exit code 137 (SIGKILL), out of memory; its last health check said: refused\\x1b[2Jxx")
+    assert len(told) < 400
+    assert str(parse_ending({"State": {"Status": "dead", "ExitCode": "x", "Health": 7}})) == "no exit code"
+    assert parse_ending({"State": {"Status": "exited", "Restarting": True}}) is None
+    assert parse_ending({"State": {"Status": "running"}}) is None
