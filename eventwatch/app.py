@@ -343,11 +343,13 @@ class Application:
         elector = self._elector = Elector(
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
+        self.metrics.lease_left.set_function(elector.seconds_left)
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
         lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
 
         async def lead_once() -> _Outcome:
             info = await self._patiently(engine.identify)
+            self.metrics.show_engine(info.id)
             meet = partial(twins.meet, engine_id=info.id)
             lease = await self._patiently(partial(elector.acquire, info.id, look=lookout.look, meet=meet))
             try:
