@@ -55,7 +55,7 @@ async def test_a_real_prometheus_scrapes_the_metrics_and_no_alert_fires(world: W
             assert await query(server, 'eventwatch_events_total{action="start"}')
             # Before the first scrape, that of an absent target is pending.
             await eventually(lambda: all_inactive(server), 5)
-        status, metrics = await fetch(f"http://127.0.0.1:{port}/metrics")
+        _, metrics = await fetch(f"http://127.0.0.1:{port}/metrics")
     _, promtool = prometheus_and_promtool()
     page = tmp_path / "metrics"
     page.write_text(metrics)
