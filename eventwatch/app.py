@@ -51,6 +51,7 @@ from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
+from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
 from eventwatch.readiness import identity, is_standby
 from eventwatch.reconciler import INSPECTORS, Reconciler
@@ -125,6 +126,7 @@ class Application:
         self._time = KindestClock(self._clock, settings.idle_timeout)
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
+        self._undocumented: Undocumented | None = None
         self._stopping = asyncio.Event()
         self._embedded = embedded
         #: Where the documents are, once `ready` is set: also that of the embedded database. May hold a password.
@@ -211,7 +213,8 @@ class Application:
         names = ", ".join(node_id[:12] for node_id in unanswered[:NAMED])
         more = ", ..." if len(unanswered) > NAMED else ""
         exceptions = f"nodes: {len(unanswered)} cannot be vouched for, as they cannot be inspected: {names}{more}"
-        return ([exceptions] if unanswered else []) + [
+        unknown = self._undocumented.notes if self._undocumented and self.reconciler else []
+        clocks = [
             (
                 f"clock: the {whose}'s is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours: "
                 "synchronise them (NTP); until then idle times are judged by the kindest"
@@ -219,6 +222,7 @@ class Application:
             for whose, seconds in self._time.skews().items()
             if abs(seconds) > SKEW
         ]
+        return ([exceptions] if unanswered else []) + unknown + clocks
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
@@ -339,11 +343,13 @@ class Application:
         elector = self._elector = Elector(
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
         )
+        self.metrics.lease_left.set_function(elector.seconds_left)
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
         lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
 
         async def lead_once() -> _Outcome:
             info = await self._patiently(engine.identify)
+            self.metrics.show_engine(info.id)
             meet = partial(twins.meet, engine_id=info.id)
             lease = await self._patiently(partial(elector.acquire, info.id, look=lookout.look, meet=meet))
             try:
@@ -447,6 +453,12 @@ class Application:
             engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
             metrics=self.metrics, tasks=tasks, cursor=lease.cursor,
         )  # fmt: skip
+        undocumented = self._undocumented = Undocumented(
+            engine,
+            settings,
+            lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
+            clock,
+        )
         sweeper.on_fact = watcher.confront
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
         self.metrics.leader.set(1)
@@ -454,6 +466,7 @@ class Application:
         intake = [
             tasks.create_task(watcher.run(), name="watcher"),
             tasks.create_task(sweeper.run(), name="sweeper"),
+            tasks.create_task(undocumented.run(), name="undocumented"),
             tasks.create_task(reconciler.run_orphanage(), name="orphanage"),
         ]
         workers = [

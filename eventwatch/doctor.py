@@ -16,6 +16,7 @@ from eventwatch.embedded import server_version
 from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.pipeline.twins import FIX, TwinWatch
+from eventwatch.pipeline.undocumented import doubt, running_undocumented
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Peer, Store, open_store
 
@@ -133,8 +134,27 @@ async def _examine_database(settings: Settings, url: str, engine: Engine) -> Asy
             await store.check_writable()
             yield Finding("database rights", "nodes and checkers can be written")
             yield await _examine_peers(store, engine)
+            if isinstance(engine, DockerEngine):
+                yield await _examine_documents(settings, store, engine)
     except EventwatchError as error:
         yield Finding("database", str(error), failed=True, cure="check EVENTWATCH_MONGO_URL and the server")
+
+
+async def _examine_documents(settings: Settings, store: Store, engine: DockerEngine) -> Finding:
+    """Whether the nodes that run have documents here: they have none in another database than the manager's."""
+    try:
+        running = await running_undocumented(engine, settings)
+    except EngineError as error:
+        return Finding("documents", f"not compared with the nodes: {error}")
+    known = await store.read(running) if running else {}
+    if running and not known:
+        cure = (
+            "set EVENTWATCH_MONGO_URL and EVENTWATCH_MONGO_DATABASE, or DB_HOST and DB_COLLECTION, as it has them"
+        )
+        # With a label, eventwatch makes the documents itself, of some containers only.
+        failed = not settings.register_label
+        return Finding("documents", doubt(len(running), settings), failed=failed, cure=cure if failed else "")
+    return Finding("documents", f"{len(known)} of the {len(running)} nodes that run have one")
 
 
 async def _examine_peers(store: Store, engine: Engine) -> Finding:

@@ -58,6 +58,10 @@ class Elector:
         """Whether the lease is certainly ours right now."""
         return self._clock.monotonic() < self._trusted_until
 
+    def seconds_left(self) -> float:
+        """For how long the lease is certainly ours without another renewal; 0 when it is not."""
+        return max(0.0, self._trusted_until - self._clock.monotonic())
+
     async def acquire(
         self,
         engine_id: str,

@@ -65,6 +65,8 @@ DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 #: Engine 19.03. Older ones lack nothing that is asked for, but nobody tests against them any more.
 MINIMUM_API: Final = (1, 40)
 #: Seconds. An inspection waits for the container's lock, 5 s were measured in a burst of 30.
+#: The label of what a compose file made.
+COMPOSE_PROJECT: Final = "com.docker.compose.project"
 INSPECT_DEADLINE: Final = 30.0
 #: Characters of an engine's id, name or version.
 LONGEST_NAME: Final = 256
@@ -359,6 +361,27 @@ class DockerEngine:
 
     async def list_newest(self, limit: int) -> list[str]:
         return await self._list(all="1", limit=str(limit))
+
+    async def list_on_network(self, network: str, *, older_than: float) -> list[str]:
+        """Ids of the containers that have run on this network for so many seconds, as a manager's nodes do.
+
+        Without those of compose projects: these are the manager itself, its database and the like.
+        """
+        doing = "listing containers"
+        params = {"filters": json.dumps({"status": ["running", "paused"], "network": [network]})}
+        rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
+        latest = time.time() - older_than
+        found = []
+        for row in rows:
+            if not isinstance(row, dict) or not is_container_id(row.get("Id")):
+                continue
+            created, labels = row.get("Created"), row.get("Labels") or {}
+            # The filter matches parts of a name as well.
+            there = network in ((row.get("NetworkSettings") or {}).get("Networks") or {})
+            old = isinstance(created, int | float) and created <= latest
+            if there and old and COMPOSE_PROJECT not in labels:
+                found.append(str(row["Id"]))
+        return found
 
     async def list_networks(self) -> list[str]:
         """Names of all networks."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from eventwatch.version import eventwatch_version
 
 STATUSES: Final = ("created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping")
 RECONNECT_REASONS: Final = ("eof", "broken", "refused", "rotated", "deaf")
@@ -39,6 +41,19 @@ class Metrics:
 
     def __init__(self, actions: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        build = Gauge("eventwatch_build_info", "1, with what runs as labels.", ["version"], registry=self.registry)
+        build.labels(eventwatch_version()).set(1)
+        self._engine = Gauge(
+            "eventwatch_engine_info",
+            "1, with the id of the engine that is watched, or stood by for, as label.",
+            ["engine"],
+            registry=self.registry,
+        )
+        self.ready = self._gauge("eventwatch_ready", "1 while /readyz answers 200.")
+        self.lease_left = self._gauge(
+            "eventwatch_lease_left_seconds", "For how long the lease is ours without another renewal."
+        )
         self.events = self._counter("eventwatch_events", "Events received, duplicates left out.", "action")
         self.latency = Histogram(
             "eventwatch_event_latency_seconds",
@@ -85,6 +100,11 @@ class Metrics:
             self.drift.labels(field)
         for result in ("stopped", "failed", "withdrawn"):
             self.stops.labels("idle", result)
+
+    def show_engine(self, engine_id: str) -> None:
+        """Name the engine that this process watches, or stands by for."""
+        self._engine.clear()
+        self._engine.labels(engine_id).set(1)
 
     def show_brakes(self, deleting: bool, stopping: bool) -> None:
         """Set the gauges of the two brakes."""

@@ -141,6 +141,7 @@ class Pages:
 
         async def make() -> Answer:
             self.metrics.show_nodes(self.statuses())
+            self.metrics.ready.set(not self.doubts())
             return Answer(generate_latest(self.metrics.registry), {"Content-Type": CONTENT_TYPE_LATEST})
 
         return await _send(request, await self._answers.get("metrics", make))

@@ -53,18 +53,21 @@ async def test_a_real_prometheus_scrapes_the_metrics_and_no_alert_fires(world: W
             await eventually(lambda: query(server, 'eventwatch_nodes{status="running"}==1'), 20)
             assert await query(server, "eventwatch_stream_connected==1")
             assert await query(server, 'eventwatch_events_total{action="start"}')
-            status, body = await fetch(f"{server}/api/v1/rules")
-            assert status == 200
-            rules = [rule for group in json.loads(body)["data"]["groups"] for rule in group["rules"]]
-            assert rules
-            assert not [rule["name"] for rule in rules if rule["state"] != "inactive"]
-        status, metrics = await fetch(f"http://127.0.0.1:{port}/metrics")
+            # Before the first scrape, that of an absent target is pending.
+            await eventually(lambda: all_inactive(server), 5)
+        _, metrics = await fetch(f"http://127.0.0.1:{port}/metrics")
     _, promtool = prometheus_and_promtool()
     page = tmp_path / "metrics"
     page.write_text(metrics)
     assert sh("sh", "-c", '"$0" check metrics <"$1"', promtool, page) == (0, "")
     missing = (names_in("alerts.yaml") | names_in("dashboard.json")) - set(NAME.findall(metrics))
     assert not missing
+
+
+async def all_inactive(server: str) -> bool:
+    _, body = await fetch(f"{server}/api/v1/rules")
+    rules = [rule for group in json.loads(body)["data"]["groups"] for rule in group["rules"]]
+    return bool(rules) and all(rule["state"] == "inactive" for rule in rules)
 
 
 def names_in(file: str) -> set[str]:
@@ -75,3 +78,98 @@ def test_the_alert_rules_are_sound() -> None:
     _, promtool = prometheus_and_promtool()
     _, said = sh(promtool, "check", "rules", MONITORING / "alerts.yaml")
     assert "rules found" in said
+
+
+#: For each rule, what makes it fire, what does not, as series of one value a minute, and after how many minutes.
+ENGINE = {'eventwatch_engine_info{job="eventwatch",instance="a",engine="E1"}': "1x90"}
+TWO_ENGINES = ENGINE | {
+    'eventwatch_engine_info{job="eventwatch",instance="b",engine="E2"}': "1x90",
+    'eventwatch_leader{job="eventwatch",instance="b"}': "1x90",
+}
+A = '{job="eventwatch",instance="a"}'
+CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "EventwatchDown": ({f"up{A}": "0x90"}, {f"up{A}": "1x90"}),
+    "EventwatchAbsent": ({'up{job="another"}': "1x90"}, {f"up{A}": "0x90"}),
+    "EventwatchTargetGone": (
+        {f"up{A}": "1x48 _x42", 'up{job="eventwatch",instance="b"}': "1x90"},
+        {f"up{A}": "1x90", 'up{job="eventwatch",instance="b"}': "1x90"},
+    ),
+    "EventwatchCrashLoop": (
+        {f"process_start_time_seconds{A}": "0+60x90"},
+        {f"process_start_time_seconds{A}": "10x50 20x40"},
+    ),
+    # One leader elsewhere does not make up for it; a standby beside a leader is as it should be.
+    "EventwatchNoLeader": (
+        TWO_ENGINES | {f"eventwatch_leader{A}": "0x90"},
+        TWO_ENGINES
+        | {f"eventwatch_leader{A}": "1x90"}
+        | {
+            'eventwatch_engine_info{job="eventwatch",instance="c",engine="E1"}': "1x90",
+            'eventwatch_leader{job="eventwatch",instance="c"}': "0x90",
+        },
+    ),
+    "EventwatchNoEngine": ({f"eventwatch_ready{A}": "0x90"}, ENGINE | {f"eventwatch_ready{A}": "0x90"}),
+    "EventwatchNotReady": (
+        {f"eventwatch_ready{A}": "0x90", f"eventwatch_leader{A}": "1x90"},
+        {f"eventwatch_ready{A}": "0x90", f"eventwatch_leader{A}": "0x90"},
+    ),
+    "EventwatchStreamDown": (
+        {f"eventwatch_stream_connected{A}": "0x90", f"eventwatch_leader{A}": "1x90"},
+        {f"eventwatch_stream_connected{A}": "0x90", f"eventwatch_leader{A}": "0x90"},
+    ),
+    "EventwatchStreamDeaf": (
+        {'eventwatch_stream_reconnects_total{job="eventwatch",reason="deaf"}': "0+1x90"},
+        {'eventwatch_stream_reconnects_total{job="eventwatch",reason="rotated"}': "0+1x90"},
+    ),
+    "EventwatchSweepLate": (
+        {f"eventwatch_sweep_last_success_timestamp_seconds{A}": "0x90", f"eventwatch_leader{A}": "1x90"},
+        {f"eventwatch_sweep_last_success_timestamp_seconds{A}": "0+60x90", f"eventwatch_leader{A}": "1x90"},
+    ),
+    "EventwatchBrakeEngaged": ({f"eventwatch_brake_engaged{A}": "1x90"}, {f"eventwatch_brake_engaged{A}": "0x90"}),
+    "EventwatchDrift": (
+        {f"eventwatch_drift_corrections_total{A}": "0+5x90"},
+        {f"eventwatch_drift_corrections_total{A}": "0+1x90"},
+    ),
+    "EventwatchSlow": (
+        {
+            'eventwatch_event_latency_seconds_bucket{job="eventwatch",instance="a",le="1"}': "0x90",
+            'eventwatch_event_latency_seconds_bucket{job="eventwatch",instance="a",le="5"}': "0+9x90",
+            'eventwatch_event_latency_seconds_bucket{job="eventwatch",instance="a",le="+Inf"}': "0+9x90",
+        },
+        {
+            'eventwatch_event_latency_seconds_bucket{job="eventwatch",instance="a",le="1"}': "0+9x90",
+            'eventwatch_event_latency_seconds_bucket{job="eventwatch",instance="a",le="+Inf"}': "0+9x90",
+        },
+    ),
+    "EventwatchStopsFail": (
+        {'eventwatch_stops_total{job="eventwatch",result="failed"}': "0+1x90"},
+        {'eventwatch_stops_total{job="eventwatch",result="stopped"}': "0+1x90"},
+    ),
+}
+
+
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
+    rules = (MONITORING / "alerts.yaml").read_text()
+    assert set(re.findall(r"- alert: (\w+)", rules)) == CASES.keys()
+    # By promtool's own view of the firing alerts, of which this test wants to know the names alone.
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in side.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) > bool 0',
+                    "eval_time": "59m",
+                    "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                }
+            ],
+        }
+        for name, sides in CASES.items()
+        for side, fires in zip(sides, (True, False), strict=True)
+    ]
+    file = tmp_path / "tests.json"
+    content = {"rule_files": [str(MONITORING / "alerts.yaml")], "evaluation_interval": "1m", "tests": tests}
+    file.write_text(json.dumps(content))  # JSON is YAML
+    _, promtool = prometheus_and_promtool()
+    code, said = sh(promtool, "test", "rules", file, check=False)
+    assert code == 0, said

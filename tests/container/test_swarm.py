@@ -1,42 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import free_port
 from tests.container.sidecars import START, Container, socket_of
-from tests.container.standin import SIDECAR, output, sh
+from tests.container.standin import ROOT, SIDECAR, output, sh
 from tests.e2e.watching import World, eventually
 
 pytestmark = pytest.mark.usefixtures("sidecar")
 
 STACK = "ew-stack"
-#: The README's stack file, in the host's network, where the tests' database is.
-STACK_FILE = """\
-version: "3.8"
-services:
-  eventwatch:
-    image: {image}
-    user: "65532:{group}"
-    read_only: true
-    cap_drop: [ALL]
-    stop_grace_period: 15s
-    deploy:
-      mode: global
-    networks: [host]
-    volumes: ["{folder}:/engine:ro"]
-    environment:
-      DOCKER_HOST: unix:///engine/{socket}
-      EVENTWATCH_MONGO_URL: {mongo_url}
-      EVENTWATCH_MONGO_DATABASE: {database}
-      EVENTWATCH_NODE_NETWORK: {network}
-      EVENTWATCH_HTTP_LISTEN: 127.0.0.1:{port}
-networks:
-  host:
-    external: true
-"""
+FILE = ROOT / "deploy" / "stack.yaml"
 
 
 @pytest.fixture
@@ -52,24 +28,18 @@ def swarm(docker_url: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("swarm")
-async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm(
-    world: World, docker_url: str, tmp_path: Path
-) -> None:
+async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm(world: World, docker_url: str) -> None:
     socket, port = socket_of(docker_url), free_port()
-    file = tmp_path / "stack.yaml"
-    file.write_text(
-        STACK_FILE.format(
-            image=SIDECAR,
-            group=socket.stat().st_gid,
-            folder=socket.parent,
-            socket=socket.name,
-            mongo_url=world.mongo_url,
-            database=world.database_name,
-            network=world.nodes.network,
-            port=port,
-        )
-    )
-    output("docker", "stack", "deploy", "--resolve-image", "never", "-c", file, STACK)
+    env = {
+        "SIDECAR_IMAGE": SIDECAR,
+        "DOCKER_GID": str(socket.stat().st_gid),
+        "DOCKER_SOCKET_FOLDER": str(socket.parent),
+        "EVENTWATCH_MONGO_URL": world.mongo_url,
+        "EVENTWATCH_MONGO_DATABASE": world.database_name,
+        "EVENTWATCH_NODE_NETWORK": world.nodes.network,
+        "EVENTWATCH_HTTP_LISTEN": f"127.0.0.1:{port}",
+    }
+    sh("docker", "stack", "deploy", "--resolve-image", "never", "-c", FILE, STACK, env=env)
 
     def tasks() -> list[str]:
         return output("docker", "ps", "-q", "-f", f"label=com.docker.stack.namespace={STACK}").split()
@@ -80,6 +50,14 @@ async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm(
     node = await world.start("swarmed")
     await world.becomes_true()
     await node.kill()
+    await world.becomes_true()
+    # An update: the new one takes the lease and the port of the old one.
+    [before] = tasks()
+    update = ("docker", "service", "update", "--force", "--detach", "--no-resolve-image", f"{STACK}_eventwatch")
+    output(*update, within=120)
+    await eventually(lambda: tasks() and before not in tasks(), START)
+    await Container(tasks()[0], f"http://127.0.0.1:{port}").wait_ready()
+    await node.start()
     await world.becomes_true()
     output("docker", "stack", "rm", STACK)
     await eventually(lambda: not tasks(), START)

@@ -125,13 +125,13 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_the_sdist_has_all_that_a_reader_needs(built: Built) -> None:
     there = files(built.sdist)
-    for folder in ("eventwatch", "tests", ".ci"):
+    for folder in ("eventwatch", "tests", ".ci", "deploy", "docs"):
         copied = shutil.ignore_patterns(*DERIVED)
         wanted = {f"{folder}/{name}" for name in files_of_tree(ROOT / folder, copied)}
         assert wanted <= there, wanted - there
     assert set(NEEDED) <= there
     top = {name.partition("/")[0] for name in there}
-    assert top == {"eventwatch", "tests", ".ci", *NEEDED, "PKG-INFO", ".gitignore"}
+    assert top == {"eventwatch", "tests", ".ci", "deploy", "docs", *NEEDED, "PKG-INFO", ".gitignore"}
 
 
 def files_of_tree(folder: Path, ignored: Any) -> set[str]:

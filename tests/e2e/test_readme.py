@@ -8,7 +8,7 @@ Not run here, since other tests do or they would run these tests themselves, but
 - `docker compose ...`: the files must be there, and have the service and the variables. test_compose.py and
   test_secrets.py run them, with images that stand in for those of a registry.
 - `pip install ...`: pyproject.toml must have the extra. test_package.py installs it.
-- the stack for a Swarm: it must be the file that test_swarm.py deploys.
+- `docker stack deploy ...`: the file must be there. test_swarm.py deploys it.
 - the manager: it must be the file that test_manager.py runs. The line that waits: the file must wait like that.
 - the picture: its words must be modules. The lines of the log: the program must say such lines.
 """
@@ -32,7 +32,6 @@ from typing import Final
 import pytest
 
 from tests.conftest import free_address
-from tests.container.test_swarm import STACK_FILE
 from tests.e2e.test_embedding import environment, served
 from tests.e2e.watching import Program, World, eventually, program, run_program
 from tests.nodes import Node
@@ -46,10 +45,9 @@ EMBEDDED: Final = ("python", "async def nodes()")
 MANAGER: Final = ("python", "async def pass_on(")
 WAITED: Final = ("python", "await wait_for(node_id")
 REPLAYED: Final = ("python", "played.until")
-STACK: Final = ("yaml", "mode: global")
 LOG: Final = ("text", " status updated: ")
 PICTURE: Final = ("text", "Docker Engine ──events──▶")
-CLAIMS: Final = (EMBEDDED, MANAGER, WAITED, REPLAYED, STACK, LOG, PICTURE)
+CLAIMS: Final = (EMBEDDED, MANAGER, WAITED, REPLAYED, LOG, PICTURE)
 
 
 def claimed(block: Block, claim: tuple[str, str]) -> bool:
@@ -304,6 +302,9 @@ def test_a_command_of_another_program_names_what_is_there(command: str) -> None:
         assert re.search(rf"^{words[1]}:.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["docker", "compose"]:
         names_what_is_in_compose(words[2:], variables)
+    elif words[:3] == ["docker", "stack", "deploy"]:
+        text = (ROOT / words[words.index("-c") + 1]).read_text()
+        assert [variable for variable in variables if f"${{{variable}:" not in text] == []
     elif words[:2] == ["pip", "install"] and not variables:
         name, extra = re.fullmatch(r"(\w+)\[(\w+)\]", words[2]).groups()  # type: ignore[union-attr]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -397,19 +398,6 @@ def test_the_manager_is_the_one_that_serves_sessions_in_a_test() -> None:
     assert len(manager.splitlines()) < 80
     waits = the_block(WAITED).partition("#")[0].partition("wait_for(")[2].strip()
     assert waits.replace("node_id", "container.id") in manager
-
-
-def test_the_stack_is_the_one_that_is_deployed_in_the_test_of_a_swarm() -> None:
-    assert the_block(STACK) == STACK_FILE.format(
-        image="eventwatch:latest",
-        group=999,
-        folder="/var/run",
-        socket="docker.sock",
-        mongo_url="mongodb://database.example:27017/?replicaSet=rs0",
-        database="TSM",
-        network="tool-server-network",
-        port=9471,
-    )
 
 
 def test_the_parts_in_the_picture_are_modules() -> None:
