@@ -79,6 +79,14 @@ async def database(mongo_url: str) -> AsyncIterator[str]:
         await client.drop_database(name)
 
 
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended: pymongo on Python 3.11 loses a cancellation now and then."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1)
+
+
 def why_unreachable(url: str) -> str:
     parts = urlsplit(url)
     try:

@@ -12,10 +12,11 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.conftest import end
 from tests.e2e.watching import Document, World, ago, true_fields
 from tests.nodes import Node
 
@@ -102,10 +103,7 @@ async def replacing(world: World, nodes: list[Node]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks)
+        await end(*tasks)
 
 
 async def eight_nodes(world: World) -> list[Node]:

@@ -34,6 +34,7 @@ from eventwatch.errors import EngineError
 from eventwatch.model import Change, Event, Observation
 from eventwatch.reconciler import Reconciler
 from eventwatch.store import ENGINES, checker_id
+from tests.conftest import end
 from tests.nodes import NODE_PORT, Node, Nodes
 
 Document = dict[str, Any]
@@ -181,9 +182,7 @@ async def filmed(collection: AsyncCollection[Document]) -> AsyncIterator[Film]:
         try:
             yield film
         finally:
-            rolling.cancel()
-            with suppress(asyncio.CancelledError):
-                await rolling
+            await end(rolling)
 
 
 @dataclass(frozen=True)

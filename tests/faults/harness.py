@@ -31,6 +31,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
+from tests.conftest import end
 from tests.e2e.watching import ago, manager_document, true_fields
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.nodes import Node, Nodes
@@ -439,8 +440,7 @@ class World:
             finally:
                 stop.set()
                 await asyncio.wait(work, timeout=2 * CALL)
-                for task in work:
-                    task.cancel()
+                await end(*work)
 
 
 # -- the oracle ---------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from typing import Any, Final, TypeVar
 from pymongo.errors import OperationFailure, PyMongoError
 
 import eventwatch.store  # noqa: F401 - it mends the driver
+from tests.conftest import end
 from tests.e2e.watching import eventually, true_fields
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.faults.harness import (
@@ -419,8 +420,7 @@ class Soak:
                 await self._cycle()
                 self._count()
                 self.figures.save()
-            for task in beside:
-                task.cancel()
+            await end(*beside)
 
     async def _cycle(self) -> None:
         faults = self._choose()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import end
 from tests.engines import PrivateMongo
 from tests.faults.harness import CALL, Eventwatch, Oracle, Row, World, times
 from tests.faults.proxies import Wire
@@ -73,8 +74,7 @@ async def followed(world: World) -> AsyncIterator[Epochs]:
             yield epochs
         finally:
             await asyncio.sleep(0.3)  # for what the database has accepted and not told yet
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await end(following)
 
 
 async def holder_pid(world: World) -> int | None:
