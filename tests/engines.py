@@ -472,7 +472,9 @@ def mounts_under(folder: Path) -> list[str]:
 
 
 def remove_cgroups(name: str) -> None:
-    for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
+    # Not by glob(), which fails where another engine's container ends meanwhile.
+    groups = [Path(parent, name) for parent, folders, _ in os.walk("/sys/fs/cgroup") if name in folders]
+    for group in groups:
         for folder, _, _ in os.walk(group, topdown=False):
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()

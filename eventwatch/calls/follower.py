@@ -18,6 +18,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import pymongo
+from bson.errors import BSONError
 from loguru import logger
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure, PyMongoError
@@ -42,6 +43,8 @@ RETRY: Final = Pace(base=0.05, cap=0.5)
 STREAM_WAIT: Final = 1.0
 #: Seconds between attempts to end a task: pymongo on Python 3.11 loses a cancellation now and then.
 INSIST: Final = 1.0
+#: What a read raises when the server does not answer, or answers what cannot be decoded.
+UNREADABLE: Final = (PyMongoError, BSONError, UnicodeError, OverflowError)
 PIPELINE: Final = [{"$project": {"documentKey": 1, "operationType": 1}}]
 
 
@@ -136,7 +139,7 @@ class Follower:
                 self._has_unread.clear()
             try:
                 found = await self._find(chosen)
-            except PyMongoError as error:
+            except UNREADABLE as error:
                 self.trouble = reason_of(error)
                 self._mark(*chosen)
                 await asyncio.sleep(backoff.next_delay())
@@ -203,7 +206,7 @@ class Follower:
 _followers: WeakKeyDictionary[asyncio.AbstractEventLoop, Follower] = WeakKeyDictionary()
 
 
-def reason_of(error: PyMongoError) -> str:
+def reason_of(error: Exception) -> str:
     """What the driver says went wrong, without its account of the whole deployment."""
     return printable(str(error).partition(", Timeout:")[0], 200)
 

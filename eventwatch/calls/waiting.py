@@ -16,9 +16,8 @@ from typing import Any, Final, Literal, Protocol
 
 import pymongo
 from pydantic import ValidationError
-from pymongo.errors import PyMongoError
 
-from eventwatch.calls.follower import DEADLINE, Followed, Follower, get_follower, reason_of
+from eventwatch.calls.follower import DEADLINE, UNREADABLE, Followed, Follower, get_follower, reason_of
 from eventwatch.calls.here import get_here
 from eventwatch.documents import ToolServerNode, node_collection, tolerant
 from eventwatch.engine import DockerEngine
@@ -192,7 +191,7 @@ async def find_node(node_id: str) -> ToolServerNode | None:
     try:
         with pymongo.timeout(DEADLINE):
             document = await tolerant(node_collection()).find_one({"_id": node_id})
-    except PyMongoError as error:
+    except UNREADABLE as error:
         raise StoreError(f"Node {node_id[:12]} cannot be read: {reason_of(error)}") from None
     return None if document is None else read_node(document)
 

@@ -55,8 +55,12 @@ async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm(world: 
     [before] = tasks()
     update = ("docker", "service", "update", "--force", "--detach", "--no-resolve-image", f"{STACK}_eventwatch")
     output(*update, within=120)
-    await eventually(lambda: tasks() and before not in tasks(), START)
-    await Container(tasks()[0], f"http://127.0.0.1:{port}").wait_ready()
+
+    def successor() -> list[str]:
+        return [task for task in tasks() if task != before]
+
+    [after] = await eventually(successor, START)
+    await Container(after, f"http://127.0.0.1:{port}").wait_ready()
     await node.start()
     await world.becomes_true()
     output("docker", "stack", "rm", STACK)
