@@ -49,9 +49,9 @@ async def run(_: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch run`."""
     # Each connection of a client that waits takes a descriptor; the usual limit of 1024 is for programs of old.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or soft < min(hard, DESCRIPTORS)):
-        limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+    limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     app = Application(settings)
     loop = asyncio.get_running_loop()
 
@@ -182,7 +182,7 @@ async def _create_user(name: str, password_file: Path | None, settings: Settings
                 created = await create_user(url, database, name=name, password=password)
                 break
             except StoreError as error:
-                if getattr(error, "permanent", False) or asyncio.get_running_loop().time() > deadline:
+                if error.permanent or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.5)
     say(f"User {name} {'created' if created else 'updated'}: may read and write database {database}, nothing else")

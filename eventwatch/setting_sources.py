@@ -25,7 +25,7 @@ from pydantic_settings import (
     SecretsSettingsSource,
 )
 
-from eventwatch.text import path_of
+from eventwatch.text import path_of, why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -175,7 +175,7 @@ def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> N
     except UnicodeDecodeError:
         problems[name] = Problem("cannot be read, it is not UTF-8 text", str(path))
     except (OSError, ValueError) as error:
-        problems[name] = Problem(f"cannot be read, {getattr(error, 'strerror', None) or error}", str(path))
+        problems[name] = Problem(f"cannot be read, {why_unreadable(error)}", str(path))
     else:
         found[name] = Text(text, name, str(path))
 

@@ -714,7 +714,7 @@ async def create_user(url: str, database: str, *, name: str, password: str) -> b
     """
     roles = [{"role": "readWrite", "db": database}]
     async with open_store(url, database), _deadline(f"creating the user {name}"):
-        admin = ToolServerNode.get_pymongo_collection().database.client.get_database("admin")
+        admin = node_collection().database.client.get_database("admin")
         try:
             await admin.command("createUser", name, pwd=password, roles=roles)
         except OperationFailure as error:
@@ -758,7 +758,7 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
                 skip_indexes=True,
             )
             # init_beanie asks for the server's version only; reading proves that the login may do its work.
-            await ToolServerNode.get_pymongo_collection().find_one({}, {"_id": 1})
+            await node_collection().find_one({}, {"_id": 1})
         store = Store()
         returns.watch_for(store)
         yield store

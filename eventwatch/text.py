@@ -31,5 +31,10 @@ def path_of(text: str | Path) -> Path:
         return path
 
 
+def why_unreadable(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, without its name; ValueError is for a name that no file can have."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")

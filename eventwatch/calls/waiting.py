@@ -108,12 +108,7 @@ class _Waiter:
                 if node.status in ENDED and self._condition != "deleted":
                     await self._raise_if_ended(node)
                     look_again = LOOK_AGAIN
-            try:
-                async with asyncio.timeout(look_again) as looking:
-                    await followed.changed.wait()
-            except TimeoutError:
-                if not looking.expired():
-                    raise
+            await self._changes_within(look_again)
 
     async def _raise_if_ended(self, node: ToolServerNode) -> None:
         """NodeDiedError if the node has ended, as the engine says too or cannot say."""
@@ -131,7 +126,8 @@ class _Waiter:
         if ending is not None:
             raise NodeDiedError(f"Node {node.id[:12]} has ended: {ending}")
 
-    async def _changes_within(self, seconds: float) -> bool:
+    async def _changes_within(self, seconds: float | None) -> bool:
+        """Wait until the document changed, for so long at most; whether it did."""
         try:
             async with asyncio.timeout(seconds) as deadline:
                 await self._followed.changed.wait()

@@ -25,7 +25,7 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from eventwatch.errors import ConfigError
-from eventwatch.text import path_of
+from eventwatch.text import path_of, why_unreadable
 
 #: Bytes of a token file; more is no token but a mistake.
 LONGEST_TOKEN: Final = 4096
@@ -134,9 +134,7 @@ def read_token(file: str) -> bytes:
         with path.open("rb") as stream:
             token = stream.read(LONGEST_TOKEN + 1).strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{setting}: {file} cannot be read, {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise ConfigError(f"{setting}: {file} cannot be read, {why_unreadable(error)}") from None
     if not token:
         raise ConfigError(f"{setting}: {file} is empty")
     if len(token) > LONGEST_TOKEN or re.fullmatch(rb"[!-~]+", token) is None:
@@ -152,8 +150,7 @@ def load_tls(cert_file: str, key_file: str) -> ssl.SSLContext:
             if not path_of(file).read_bytes().strip():
                 raise ConfigError(f"{setting}: {file} is empty")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{setting}: {file} cannot be read, {reason}") from None
+            raise ConfigError(f"{setting}: {file} cannot be read, {why_unreadable(error)}") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     cert, key = (str(path_of(file)) for _, file in files)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -107,13 +106,13 @@ class ChangeFeed:
             for change in kept:
                 yield change
             while True:
-                new: Numbered | None = None
-                silent = True
-                with suppress(TimeoutError):
+                try:
                     async with asyncio.timeout(SILENCE):
                         new = await queue.get()
-                        silent = False
-                if new is None and not silent:
+                except TimeoutError:
+                    yield None
+                    continue
+                if new is None:
                     return
                 yield new
         finally:

@@ -78,6 +78,11 @@ class Scene:
         for _ in range(30):
             await asyncio.sleep(0)
 
+    async def pass_seconds(self, count: int) -> None:
+        for _ in range(count):
+            self.clock.advance(1)
+            await self.settle()
+
     async def say(self, *items: Event | EngineError | None, connection: int = -1) -> None:
         for item in items:
             self.engine.connections[connection].put_nowait(item)
@@ -159,9 +164,7 @@ async def test_an_engine_that_ends_every_stream_at_once_is_no_hot_loop(scene: Sc
 async def test_a_refusing_engine_is_asked_again_for_ever_and_within_a_second_of_its_return(scene: Scene) -> None:
     scene.engine.refusing = True
     await scene.say(EngineError("gone"))
-    for _ in range(3600):
-        scene.clock.advance(1)
-        await scene.settle()
+    await scene.pass_seconds(3600)
     scene.engine.refusing = False
     scene.clock.advance(1.01)
     await scene.settle()
@@ -172,13 +175,9 @@ async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_is_over(scen
     with logged("INFO") as lines:
         scene.engine.refusing = True
         await scene.say(EngineError("broke"))
-        for _ in range(700):
-            scene.clock.advance(1)
-            await scene.settle()
+        await scene.pass_seconds(700)
         scene.engine.refusing = False
-        for _ in range(2):
-            scene.clock.advance(1)
-            await scene.settle()
+        await scene.pass_seconds(2)
     first, second = texts(lines)
     assert first == "refused. Retrying until it is back"
     assert re.fullmatch(r"The engine is back after 70[0-2]\.\d s, event stream open", second)
