@@ -28,7 +28,7 @@ from loguru import logger
 from eventwatch.backoff import Pace
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
-from eventwatch.calls.waiting import find_node, wait_for
+from eventwatch.calls.waiting import find_ids, find_node, wait_for
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
@@ -246,8 +246,8 @@ class Application:
         if self.settings.http_address:
             self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
-                wait=self.wait_for_node,
+                statuses=self.statuses, doubts=self.doubts, notes=self.notes, find=find_ids,
+                read=self.read_node, wait=self.wait_for_node,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, self.pages))

@@ -18,9 +18,10 @@ from eventwatch import readiness
 from eventwatch.errors import EventwatchError
 from tests.certificates import make_certificates
 from tests.conftest import free_address
+from tests.e2e.test_embedding import environment
 from tests.e2e.test_operator import ask
 from tests.e2e.test_page import browser, shows, text_of
-from tests.e2e.watching import World, eventually
+from tests.e2e.watching import World, eventually, program
 
 TOKEN = "correct-horse-battery"
 
@@ -171,3 +172,18 @@ async def test_a_name_is_served_once_it_is_allowed(world: World) -> None:
     ):
         for host, status in (("sidecar:9471", 200), ("eventwatch", 200), ("other", 421)):
             assert (await client.get("/api/nodes", headers={"Host": host})).status_code == status
+
+
+async def test_a_standby_shows_a_node_by_the_beginning_of_its_id_too(world: World, tmp_path: Path) -> None:
+    node, address = await world.start("one"), free_address()
+    env = environment(world, EVENTWATCH_HTTP_LISTEN=address)
+    async with (
+        world.watching(),
+        program("-m", "eventwatch", "run", env=env, cwd=tmp_path) as standby,
+        httpx.AsyncClient(base_url=f"http://{address}") as client,
+    ):
+        await standby.says("Standing by")
+        for asked in (node.id, node.id[:12]):
+            assert (await client.get(f"/api/nodes/{asked}")).json()["status"] == await world.status(node)
+        nobodys = node.id[:11] + ("1" if node.id[11] == "0" else "0")
+        assert (await client.get(f"/api/nodes/{nobodys}")).status_code == 404

@@ -52,6 +52,9 @@ class Served:
         self.built += 1
         return {"node_id": node_id, "status": self.nodes[node_id], "padding": "x" * 200}
 
+    async def find(self, beginning: str) -> list[str]:
+        return [node_id for node_id in self.nodes if node_id.startswith(beginning)][:2]
+
     async def read(self, node_id: str) -> dict[str, Any] | None:
         return self.node(node_id) if node_id in self.nodes else None
 
@@ -71,9 +74,8 @@ class Served:
     async def running(self, access: Access | None = None, host: str = "127.0.0.1") -> AsyncIterator[Served]:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
-            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", read=self.read,
-            wait=self.wait,
-            access=access or Access(),
+            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find,
+            read=self.read, wait=self.wait, access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
             yield self
@@ -145,6 +147,25 @@ async def test_whole_ids_are_for_those_who_have_shown_a_token() -> None:
             assert [ID in text for text in said] == [whole] * 4
             assert (await client.get(f"/api/nodes/{ID}")).json()["node_id"] == ID
         served.port = free_port()
+
+
+async def test_without_a_token_no_answer_depends_on_a_digit_that_is_not_shown() -> None:
+    """Else whoever may ask finds out a session digit by digit, with at most 16 questions for each."""
+    bearer = {"Authorization": "Bearer t0ken"}
+    other = ID[:-1] + "0"
+    assert other < ID
+    for access, headers, told in ((Access(), {}, False), (Access(token=b"t0ken"), bearer, True)):
+        answers = []
+        for node_id in (ID, other):
+            served = Served({node_id: "running"})
+            async with served.running(access), served.client(headers=headers) as client:
+                asked = [f"/api/nodes/{ID[:length]}" for length in (*range(4, 13), 13, 40, 63)]
+                asked += [f"/api/nodes?after={ID[:length]}" for length in (12, 13, 40, 63)]
+                asked += [f"/api/nodes/{ID[:60]}?until=healthy&timeout=0", f"/api/nodes?after={ID[:-1]}7"]
+                replies = [await client.get(path) for path in asked]
+                answers.append([(reply.status_code, reply.text) for reply in replies])
+        assert (answers[0] != answers[1]) is told
+        assert [code for code, _ in answers[0]][:12] == [200] * 9 + [200 if told else 400] * 3
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "many", "1e3", "10 ", "99999999999999999999"])

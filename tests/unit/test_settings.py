@@ -582,7 +582,7 @@ def test_activities_are_read_with_their_thresholds(written: str, found: dict[str
 
 
 @pytest.mark.parametrize(
-    "written", ["disk", "cpu=0", "cpu=-1", "cpu=nan", "cpu,cpu", "cpu=1e9", "network=x", "cpu=²"]
+    "written", ["disk", "cpu=0", "cpu=-1", "cpu=nan", "cpu,cpu", "cpu=1e9", "network=x", "cpu=²", ",", "cpu,"]
 )
 def test_other_activities_are_refused(written: str) -> None:
     with pytest.raises(ValidationError, match="must be cpu, network or both"):
