@@ -35,7 +35,7 @@ from eventwatch.http.connections import Connections
 from eventwatch.http.feed import MOST_READERS, ChangeFeed, Missed
 from eventwatch.metrics import Metrics
 from eventwatch.model import CONDITIONS, is_container_id
-from eventwatch.readiness import IDENTITY
+from eventwatch.nearby import IDENTITY
 
 CONNECTIONS: Final = web.AppKey("connections", Connections)
 STATIC: Final = Path(__file__).parent / "static"
@@ -79,7 +79,7 @@ class Pages:
     feed: ChangeFeed
     node_ids: Callable[[], Iterable[str]]
     node: Callable[[str], Mapping[str, Any] | None]
-    statuses: Callable[[], Iterable[str | None]]
+    states: Callable[[], Iterable[tuple[str | None, str | None]]]
     doubts: Callable[[], list[str]]
     notes: Callable[[], list[str]]
     #: The ids of two nodes at most that begin so, whoever keeps them. Raises StoreError.
@@ -148,7 +148,7 @@ class Pages:
         """For Prometheus."""
 
         async def make() -> Answer:
-            self.metrics.show_nodes(self.statuses())
+            self.metrics.show_nodes(self.states())
             self.metrics.ready.set(not self.doubts())
             return Answer(generate_latest(self.metrics.registry), {"Content-Type": CONTENT_TYPE_LATEST})
 

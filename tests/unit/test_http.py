@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from eventwatch import web as pages_module
-from eventwatch.errors import ConfigError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
+from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
 from eventwatch.http import answers, connections, feed
 from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
@@ -74,7 +74,8 @@ class Served:
     async def running(self, access: Access | None = None, host: str = "127.0.0.1") -> AsyncIterator[Served]:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
-            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find,
+            states=lambda: ((status, None) for status in self.nodes.values()),
+            doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find,
             read=self.read, wait=self.wait, access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
@@ -271,8 +272,26 @@ async def test_a_flood_of_pages_holds_up_no_probe_and_little_of_the_loop() -> No
 
 async def test_metrics_count_the_nodes_without_building_them() -> None:
     async with Served(many(30)).running() as served, served.client() as client:
-        assert 'eventwatch_nodes{status="running"} 30.0' in (await client.get("/metrics")).text
+        said = (await client.get("/metrics")).text
+        assert 'eventwatch_nodes{status="running"} 30.0' in said
+        # What is nobody's word counts as well.
+        assert 'eventwatch_nodes_health{health="other"} 30.0' in said
         assert served.built == 0
+
+
+async def test_metrics_count_what_failed_by_the_part_that_did() -> None:
+    async def failures(client: httpx.AsyncClient) -> list[float]:
+        said = (await client.get("/metrics")).text
+        parts = ("engine", "database", "internal")
+        return [float(re.findall(rf'eventwatch_errors_total{{part="{part}"}} (\S+)', said)[0]) for part in parts]
+
+    async with Served().running() as served, served.client() as client:
+        before = await failures(client)
+        EngineError("away")
+        StoreError("away")
+        await asyncio.sleep(answers.MOMENT + 0.1)
+        after = await failures(client)
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 0]
 
 
 async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
