@@ -64,6 +64,9 @@ class Served:
             self.waited.append((node_id, condition, seconds))
         return self.node(node_id)
 
+    async def changes(self, node_id: str) -> list[dict[str, Any]]:
+        return [{"node_id": node_id, "new": {"status": "exited"}}] if node_id == ID else []
+
     def client(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)
 
@@ -72,7 +75,7 @@ class Served:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
             statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", read=self.read,
-            wait=self.wait,
+            wait=self.wait, changes=self.changes,
             access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
