@@ -21,14 +21,14 @@ from aiodocker import Docker
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
-from tests.nodes import Nodes
+from tests.nodes import SLOW, Nodes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-MONGOD_START_TIMEOUT = 30.0
+MONGOD_START_TIMEOUT = 30.0 * SLOW
 REPLICA_SET = "eventwatch-tests"
-NETWORKS_DEADLINE = 20.0
+NETWORKS_DEADLINE = 20.0 * SLOW
 #: Left for `.ci/run` when the engine's network code has locked up, which each further test would wait for in vain.
 WEDGED = Path(__file__).parents[1] / ".cache" / "engine-wedged"
 #: Names the file that keeps the tests that have passed, an id as JSON a line.
