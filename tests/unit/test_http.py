@@ -269,7 +269,7 @@ async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytes
     async with served.running():
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5 * SLOW)
         with contextlib.suppress(ConnectionError):
             assert len(await reader.read(-1)) < 20_000_000
         await left(writer)
