@@ -15,6 +15,7 @@ from eventwatch.app import Application
 from eventwatch.web import PROBES
 from tests.conftest import free_address
 from tests.e2e.watching import ROOT, World
+from tests.nodes import SLOW
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 #: For people and browsers.
@@ -58,13 +59,14 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
                 *(one, one[:-52], f"{one}?until=running", f"{one}?until=healthy&timeout=100ms", f"{one}?until=x"),
                 *(f"/api/nodes/{absent}", f"/api/nodes/{absent}?until=deleted"),
             ],
+            "/api/nodes/{id}/changes": [f"{one}/changes", f"{one[:-50]}/changes", "/api/nodes/x/changes"],
             "/api/changes": ["/api/changes?from=then"],
         }
         met = {path: {check_one(path, await client.get(url)) for url in urls} for path, urls in asked.items()}
         assert met["/api/nodes/{id}"] == {200, 400, 404, 408}
         await node.kill()
         assert check_one("/api/nodes/{id}", await client.get(f"{one}?until=healthy")) == 410
-        async with asyncio.timeout(5), client.stream("GET", "/api/changes") as reply:
+        async with asyncio.timeout(5 * SLOW), client.stream("GET", "/api/changes") as reply:
             assert reply.headers["Content-Type"].startswith("text/event-stream")
             async for line in reply.aiter_lines():
                 if line.startswith("data: "):

@@ -31,6 +31,7 @@ from eventwatch.web import Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
+from tests.nodes import SLOW
 
 ID = "0123456789ab" * 5 + "cdef"
 CHANGE = Change(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
@@ -67,6 +68,9 @@ class Served:
             self.waited.append((node_id, condition, seconds))
         return self.node(node_id)
 
+    async def changes(self, node_id: str) -> list[dict[str, Any]]:
+        return [{"node_id": node_id, "new": {"status": "exited"}}] if node_id == ID else []
+
     def client(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)
 
@@ -76,7 +80,7 @@ class Served:
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
             states=lambda: ((status, None) for status in self.nodes.values()),
             doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find,
-            read=self.read, wait=self.wait, access=access or Access(),
+            read=self.read, wait=self.wait, changes=self.changes, access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
             yield self
@@ -162,6 +166,7 @@ async def test_without_a_token_no_answer_depends_on_a_digit_that_is_not_shown() 
             async with served.running(access), served.client(headers=headers) as client:
                 asked = [f"/api/nodes/{ID[:length]}" for length in (*range(4, 13), 13, 40, 63)]
                 asked += [f"/api/nodes?after={ID[:length]}" for length in (12, 13, 40, 63)]
+                asked += [f"/api/nodes/{ID[:13]}/changes"]
                 asked += [f"/api/nodes/{ID[:60]}?until=healthy&timeout=0", f"/api/nodes?after={ID[:-1]}7"]
                 replies = [await client.get(path) for path in asked]
                 answers.append([(reply.status_code, reply.text) for reply in replies])
@@ -305,7 +310,7 @@ async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytes
     async with served.running():
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5 * SLOW)
         with contextlib.suppress(ConnectionError):
             assert len(await reader.read(-1)) < 20_000_000
         await left(writer)
@@ -347,7 +352,7 @@ async def read_changes(
     events: list[tuple[str, str, Any]] = []
     fields: dict[str, str] = {}
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(5 * SLOW),
         served.client(headers=headers) as client,
         client.stream("GET", f"/api/changes{query}") as reply,
     ):
@@ -748,7 +753,7 @@ async def test_idle_and_half_sent_requests_end(small: Callable[..., None], sent:
     async with Served().running() as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(sent)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(3 * SLOW):
             with contextlib.suppress(ConnectionError):
                 await reader.read(-1)
         await left(writer)
@@ -770,7 +775,7 @@ async def test_a_request_that_is_no_http_is_answered_without_a_traceback_or_a_ba
         for sent in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
             writer.write(sent)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(3 * SLOW):
                 answer = await reader.read(-1)
             assert answer.startswith(b"HTTP/1.0 400 ")
             assert b"aiohttp" not in answer.lower()
