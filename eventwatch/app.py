@@ -112,6 +112,7 @@ class Application:
             pid=os.getpid(),
             host=socket.gethostname(),
             version=eventwatch_version(),
+            settings=settings.judging(),
         )
         #: Set once the database is set up: from then on the Beanie documents can be used.
         self.ready = asyncio.Event()
