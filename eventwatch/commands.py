@@ -36,6 +36,7 @@ from eventwatch.report import (
     compare_nodes,
     explain_node,
     identity_of,
+    is_terminal,
     node_table,
     select_nodes,
     settings_in_force,
@@ -137,7 +138,7 @@ async def status(arguments: argparse.Namespace, settings: Settings) -> None:
                 sort=arguments.sort,
             )  # fmt: skip
 
-        if arguments.watch and not arguments.json and sys.stdout.isatty():
+        if arguments.watch and not arguments.json and is_terminal():
             with Live(node_table([], arguments.columns), auto_refresh=False) as live:
                 while True:
                     live.update(node_table(await look(), arguments.columns), refresh=True)

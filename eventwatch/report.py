@@ -8,7 +8,6 @@ knows nothing of it. Text from outside is cleaned, and cut where it is shown on 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -295,9 +294,14 @@ class _Screen(Console):
         raise BrokenPipeError
 
 
+def is_terminal() -> bool:
+    """Whether standard output is a terminal, or is to be treated like one (FORCE_COLOR)."""
+    return _Screen().is_terminal
+
+
 def show(reports: Sequence[NodeReport], columns: Sequence[str]) -> None:
     """Print the nodes: as a table to a terminal, as plain lines elsewhere."""
-    if sys.stdout.isatty():
+    if is_terminal():
         _Screen().print(node_table(reports, columns))
     else:
         print("\n".join(node_lines(reports, columns)), flush=True)  # noqa: T201
