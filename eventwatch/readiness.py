@@ -25,7 +25,7 @@ from eventwatch.text import path_of
 DEADLINE: Final = 4.0
 STANDBY: Final = "lease: standing by,"
 #: What begins a line that is no doubt.
-NOTES: Final = ("clock:", "nodes:")
+NOTES: Final = ("clock:", "nodes:", "fleet:")
 #: The header by which an answer says whose it is: a process id, and what `identity` says.
 IDENTITY: Final = "X-Eventwatch"
 #: Where Linux tells who listens, and how it says so.

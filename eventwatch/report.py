@@ -16,6 +16,7 @@ from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.history import PastChange, read_changes
 from eventwatch.model import Observation, Owner, Recorded
+from eventwatch.pipeline.members import Members
 from eventwatch.policy import (
     as_utc,
     claim_on,
@@ -31,6 +32,8 @@ from eventwatch.sweeper import CONCURRENCY
 from eventwatch.text import printable
 
 _COLOURS = {"running": "green", "stopping": "yellow", "paused": "yellow", "exited": "red", "dead": "red"}
+#: Nodes that are listed when no engine says whose to list.
+MOST: Final = 1000
 #: Characters shown of one value.
 CELL: Final = 200
 
@@ -55,16 +58,25 @@ class NodeReport:
 
 
 async def report_nodes(store: Store, engine: Engine, settings: Settings) -> list[NodeReport]:
-    """Every node, oldest document first."""
+    """Every node of this engine; where it does not say who it is, of any engine, `MOST` of them."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def report(recorded: Recorded) -> NodeReport:
         async with slots:
             return await report_node(recorded, owners.get(recorded.node_id), engine, settings)
 
-    documents = await store.read()
+    documents = await _own_documents(store, engine)
     owners = await store.read_owners(documents)
     return list(await asyncio.gather(*(report(node) for node in documents.values())))
+
+
+async def _own_documents(store: Store, engine: Engine) -> dict[str, Recorded]:
+    try:
+        engine_id = (await engine.identify()).id
+        owned, _ = await store.read_owned(engine_id)
+        return await Members(engine, store).find(engine_id, owned=owned)
+    except EngineError:
+        return await store.read_some(MOST)
 
 
 async def report_node(recorded: Recorded, owner: Owner | None, engine: Engine, settings: Settings) -> NodeReport:
