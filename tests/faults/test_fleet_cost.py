@@ -21,41 +21,23 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
-from eventwatch.store import ENGINES, INDEXES, OWNERS, checker_id
+from eventwatch.store import INDEXES
 from tests.conftest import find_mongod, free_address, free_port
-from tests.e2e.watching import ago, manager_document
 from tests.faults.harness import OUR_VARIABLES, ROOT, Document, Eventwatch, Oracle, World
+from tests.fleet import EACH, crowd
 
 LEADS = "Nodes status checker started."
 ENGINES_AWAY = 1000
-EACH = 100
 #: What a login needs, but for `createIndex`.
 LACKING = ("find", "insert", "update", "remove", "listCollections", "listIndexes", "changeStream")
 #: Documents that a query may examine besides those of the nodes.
 BESIDES = 20
 
 
-async def crowd(database: AsyncDatabase[Document]) -> None:
-    """What a thousand other engines leave: documents, owners and checkers, every second checker long dead."""
-    rows: dict[str, list[Document]] = {"ToolServerNode": [], "NodeChecker": [], OWNERS: [], ENGINES: []}
-    for engine in range(ENGINES_AWAY):
-        name = f"engine {engine}"
-        ids = [f"{engine:08x}{node:056x}" for node in range(EACH)]
-        stamp: Document = {"engine_id": name, "epoch": 1, "status": "running", "ip": "10.0.0.1"}
-        # Every tenth document was replaced by its manager, which knows no engines.
-        rows["ToolServerNode"] += [manager_document(i, **(stamp if n % 10 else {})) for n, i in enumerate(ids)]
-        rows[OWNERS] += [{"_id": i, "engine_id": name, "host": name} for i in ids]
-        checker = {"_id": checker_id(name), "manager_id": name, "engine_id": name, "host": name, "epoch": 1}
-        rows["NodeChecker"].append({**checker, "expires_at": ago(3600 if engine % 2 else -3600)})
-        rows[ENGINES].append({"_id": checker_id(name), "engine_id": name, "epoch": 1})
-    for collection, documents in rows.items():
-        await database[collection].insert_many(documents, ordered=False)
-
-
 @pytest.fixture
 async def crowded(world: World) -> AsyncDatabase[Document]:
     database = world.client[world.database]
-    await crowd(database)
+    await crowd(database, ENGINES_AWAY)
     return database
 
 
