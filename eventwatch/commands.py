@@ -40,6 +40,8 @@ from eventwatch.text import printable
 
 #: Characters shown of a name that was asked for.
 NAMED: Final = 80
+#: Columns of a table of engines in a file.
+WIDE: Final = 200
 #: Descriptors that `run` asks for.
 DESCRIPTORS: Final = 16_384
 
@@ -139,7 +141,7 @@ async def engines(arguments: argparse.Namespace, settings: Settings) -> None:
     if arguments.json:
         say(json.dumps([as_json(record) for record in records]))
     else:
-        show(engine_table(records))
+        show(engine_table(records), width=WIDE)
 
 
 async def forget(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -123,9 +123,12 @@ class _Screen(Console):
         raise BrokenPipeError
 
 
-def show(table: Table) -> None:
-    """Print a table to standard output."""
-    _Screen().print(table)
+def show(table: Table, *, width: int | None = None) -> None:
+    """Print a table to standard output; where that is no terminal, so many columns wide."""
+    screen = _Screen()
+    if width is not None and not screen.is_terminal:
+        screen.width = width
+    screen.print(table)
 
 
 async def explain_node(name: str, store: Store, engine: Engine, settings: Settings) -> list[str]:

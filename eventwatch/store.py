@@ -274,10 +274,10 @@ class Store:
                     try:
                         await self._database[name].create_index([*keys.items()], **options)
                     except OperationFailure as error:
-                        if error.code in _REFUSED:
-                            problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
-                        elif error.code not in _INDEX_CONFLICTS:  # one with other options does as well
+                        if error.code in _PASSING:
                             raise
+                        if error.code not in _INDEX_CONFLICTS:  # one with other options does as well
+                            problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
         return problems
 
     async def missing_indexes(self) -> list[str]:
