@@ -50,6 +50,7 @@ from pymongo.monitoring import (
     ServerOpeningEvent,
 )
 
+from eventwatch.clock import Slices
 from eventwatch.documents import NodeChecker, ToolServerNode, checker_collection, node_collection, tolerant
 from eventwatch.errors import ConfigError, StoreError
 from eventwatch.model import STOPPING, Claim, Owner, Recorded, Write, is_container_id
@@ -59,6 +60,8 @@ from eventwatch.settings import mask_url
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
+#: Documents that come at once, so that no batch holds up the event loop for long.
+BATCH: Final = 500
 #: The server's code for a user that exists.
 USER_EXISTS: Final = 51003
 
@@ -336,9 +339,13 @@ class Store:
         return self._parse_all(rows)
 
     async def _find_nodes(self, query: Mapping[str, Any]) -> dict[str, Recorded]:
+        found, slices = {}, Slices()
         async with _deadline("reading nodes"):
-            rows = await self._nodes.find(query, _PROJECTION).to_list()
-        return self._parse_all(rows)
+            async for row in self._nodes.find(query, _PROJECTION, batch_size=BATCH):
+                if (node := self._parse(row)) is not None:
+                    found[node.node_id] = node
+                await slices.turn()
+        return found
 
     def _parse_all(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Recorded]:
         return {node.node_id: node for row in rows if (node := self._parse(row)) is not None}

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 from loguru import logger
 
 from eventwatch.backoff import TIMED_OUT, Pace
-from eventwatch.clock import Clock, KindestClock, SystemClock
+from eventwatch.clock import Clock, KindestClock, Slices, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode, node_collection
 from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
 from eventwatch.errors import ConfigError, EngineChangedError, EngineError, EventwatchError, LeaseLostError
@@ -48,6 +48,9 @@ PATIENCE = 1.0
 MOST_PATIENCE = 30.0
 #: Seconds until a sweep that was in doubt about another engine is repeated: standbys look every 5 s.
 SECOND_THOUGHT = 6.0
+#: Moments (s) that a sweep waits at most before an inspection while events are being written.
+GIVEN_WAY = 20
+MOMENT = 0.001
 #: Nodes that are told of when no engine answers.
 UNANSWERED = 1000
 #: The part of a sweep's interval by which it is varied, and seconds by which a sweep after a return of the
@@ -233,7 +236,9 @@ class Sweeper:
         missing = {i: documents[i] for i in answers.keys() - found.keys()}
         verdict = await self._judge(missing, engine, found=found, force=force)
         report.braked, report.spared = verdict.braked, verdict.spared
+        slices = Slices()
         for node_id, (seen, events_seen) in answers.items():
+            await slices.turn()
             if not seen.found:
                 if node_id in verdict.allowed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
                     report.deleted += 1
@@ -413,6 +418,7 @@ class Sweeper:
 
     async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
         for node_id in ids:
+            await self._give_way()
             events_seen = self._reconciler.events_seen(node_id)
             try:
                 async with asyncio.timeout(self._patience):
@@ -430,6 +436,13 @@ class Sweeper:
                 continue
             self._reconciler.inspection_succeeded(node_id)
             answers[node_id] = (seen, events_seen)
+
+    async def _give_way(self) -> None:
+        """Let events go first, for a while: what they led to is to be written, or inspected, before more."""
+        for _ in range(GIVEN_WAY):
+            if self.is_one_off or not self._reconciler.depth():
+                return
+            await self._clock.sleep(MOMENT)
 
     async def _look_further(self) -> None:
         """Turn to containers that have no document."""
