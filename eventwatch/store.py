@@ -893,7 +893,9 @@ class Store:
     async def tidy_history(self, most: int, *, engine_id: str) -> None:
         """Remove an engine's histories that changed longest ago, beyond `most`; old ones expire by their index."""
         own = {"engine_id": engine_id}
-        await self.create_indexes([HISTORY])  # somebody may have dropped the collection
+        problems = await self.create_indexes([HISTORY])  # somebody may have dropped the collection
+        if problems and await self.may_create_indexes():
+            raise StoreError(f"An index cannot be created: {problems[0]}")
         async with _deadline("tidying the history"):
             surplus = await self._history.count_documents(own) - most
             if surplus > 0:
