@@ -1,6 +1,6 @@
 """Durations as people write them: `90s`, `250ms`, `30m`, `1h30m`, or a number of seconds.
 
-Contract: what `format_duration` writes, `parse_duration` reads as the same number.
+Contract: what `format_duration` writes, `parse_duration` reads as the same number. `about` is for people only.
 """
 
 from __future__ import annotations
@@ -39,6 +39,21 @@ def format_duration(seconds: float) -> str:
         if exact % size == 0:
             return f"{int(exact / size)}{unit}"
     return f"{(exact / _UNITS['ms']).normalize():f}ms"
+
+
+def about(seconds: float) -> str:
+    """A duration for people, in its two largest units: `2d 3h`, `31m 2s`, `4s`, `250ms`; `never` if infinite."""
+    if math.isinf(seconds):
+        return "never"
+    if seconds < 1:
+        return f"{max(0.0, seconds) * 1000:.0f}ms"
+    left = round(seconds)
+    told: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or told:
+            told.append(f"{count}{unit}")
+    return " ".join(part for part in told[:2] if not part.startswith("0"))
 
 
 def _seconds(value: object) -> float | None:

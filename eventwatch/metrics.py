@@ -11,6 +11,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from eventwatch.details import End
 from eventwatch.version import eventwatch_version
 
 STATUSES: Final = ("created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping")
@@ -80,6 +81,14 @@ class Metrics:
         self.unvouched = self._gauge(
             "eventwatch_nodes_unvouched", "Nodes whose last inspection failed, so that they cannot be vouched for."
         )
+        self.ends = self._counter("eventwatch_node_ends", "Ends of nodes, by what kind they were.", "kind")
+        self.crash_looping = self._gauge(
+            "eventwatch_nodes_crash_looping", "Nodes that their restart policy starts again and again."
+        )
+        self.longest_unhealthy = self._gauge(
+            "eventwatch_nodes_unhealthy_longest_seconds",
+            "For how long the running node has been unhealthy that has been so the longest.",
+        )
         self.leader = self._gauge("eventwatch_leader", "1 while this process holds the engine's lease.")
         self.queue_depth = self._gauge("eventwatch_queue_depth", "Nodes that wait for an inspection or a write.")
         self._brake = self._gauge("eventwatch_brake_engaged", "1 while sweeps refuse to delete, or to stop, many.")
@@ -101,6 +110,8 @@ class Metrics:
             self.reconnects.labels(reason)
         for field in ("status", "health", "ip", "port", "deleted"):
             self.drift.labels(field)
+        for kind in End:
+            self.ends.labels(str(kind))
         for result in ("stopped", "failed", "withdrawn"):
             self.stops.labels("idle", result)
 

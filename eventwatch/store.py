@@ -101,7 +101,12 @@ INDEXES: Final[Mapping[str, Sequence[tuple[Mapping[str, int], Mapping[str, Any]]
         ({"gone_at": 1}, {"expireAfterSeconds": GONE_MEMORY}),
     ],
     ENGINES: [({"engine_id": 1}, {}), ({"left_at": 1}, {"sparse": True})],
-    HISTORY: [({"at": 1}, {"expireAfterSeconds": HISTORY_SECONDS}), ({"engine_id": 1, "at": -1}, {})],
+    HISTORY: [
+        ({"at": 1}, {"expireAfterSeconds": HISTORY_SECONDS}),
+        ({"engine_id": 1, "at": -1}, {}),
+        ({"short_id": 1}, {}),
+        ({"name": 1}, {}),
+    ],
 }
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
@@ -144,6 +149,7 @@ class Entry:
     """A change in a node's history, and how often it has come again between `at` and `until`.
 
     `tried`: it may be in the database already, as it was at an earlier attempt to write it. `stored`: it is.
+    `named` is what is kept of the node itself beside its changes, as last known.
     """
 
     id: str
@@ -156,6 +162,8 @@ class Entry:
     count: int = 1
     tried: bool = False
     stored: bool = False
+    reason: str = ""
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,19 +219,23 @@ class Refused:
 def _history_operations(entry: Entry) -> list[UpdateOne]:
     """What makes the database hold this entry, once, whatever came of an earlier attempt."""
     found: dict[str, Any] = {"_id": entry.node_id, "changes.id": entry.id}
+    news = {"count": entry.count, "until": entry.until, "reason": entry.reason}
     renewed = UpdateOne(
         found,
-        {"$set": {"changes.$.count": entry.count, "changes.$.until": entry.until}, "$max": {"at": entry.until}},
+        {
+            "$set": {**{f"changes.$.{name}": value for name, value in news.items()}, **entry.named},
+            "$max": {"at": entry.until},
+        },
     )
     if entry.stored:
         return [renewed]
-    row = {"id": entry.id, "at": entry.at, "until": entry.until, "count": entry.count, **entry.what}
+    row = {"id": entry.id, "at": entry.at, **news, **entry.what}
     # One that is there makes the filter match nothing, and the upsert a duplicate key.
     added = UpdateOne(
         {"_id": entry.node_id, "changes.id": {"$ne": entry.id}},
         {
             "$push": {"changes": {"$each": [row], "$sort": {"at": 1, "id": 1}, "$slice": -HISTORY_CHANGES}},
-            "$set": {"short_id": entry.short_id, "engine_id": entry.engine_id},
+            "$set": {"short_id": entry.short_id, "engine_id": entry.engine_id, **entry.named},
             "$max": {"at": entry.until},
         },
         upsert=True,
@@ -902,6 +914,17 @@ class Store:
                 oldest = self._history.find(own, {"at": 1}).sort("at", 1).limit(min(surplus, HISTORY_REMOVED))
                 rows = await oldest.to_list()
                 await self._history.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
+
+    async def find_history(self, name: str, *, limit: int) -> list[dict[str, Any]]:
+        """Whose histories there are by an id's beginning, or a container's name; those that changed last first.
+
+        Rows have `_id`, `short_id`, `name`, `image` and `at`, whatever they are like.
+        """
+        prefix = {"$regex": f"^{re.escape(name)}"}
+        query = {"$or": [{"_id": prefix}, {"short_id": prefix}, {"name": name}]}
+        async with _deadline("reading the history"):
+            rows = self._history.find(query, {"changes": 0}).sort("at", -1).limit(limit)
+            return await rows.to_list()
 
     async def read_history(self, node_id: str = "", *, engine_id: str = "", limit: int) -> list[dict[str, Any]]:
         """Histories as they are kept, whatever they are like: of a node, or an engine's that changed last."""

@@ -103,6 +103,8 @@ class Pages:
     read: Callable[[str], Awaitable[Mapping[str, Any] | None]]
     #: Its row once it is `healthy`, `running` or the like within so many seconds; None once it is `deleted`.
     wait: Callable[[str, str, float], Awaitable[Mapping[str, Any] | None]]
+    #: A node's changes on record, newest first, whether or not it has a document. Raises StoreError.
+    changes: Callable[[str], Awaitable[list[dict[str, Any]]]]
     identity: str
     access: Access = field(default_factory=Access)
     _answers: Answers = field(default_factory=Answers)
@@ -127,6 +129,7 @@ class Pages:
                 web.get("/api/nodes", show_nodes),
                 web.get("/api/nodes/{id}", self.show_node),
                 web.get("/api/engines", self.show_engines),
+                web.get("/api/nodes/{id}/changes", self.show_changes),
                 web.get("/api/changes", self.follow_changes),
             ]
         )
@@ -237,6 +240,17 @@ class Pages:
                 return _row(row, show)
         except (EventwatchError, ValueError) as error:
             return _refusal(_STATUSES.get(type(error), 503), str(error))
+
+    async def show_changes(self, request: web.Request) -> web.StreamResponse:
+        """A node's changes on record, newest first: by its whole id also once it has no document any more."""
+        asked = request.match_info["id"]
+        try:
+            node_id, _, _ = self._asked_for(request)
+            changes = await self.changes(node_id)
+        except (EventwatchError, ValueError) as error:
+            return _refusal(_STATUSES.get(type(error), 503), str(error))
+        show = bytes if asked == node_id else self.shown
+        return web.Response(body=show(dumps(changes).encode()), content_type="application/json")
 
     def _asked_for(self, request: web.Request) -> tuple[str, str | None, float]:
         """Which node, what it is waited for to be, and for how long (s). Raises ValueError, NodeGoneError."""

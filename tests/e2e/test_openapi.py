@@ -55,6 +55,7 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
                 *(one, one[:-50], f"{one}?until=running", f"{one}?until=healthy&timeout=100ms", f"{one}?until=x"),
                 *(f"/api/nodes/{absent}", f"/api/nodes/{absent}?until=deleted"),
             ],
+            "/api/nodes/{id}/changes": [f"{one}/changes", f"{one[:-50]}/changes", "/api/nodes/x/changes"],
             "/api/changes": ["/api/changes?from=then"],
         }
         met = {path: {check_one(path, await client.get(url)) for url in urls} for path, urls in asked.items()}

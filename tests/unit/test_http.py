@@ -77,6 +77,9 @@ class Served:
         rows = [{"node_id": node_id, "engine_id": engine_id} for node_id in sorted(self.nodes) if node_id > after]
         return rows[:limit]
 
+    async def changes(self, node_id: str) -> list[dict[str, Any]]:
+        return [{"node_id": node_id, "new": {"status": "exited"}}] if node_id == ID else []
+
     def client(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)
 
@@ -85,7 +88,8 @@ class Served:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
             statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", read=self.read,
-            wait=self.wait, engines=self.read_engines, engine_id=lambda: "own", read_page=self.read_page,
+            wait=self.wait, changes=self.changes, engines=self.read_engines, engine_id=lambda: "own",
+            read_page=self.read_page,
             access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
