@@ -127,6 +127,7 @@ class Sweeper:
         self._metrics = reconciler.metrics
         self._manager_id = manager_id
         self._members = Members(engine, store)
+        self._indexed = False
         self._rng = rng
         self._patience = self._least_patience = patience
         self._timeouts = 0
@@ -263,7 +264,9 @@ class Sweeper:
     async def _read_members(self) -> dict[str, Recorded]:
         reconciler = self._reconciler
         if self.is_one_off:
-            await create_indexes(self._store)
+            if not (self._indexed or self._settings.dry_run):
+                await create_indexes(self._store)
+                self._indexed = True
             await reconciler.load_owned()
         owned = [*reconciler.owned, *reconciler.known]
         return await self._members.find(reconciler.engine_id, owned=owned, gone=reconciler.gone)
