@@ -29,13 +29,14 @@ from loguru import logger
 from eventwatch.backoff import Pace
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
-from eventwatch.calls.waiting import find_node, wait_for
+from eventwatch.calls.waiting import find_ids, find_node, wait_for
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.embedded import EmbeddedMongo
 from eventwatch.engine import DockerEngine, Engine, EngineInfo
 from eventwatch.errors import (
+    FAILURES,
     CheckerDeletedError,
     ConfigError,
     EngineChangedError,
@@ -49,13 +50,14 @@ from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
+from eventwatch.nearby import is_standby
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.fleet import DeadEngines, Latencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
-from eventwatch.readiness import identity, is_standby
+from eventwatch.readiness import identity
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import HISTORY_CHANGES, Lease, Store, open_store
@@ -115,6 +117,7 @@ class Application:
             pid=os.getpid(),
             host=socket.gethostname(),
             version=eventwatch_version(),
+            settings=settings.judging(),
         )
         #: Set once the database is set up: from then on the Beanie documents can be used.
         self.ready = asyncio.Event()
@@ -204,6 +207,10 @@ class Application:
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
         }
 
+    def states(self) -> Iterable[tuple[str | None, str | None]]:
+        """Status and health of each node."""
+        return ((node.status, node.health) for node in self.reconciler.known.values()) if self.reconciler else ()
+
     def _idle_row(self, reconciler: Reconciler, node_id: str) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
         node = reconciler.known[node_id]
@@ -219,10 +226,6 @@ class Application:
         if not self.ready.is_set():
             raise StoreError("Database not reached yet")
         return [asdict(change) for change in await read_changes(Store(), node_id, limit=HISTORY_CHANGES)]
-
-    def statuses(self) -> Iterable[str | None]:
-        """The status of each node."""
-        return (node.status for node in self.reconciler.known.values()) if self.reconciler else ()
 
     def doubts(self) -> list[str]:
         """Why the documents cannot be trusted right now; empty when they can."""
@@ -257,7 +260,7 @@ class Application:
         """What this watcher tells of itself to its fleet."""
         success = self.sweeper.last_success if self.sweeper else None
         return report(
-            statuses=self.statuses(),
+            statuses=(status for status, _ in self.states()),
             sweep_age=None if success is None else self._clock.monotonic() - success,
             drift=self.metrics.corrections(),
             latencies=self._latencies,
@@ -301,9 +304,9 @@ class Application:
         if self.settings.http_address:
             self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
+                states=self.states, doubts=self.doubts, notes=self.notes, find=find_ids,
                 engines=self.read_engines, engine_id=lambda: self._engine_id, read_page=self.read_page,
-                wait=self.wait_for_node, changes=self.read_changes,
+                read=self.read_node, wait=self.wait_for_node, changes=self.read_changes,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
@@ -424,7 +427,7 @@ class Application:
             except (EventwatchError, _Stopped):
                 raise
             except Exception as error:  # noqa: BLE001 - a bug must not end the watching
-                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+                _tell_bug(error)
             backoff.succeeded_for(self._clock.monotonic() - began)
             await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
 
@@ -446,7 +449,7 @@ class Application:
             logger.warning("Starting over: {}", "; ".join(dict.fromkeys(str(error) for error in _leaves(group))))
         except* Exception as group:  # noqa: BLE001 - a bug must not end the watching
             for error in _leaves(group):
-                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+                _tell_bug(error)
         finally:
             set_watching(None)
             self.reconciler = self.sweeper = self.watcher = None
@@ -641,6 +644,11 @@ async def watch(
         ready.cancel()
         app.stop()
         await running
+
+
+def _tell_bug(error: BaseException) -> None:
+    FAILURES["internal"] += 1
+    logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

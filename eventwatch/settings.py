@@ -143,7 +143,7 @@ ACTIVITIES: Final = {"cpu": 0.05, "network": 1024.0}
 
 def _parse_activity(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for written in filter(None, (part.strip().lower() for part in text.split(","))):
+    for written in text.lower().split(",") if text.strip() else ():
         kind, _, threshold = (part.strip() for part in written.partition("="))
         if kind not in ACTIVITIES or kind in found or (threshold and not re.fullmatch(_THRESHOLD, threshold)):
             raise ValueError(
@@ -246,6 +246,10 @@ class Keywords(TypedDict, total=False):
     # Where the others are read from, as pydantic-settings has it.
     _env_file: str | Path | None
     _secrets_dir: str | Path | None
+
+
+#: What decides whether a document agrees with its container, and when a node is idle.
+JUDGING: Final = ("node_network", "node_port", "health_check", "idle_timeout", "register_label")
 
 
 class Settings(BaseSettings):
@@ -481,6 +485,10 @@ class Settings(BaseSettings):
     def watched(self) -> tuple[str, str, str]:
         """Engine, database server and database, without secrets."""
         return (mask_url(self.docker_host or ""), mask_url(self.mongo_url.get_secret_value()), self.mongo_database)
+
+    def judging(self) -> dict[str, str | int | float | bool | None]:
+        """The settings by which nodes are judged, for those who look from outside."""
+        return {name: getattr(self, name) for name in JUDGING}
 
     def effective(self) -> dict[str, str]:
         """Every setting's variable with its value as a user would write it, secrets masked."""

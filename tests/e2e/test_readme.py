@@ -134,18 +134,28 @@ async def create_user(place: Place, command: str) -> None:
     name, admin = place.world.database_name, place.world.client.admin
     try:
         assert f"User eventwatch created: may read and write database {name}" in await place.done(command)
-        assert "User eventwatch updated" in await place.done(command)
-        [user] = (await admin.command("usersInfo", "eventwatch"))["users"]
-        assert user["roles"] == [{"role": "readWrite", "db": name}]
+        assert "User eventwatch is there already: may read and write" in await place.done(command)
+        # Whoever is there already is never changed.
+        there = await admin.command("usersInfo", "eventwatch", showCredentials=True)
+        assert [user["roles"] for user in there["users"]] == [[{"role": "readWrite", "db": name}]]
+        (place.folder / "FILE").write_text("an0ther\n")
+        code, said = await place.ended(command)
+        assert (code, said.count("\n"), "there already, with other password, and is left" in said) == (2, 1, True)
+        (place.folder / "FILE").write_text("s3cret\n")
+        place.env["EVENTWATCH_MONGO_DATABASE"] = "another"
+        code, said = await place.ended(command)
+        assert (code, said.count("\n"), "there already, with other rights, and is left" in said) == (2, 1, True)
+        assert (await admin.command("usersInfo", "eventwatch", showCredentials=True))["users"] == there["users"]
     finally:
         await admin.command("dropUser", "eventwatch")
 
 
 async def status(place: Place, command: str) -> None:
     await place.wrong_document()
-    said = await place.done(command)
+    code, said = await place.ended(command)
+    assert code == 1
     assert place.node.id[:12] in said
-    assert re.search(r"\bdead\b.*\bno\b", said), said  # the engine does not agree
+    assert re.search(r"\bdead\b.*\bno: status running\b", said), said  # the engine does not agree
 
 
 async def status_watch(place: Place, command: str) -> None:
@@ -161,7 +171,9 @@ async def status_watch(place: Place, command: str) -> None:
 
 
 async def status_json(place: Place, command: str) -> None:
-    [row] = json.loads(await place.done(command))
+    code, said = await place.ended(command)
+    assert code == 1  # nobody has made the document true yet
+    [row] = json.loads(said.splitlines()[0])
     assert row["id"] == place.node.id
 
 
