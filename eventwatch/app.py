@@ -111,6 +111,13 @@ class Application:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics(KNOWN_ACTIONS | {"other", "malformed"})
+        # Of the nodes that it leads; one that stands by has none.
+        self.metrics.crash_looping.set_function(
+            lambda: self.reconciler.reasons.crash_looping() if self.reconciler else 0
+        )
+        self.metrics.longest_unhealthy.set_function(
+            lambda: self.reconciler.reasons.longest_unhealthy() if self.reconciler else 0.0
+        )
         self.checker = NodeChecker.model_construct(
             manager_id=os.urandom(16).hex(),
             interval=settings.sweep_interval,
@@ -492,8 +499,6 @@ class Application:
         reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
-        self.metrics.crash_looping.set_function(reconciler.reasons.crash_looping)
-        self.metrics.longest_unhealthy.set_function(reconciler.reasons.longest_unhealthy)
         history = History(store, clock, engine_id=lease.engine_id)
         if settings.history:
             reconciler.listeners.append(history.remember)

@@ -14,7 +14,7 @@ from eventwatch.report import COLUMNS, NodeReport, node_lines, select_nodes
 NOW = datetime.now(UTC)
 
 
-def report(name: str, status: str, health: str = "none", *, ago: float = 3600, **fields: Any) -> NodeReport:
+def report(name: str, status: str, health: str = "none", *, ago: float = 90_000, **fields: Any) -> NodeReport:
     at = NOW - timedelta(seconds=ago)
     ending = Ending(exit_code=1, finished_at=at) if status == "exited" else None
     seen = Observation(
@@ -28,8 +28,8 @@ def report(name: str, status: str, health: str = "none", *, ago: float = 3600, *
 
 REPORTS = [
     report("a", "running", "unhealthy", restarts=10, idle_left=100.0),
-    report("b", "exited", "unhealthy", ago=5, agrees=False, differs={"status": "running", "ip": ""}),
-    report("c", "running", "healthy", ago=60, restarts=9, idle_left=9.0),
+    report("b", "exited", "unhealthy", ago=60, agrees=False, differs={"status": "running", "ip": ""}),
+    report("c", "running", "healthy", ago=30_000, restarts=9, idle_left=9.0),
     report("d", "paused", agrees=None, elsewhere="far-away"),
 ]
 
@@ -40,8 +40,8 @@ REPORTS = [
         ({}, "abcd"),
         ({"unhealthy": True}, "a"),
         ({"statuses": ["exited", "paused"]}, "bd"),
-        ({"since": 10}, "b"),
-        ({"since": 100, "statuses": ["running"]}, "c"),
+        ({"since": 20_000}, "b"),
+        ({"since": 60_000, "statuses": ["running"]}, "c"),
         ({"sort": "age"}, "bcad"),
         ({"sort": "idle"}, "cabd"),
         ({"sort": "restarts"}, "acbd"),
