@@ -217,7 +217,7 @@ class Pages:
         begin, seen = request.query.get("from", "kept"), request.headers.get("Last-Event-ID", "")
         if begin not in {"kept", "now"}:
             return _refusal(400, "from must be now, or absent")
-        after = int(seen) if re.fullmatch(r"[0-9]{1,20}", seen, re.ASCII) else None
+        after = int(seen) if re.fullmatch(r"[0-9]{1,20}", seen, re.ASCII) else -1 if seen else None
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         await response.write(b"retry: 500\n: changes of node documents\n\n")

@@ -5,15 +5,20 @@ change stream of the database, for the other nodes, where the server has such st
 neither tells of everything. None of them is believed: the document is read.
 
 Contract: after a write it is read within milliseconds, of the watcher here or, on a replica set, of anybody; else
-after `POLL` at the latest. However many documents are followed, one query at a time reads what may have changed.
-While the database is away the follower goes on trying.
+after a tenth of the time for which somebody has waited for the node, and `POLL` at the latest. Each node has its
+pace: who comes or waits long changes nothing for those who wait for others. However many documents are followed,
+one query at a time reads what may have changed. While the database is away the follower goes on trying. It runs in
+no caller's context, and so by nobody's deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import math
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from heapq import heappop, heappush
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -29,12 +34,14 @@ from eventwatch.documents import node_collection, tolerant
 from eventwatch.model import Change
 from eventwatch.text import printable
 
-#: Seconds between two looks at everything that is followed: just after somebody came, and the longest.
+#: Seconds between two looks at a node that is followed: just after somebody came, and the longest; between them,
+#: this part of the time since then. Looks that are due within `SHORT_POLL` go together.
 SHORT_POLL: Final = 0.02
 POLL: Final = 0.5
-#: The longest while a change stream is open, or the watcher here keeps all that is followed true.
+PART: Final = 0.1
+#: The longest while a change stream is open, or the watcher here keeps the node true, and the part then.
 TOLD_POLL: Final = 1.0
-GROWTH: Final = 1.3
+TOLD_PART: Final = 0.3
 #: Documents in one query, and seconds for it.
 AT_ONCE: Final = 500
 DEADLINE: Final = 5.0
@@ -73,9 +80,13 @@ class Follower:
         self.source = collection
         self._collection = tolerant(collection)
         self._followed: dict[str, set[Followed]] = {}
+        #: When somebody last began to follow a node, and when each is looked at next, by the loop's time (s).
+        self._since: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+        self._looks: list[tuple[float, str]] = []
         self._unread: dict[str, None] = {}
         self._has_unread = asyncio.Event()
-        self._came = asyncio.Event()
+        self._sooner = asyncio.Event()
         self._wants_stream = asyncio.Event()
         self._streaming = self._ending = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,7 +102,7 @@ class Follower:
         stop_listening = here.changes.on(self._note) if here else None
         if here is None or not here.keeps(node_id):
             self._wants_stream.set()
-        self._came.set()
+        self._look_often(node_id)
         self._mark(node_id)
         try:
             yield followed
@@ -101,17 +112,21 @@ class Follower:
             others = self._followed[node_id]
             others.discard(followed)
             if not others:
-                del self._followed[node_id]
+                del self._followed[node_id], self._since[node_id], self._due[node_id]
             if not self._followed:
                 await self._stop()
 
     def _start(self) -> None:
         self._ending = False
         runs = {"reader": self._read(), "poller": self._poll(), "stream": self._stream()}
-        self._tasks = [asyncio.create_task(run, name=f"document-{name}") for name, run in runs.items()]
+        self._tasks = [
+            asyncio.create_task(run, name=f"document-{name}", context=contextvars.Context())
+            for name, run in runs.items()
+        ]
 
     async def _stop(self) -> None:
         tasks, self._tasks, self._ending = self._tasks, [], True
+        self._looks.clear()
         self._wants_stream.clear()
         while tasks:
             for task in tasks:
@@ -156,19 +171,38 @@ class Follower:
         with pymongo.timeout(DEADLINE):
             return {row["_id"]: row async for row in self._collection.find({"_id": {"$in": node_ids}})}
 
+    def _look_often(self, node_id: str) -> None:
+        """Somebody came for this node."""
+        now = self._since[node_id] = asyncio.get_running_loop().time()
+        if self._due.get(node_id, math.inf) > now + SHORT_POLL:
+            self._look_at(node_id, now + SHORT_POLL)
+
+    def _look_at(self, node_id: str, due: float) -> None:
+        self._due[node_id] = due  # what was planned for it before is passed over
+        heappush(self._looks, (due, node_id))
+        if self._looks[0][1] == node_id:
+            self._sooner.set()
+
     async def _poll(self) -> None:
-        delay = SHORT_POLL
+        loop = asyncio.get_running_loop()
         while not self._ending:
-            try:
-                async with asyncio.timeout(delay):
-                    await self._came.wait()
-            except TimeoutError:
-                longest = TOLD_POLL if self._streaming or not self._wants_stream.is_set() else POLL
-                delay = min(delay * GROWTH, longest)
-                self._mark(*self._followed)
-            else:
-                self._came.clear()
-                delay = SHORT_POLL
+            self._sooner.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._looks[0][0] if self._looks else None):
+                    await self._sooner.wait()
+            now = loop.time()
+            while self._looks and self._looks[0][0] <= now + SHORT_POLL / 2:
+                due, node_id = heappop(self._looks)
+                if self._due.get(node_id) == due:
+                    self._mark(node_id)
+                    self._look_at(node_id, now + self._pause(node_id, now))
+
+    def _pause(self, node_id: str, now: float) -> float:
+        """Seconds until a node is looked at again."""
+        here = get_here()
+        is_told = self._streaming or (here is not None and here.keeps(node_id))
+        part, longest = (TOLD_PART, TOLD_POLL) if is_told else (PART, POLL)
+        return min(longest, max(SHORT_POLL, (now - self._since[node_id]) * part))
 
     async def _stream(self) -> None:
         backoff = RETRY.start()

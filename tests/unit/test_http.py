@@ -300,7 +300,7 @@ def at(number: int) -> Change:
 
 
 async def read_changes(
-    served: Served, count: int, *, after: int | None = None, query: str = ""
+    served: Served, count: int, *, after: int | str | None = None, query: str = ""
 ) -> list[tuple[str, str, Any]]:
     """The first so many events of a reader: kind, id and data."""
     headers = {} if after is None else {"Last-Event-ID": str(after)}
@@ -342,11 +342,20 @@ async def test_a_reader_that_may_have_missed_changes_is_told_and_gets_all_that_i
     async with Served().running() as served:
         for number in (10, 20, 30):
             served.feed.publish(at(number))
-        for seen in (0, 9):
+        # Among them what this feed never gave: numbers of one before it, whose clock was ahead, and what is none.
+        for seen in (0, 9, 31, 10**19, 10**30, "x"):
             assert [(kind, number) for kind, number, _ in await read_changes(served, 3, after=seen)] == [
                 ("missed", ""), ("message", "20"), ("message", "30"),
             ]  # fmt: skip
         assert [number for _, number, _ in await read_changes(served, 2, after=10)] == ["20", "30"]
+
+
+async def test_a_reader_that_knows_more_than_a_feed_that_began_anew_hears_of_what_comes() -> None:
+    async with Served().running() as served:
+        reading = asyncio.create_task(read_changes(served, 2, after=30))
+        await eventually(lambda: served.feed._readers)
+        served.feed.publish(at(20))
+        assert [(kind, number) for kind, number, _ in await reading] == [("missed", ""), ("message", "20")]
 
 
 async def test_after_a_restart_the_history_is_resumed_from_with_a_warning() -> None:
