@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from eventwatch.app import Application
 from tests.conftest import free_address
 from tests.e2e.watching import ROOT, World
+from tests.nodes import SLOW
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 #: For people and browsers.
@@ -59,7 +60,7 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
         assert met["/api/nodes/{id}"] == {200, 400, 404, 408}
         await node.kill()
         assert check_one("/api/nodes/{id}", await client.get(f"{one}?until=healthy")) == 410
-        async with asyncio.timeout(5), client.stream("GET", "/api/changes") as reply:
+        async with asyncio.timeout(5 * SLOW), client.stream("GET", "/api/changes") as reply:
             assert reply.headers["Content-Type"].startswith("text/event-stream")
             async for line in reply.aiter_lines():
                 if line.startswith("data: "):

@@ -31,6 +31,7 @@ from eventwatch.web import Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
+from tests.nodes import SLOW
 
 ID = "0123456789ab" * 5 + "cdef"
 CHANGE = Change(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
@@ -265,7 +266,7 @@ async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytes
     async with served.running():
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5 * SLOW)
         with contextlib.suppress(ConnectionError):
             assert len(await reader.read(-1)) < 20_000_000
         await left(writer)
@@ -307,7 +308,7 @@ async def read_changes(
     events: list[tuple[str, str, Any]] = []
     fields: dict[str, str] = {}
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(5 * SLOW),
         served.client(headers=headers) as client,
         client.stream("GET", f"/api/changes{query}") as reply,
     ):
@@ -717,7 +718,7 @@ async def test_idle_and_half_sent_requests_end(small: Callable[..., None], sent:
     async with Served().running() as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(sent)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(3 * SLOW):
             with contextlib.suppress(ConnectionError):
                 await reader.read(-1)
         await left(writer)
@@ -739,7 +740,7 @@ async def test_a_request_that_is_no_http_is_answered_without_a_traceback_or_a_ba
         for sent in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
             writer.write(sent)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(3 * SLOW):
                 answer = await reader.read(-1)
             assert answer.startswith(b"HTTP/1.0 400 ")
             assert b"aiohttp" not in answer.lower()
