@@ -58,9 +58,10 @@ PROBE_RATE: Final = 100.0
 BURST: Final = 20
 #: Seconds that a client may have to wait for its turn.
 LONGEST_TURN: Final = 3.0
-#: One node costs little, and a manager may ask for many at the same time.
+#: One node costs little, and a manager may ask, and wait, for thousands at the same time.
 NODE_RATE: Final = 500.0
 NODE_BURST: Final = 500
+LONGEST_NODE_TURN: Final = 10.0
 #: Seconds for which a client may wait for a node, and for which it does unless it says how long.
 LONGEST_WAIT: Final = 600.0
 WAIT: Final = 30.0
@@ -301,7 +302,7 @@ def _taking_turns() -> Middleware:
     """Keep the connection of a request open, and its answer waiting while there are too many."""
     pages = Turns(rate=RATE, burst=BURST, longest=LONGEST_TURN)
     probes = Turns(rate=PROBE_RATE, burst=BURST, longest=LONGEST_TURN)
-    single = Turns(rate=NODE_RATE, burst=NODE_BURST, longest=LONGEST_TURN)
+    single = Turns(rate=NODE_RATE, burst=NODE_BURST, longest=LONGEST_NODE_TURN)
 
     @web.middleware
     async def take_turns(request: web.Request, handler: Handler) -> web.StreamResponse:
