@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from heapq import heappop, heappush
 from typing import Any, Final
@@ -29,7 +29,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from eventwatch.backoff import Pace
-from eventwatch.calls.here import get_here
+from eventwatch.calls.here import Here, get_here
 from eventwatch.documents import node_collection, tolerant
 from eventwatch.model import Change
 from eventwatch.text import printable
@@ -42,6 +42,8 @@ PART: Final = 0.1
 #: The longest while a change stream is open, or the watcher here keeps the node true, and the part then.
 TOLD_POLL: Final = 1.0
 TOLD_PART: Final = 0.3
+#: Those who wait and are told at once, before others have a turn.
+SLICE: Final = 32
 #: Documents in one query, and seconds for it.
 AT_ONCE: Final = 500
 DEADLINE: Final = 5.0
@@ -89,6 +91,8 @@ class Follower:
         self._sooner = asyncio.Event()
         self._wants_stream = asyncio.Event()
         self._streaming = self._ending = False
+        self._listens_to: Here | None = None
+        self._stop_listening: Callable[[], None] = _nothing
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -98,17 +102,13 @@ class Follower:
         self._followed.setdefault(node_id, set()).add(followed)
         if not self._tasks:
             self._start()
-        here = get_here()
-        stop_listening = here.changes.on(self._note) if here else None
-        if here is None or not here.keeps(node_id):
-            self._wants_stream.set()
+        self._listen()
+        self._is_kept(node_id)
         self._look_often(node_id)
         self._mark(node_id)
         try:
             yield followed
         finally:
-            if stop_listening:
-                stop_listening()
             others = self._followed[node_id]
             others.discard(followed)
             if not others:
@@ -126,6 +126,8 @@ class Follower:
 
     async def _stop(self) -> None:
         tasks, self._tasks, self._ending = self._tasks, [], True
+        self._stop_listening()
+        self._listens_to = None
         self._looks.clear()
         self._wants_stream.clear()
         while tasks:
@@ -133,6 +135,14 @@ class Follower:
                 task.cancel()
             _, left = await asyncio.wait(tasks, timeout=INSIST)
             tasks = list(left)
+
+    def _listen(self) -> None:
+        """Hear of the changes of the watcher here; once, however many nodes are followed."""
+        here = get_here()
+        if here is not self._listens_to:
+            self._stop_listening()
+            self._listens_to = here
+            self._stop_listening = here.changes.on(self._note) if here else _nothing
 
     def _note(self, change: Change) -> None:
         if change.node_id in self._followed:
@@ -154,16 +164,17 @@ class Follower:
                 self._has_unread.clear()
             try:
                 found = await self._find(chosen)
-            except UNREADABLE as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait need the next attempt
                 self.trouble = reason_of(error)
                 self._mark(*chosen)
                 await asyncio.sleep(backoff.next_delay())
                 continue
             self.trouble = ""
             backoff.succeeded_for(0)
-            for node_id in chosen:
-                for followed in self._followed.get(node_id, ()):
-                    followed.take(found.get(node_id))
+            for number, followed in enumerate([each for i in chosen for each in self._followed.get(i, ())], 1):
+                followed.take(found.get(followed.node_id))
+                if number % SLICE == 0:
+                    await asyncio.sleep(0)  # what those do now must not hold up the rest of the program
 
     async def _find(self, node_ids: list[str]) -> dict[str, dict[str, Any]]:
         if not node_ids:
@@ -199,10 +210,17 @@ class Follower:
 
     def _pause(self, node_id: str, now: float) -> float:
         """Seconds until a node is looked at again."""
-        here = get_here()
-        is_told = self._streaming or (here is not None and here.keeps(node_id))
+        is_told = self._is_kept(node_id) or self._streaming
         part, longest = (TOLD_PART, TOLD_POLL) if is_told else (PART, POLL)
         return min(longest, max(SHORT_POLL, (now - self._since[node_id]) * part))
+
+    def _is_kept(self, node_id: str) -> bool:
+        """Whether the watcher here keeps a node true now; a change stream has to tell of the others."""
+        here = get_here()
+        is_kept = here is not None and here.keeps(node_id)
+        if not is_kept:
+            self._wants_stream.set()
+        return is_kept
 
     async def _stream(self) -> None:
         backoff = RETRY.start()
@@ -214,8 +232,8 @@ class Follower:
                 if not error.has_error_label("ResumableChangeStreamError"):  # no replica set, or no right to it
                     logger.debug("No change stream, so documents are looked at again and again: {}", error)
                     return
-            except PyMongoError as error:
-                logger.debug("The change stream broke: {}", error)
+            except Exception as error:  # noqa: BLE001 - such as what cannot be decoded: it is opened anew
+                logger.debug("The change stream broke: {!r}", error)
             await asyncio.sleep(backoff.next_delay())
 
     async def _follow_stream(self) -> None:
@@ -235,6 +253,10 @@ class Follower:
                         self._mark(node_id)
             finally:
                 self._streaming = False
+
+
+def _nothing() -> None:
+    """Nobody is listened to."""
 
 
 _followers: WeakKeyDictionary[asyncio.AbstractEventLoop, Follower] = WeakKeyDictionary()

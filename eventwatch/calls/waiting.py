@@ -11,11 +11,14 @@ Not promised: that a state which lasted for milliseconds is seen.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import pymongo
 from pydantic import ValidationError
@@ -145,10 +148,10 @@ class _Waiter:
     async def _raise_if_ended(self, node: ToolServerNode) -> None:
         """NodeDiedError if the node has ended, as the engine says too or cannot say."""
         try:
-            ending = await self._ending(node.id)
+            ending, began = await _ending(node.id, self._engine)
             if ending is not None:
                 await asyncio.sleep(SECOND_LOOK)  # `docker restart` ends it as well, for an instant
-                ending = await self._ending(node.id)
+                ending, _ = await _ending(node.id, self._engine, not_before=began + SECOND_LOOK)
         except EngineError as error:
             if await self._changes_within(UNCONFIRMED):
                 return
@@ -169,19 +172,52 @@ class _Waiter:
             return False
         return True
 
-    async def _ending(self, node_id: str) -> Ending | None:
-        """How it ended; None if it did not, or is gone, which its document will tell. Raises EngineError."""
-        try:
-            async with asyncio.timeout(ENGINE_DEADLINE):
-                container = await _inspect(node_id, self._engine)
-        except TimeoutError:
-            raise EngineError(f"it did not answer within {ENGINE_DEADLINE:.0f} s") from None
-        if container is None:
-            raise EngineError("it has no such container")
-        try:
-            return parse_ending(container)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EngineError(f"its answer is no inspection: {printable(repr(error), 80)}") from None
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """An inspection of a node that is said to have ended, and when it began (the loop's time, s)."""
+
+    began: float
+    task: asyncio.Task[Ending | None]
+
+
+#: Those under way, by node and engine.
+_looks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Look]] = WeakKeyDictionary()
+
+
+async def _ending(
+    node_id: str, engine: Inspecting | None, *, not_before: float = -math.inf
+) -> tuple[Ending | None, float]:
+    """How it ended, and when that was asked: once for all who ask at the same time, not before that moment.
+
+    None: it did not end, or is gone, which its document will tell. Raises EngineError.
+    """
+    loop = asyncio.get_running_loop()
+    looks, key = _looks.setdefault(loop, {}), (node_id, id(engine))
+    look = looks.get(key)
+    if look is None or look.task.done() or look.began < not_before:
+        task = asyncio.create_task(_look(node_id, engine), name="node-ending", context=contextvars.Context())
+        look = looks[key] = _Look(loop.time(), task)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # which maybe nobody awaits
+    try:
+        return await asyncio.shield(look.task), look.began
+    finally:
+        if look.task.done() and looks.get(key) is look:
+            del looks[key]
+
+
+async def _look(node_id: str, engine: Inspecting | None) -> Ending | None:
+    try:
+        async with asyncio.timeout(ENGINE_DEADLINE):
+            container = await _inspect(node_id, engine)
+    except TimeoutError:
+        raise EngineError(f"it did not answer within {ENGINE_DEADLINE:.0f} s") from None
+    if container is None:
+        raise EngineError("it has no such container")
+    try:
+        return parse_ending(container)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"its answer is no inspection: {printable(repr(error), 80)}") from None
 
 
 async def _inspect(node_id: str, engine: Inspecting | None) -> Mapping[str, Any] | None:

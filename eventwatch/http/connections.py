@@ -288,7 +288,8 @@ class Connections:
             now = time.monotonic()
             for connection in self._open.values():
                 patience = NEXT_REQUEST if connection.requests else FIRST_REQUEST
-                if not connection.busy and now - connection.since > patience:
+                late = not connection.busy and now - connection.since > patience
+                if late and not _has_asked(connection.socket):
                     _end(connection)
 
     def _forget_closed(self) -> None:
