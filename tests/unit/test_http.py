@@ -311,11 +311,12 @@ async def test_a_flood_of_pages_holds_up_no_probe_and_little_of_the_loop() -> No
 
         clients = [asyncio.create_task(flood()) for _ in range(8)]
         await asyncio.sleep(0.5)
-        before = answered
+        before, began = answered, asyncio.get_running_loop().time()
         for _ in range(10):
             assert (await client.get("/livez")).text == "ok\n"
             await asyncio.sleep(0.1)
-        assert answered - before < 10 * pages_module.RATE / 5
+        took = asyncio.get_running_loop().time() - began
+        assert answered - before < 2 * pages_module.RATE * took
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
