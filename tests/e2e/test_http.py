@@ -158,7 +158,7 @@ async def test_the_page_works_with_the_token_as_password_and_over_several_pages_
         await shows(driver, started[0].id[:12], "exited")
         await eventually(lambda: text_of(driver, "readiness").startswith("Ready"))
         # The row may come with the next look at all nodes, before the change itself.
-        await eventually(lambda: "status running" in text_of(driver, "changes"))
+        await eventually(lambda: "running → exited" in text_of(driver, "changes"))
         assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
