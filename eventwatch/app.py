@@ -29,13 +29,14 @@ from loguru import logger
 from eventwatch.backoff import Pace
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
-from eventwatch.calls.waiting import find_node, wait_for
+from eventwatch.calls.waiting import find_ids, find_node, wait_for
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.embedded import EmbeddedMongo
 from eventwatch.engine import DockerEngine, Engine, EngineInfo
 from eventwatch.errors import (
+    FAILURES,
     CheckerDeletedError,
     ConfigError,
     EngineChangedError,
@@ -51,12 +52,13 @@ from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series, totals
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
+from eventwatch.nearby import is_standby
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
-from eventwatch.readiness import identity, is_standby
+from eventwatch.readiness import identity
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import HISTORY_CHANGES, Lease, Store, open_store
@@ -254,6 +256,10 @@ class Application:
             "network": settings.node_network,
         }
 
+    def states(self) -> Iterable[tuple[str | None, str | None]]:
+        """Status and health of each node."""
+        return ((node.status, node.health) for node in self.reconciler.known.values()) if self.reconciler else ()
+
     def _idle_row(self, reconciler: Reconciler, node_id: str) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
         node = reconciler.known[node_id]
@@ -269,10 +275,6 @@ class Application:
         if not self.ready.is_set():
             raise StoreError("Database not reached yet")
         return [asdict(change) for change in await read_changes(Store(), node_id, limit=HISTORY_CHANGES)]
-
-    def statuses(self) -> Iterable[str | None]:
-        """The status of each node."""
-        return (node.status for node in self.reconciler.known.values()) if self.reconciler else ()
 
     def doubts(self) -> list[str]:
         """Why the documents cannot be trusted right now; empty when they can."""
@@ -324,9 +326,9 @@ class Application:
         if self.settings.http_address:
             self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
-                wait=self.wait_for_node, rows=self.rows, overview=self.overview, series=self.series.as_json,
-                changes=self.read_changes,
+                states=self.states, doubts=self.doubts, notes=self.notes, find=find_ids,
+                read=self.read_node, wait=self.wait_for_node, changes=self.read_changes,
+                rows=self.rows, overview=self.overview, series=self.series.as_json,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
@@ -446,7 +448,7 @@ class Application:
             except (EventwatchError, _Stopped):
                 raise
             except Exception as error:  # noqa: BLE001 - a bug must not end the watching
-                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+                _tell_bug(error)
             backoff.succeeded_for(self._clock.monotonic() - began)
             await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
 
@@ -468,7 +470,7 @@ class Application:
             logger.warning("Starting over: {}", "; ".join(dict.fromkeys(str(error) for error in _leaves(group))))
         except* Exception as group:  # noqa: BLE001 - a bug must not end the watching
             for error in _leaves(group):
-                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+                _tell_bug(error)
         finally:
             set_watching(None)
             self.reconciler = self.sweeper = self.watcher = None
@@ -660,6 +662,11 @@ async def watch(
         ready.cancel()
         app.stop()
         await running
+
+
+def _tell_bug(error: BaseException) -> None:
+    FAILURES["internal"] += 1
+    logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -20,13 +20,17 @@ _DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 1h
 _LONGEST = 3650 * 86400.0  # dates and timers overflow not far beyond
 
 
+class TooLongError(ValueError):
+    """A duration, but longer than any that is accepted."""
+
+
 def parse_duration(value: object) -> float:
     """Seconds from a number, a timedelta or a text such as `90s`; ValueError says which forms are accepted."""
     seconds = _seconds(value)
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         raise ValueError(_DURATION_FORMS)
     if seconds > _LONGEST:
-        raise ValueError(f"must be at most {format_duration(_LONGEST)}")
+        raise TooLongError(f"must be at most {format_duration(_LONGEST)}")
     return seconds
 
 

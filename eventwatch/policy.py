@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final
 
-from eventwatch.durations import format_duration, parse_duration
+from eventwatch.durations import TooLongError, format_duration, parse_duration
 from eventwatch.model import (
     NOT_RUNNING_IP,
     STOPPING,
@@ -37,6 +37,7 @@ STOP_LABEL: Final = "eventwatch.stop-timeout"
 LONGEST_STOP: Final = 3600.0
 #: Characters of a duration.
 LONGEST_TIMEOUT: Final = 40
+NO_TIMEOUT: Final = "is no duration such as 2h, and not never"
 AT_WORK: Final = frozenset({"running", "restarting"})
 
 #: An event this much older than the newest fact is no inversion (up to 0.1 s were measured): the engine's
@@ -199,11 +200,10 @@ def _own_timeout(places: Iterable[tuple[str, str | float | None]], default: floa
             if isinstance(value, str) and len(value) > LONGEST_TIMEOUT:
                 raise ValueError  # noqa: TRY301 - one exit for everything that is none
             return Timeout(parse_duration(value) or math.inf, source=place)
-        except ValueError:
+        except ValueError as error:
+            wrong = f"{error}, or never" if isinstance(error, TooLongError) else NO_TIMEOUT
             shown = printable(str(value)[:LONGEST_TIMEOUT])
-            return Timeout(
-                default, f"{place} is no duration such as 2h, and not never: {shown}; the setting stands", setting
-            )
+            return Timeout(default, f"{place} {wrong}: {shown}; the setting stands", setting)
     return Timeout(default, source=setting)
 
 

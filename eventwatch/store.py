@@ -725,22 +725,39 @@ class Store:
 
 
 async def create_user(url: str, database: str, *, name: str, password: str) -> bool:
-    """Give a user the right to read and write this database, and no other; whether the user is new.
+    """Make a user who may read and write this database, and nothing else; False if there is one already.
 
-    `url` logs in as one who may do that. A user that exists gets this password and exactly these rights.
-    Raises ConfigError and StoreError as `open_store` does.
+    `url` logs in as one who may do that. A user that exists is never changed: ConfigError unless it has this
+    password and these rights. Raises ConfigError and StoreError as `open_store` does, too.
     """
-    roles = [{"role": "readWrite", "db": database}]
+    rights = [{"role": "readWrite", "db": database}]
     async with open_store(url, database), _deadline(f"creating the user {name}"):
         admin = node_collection().database.client.get_database("admin")
         try:
-            await admin.command("createUser", name, pwd=password, roles=roles)
+            await admin.command("createUser", name, pwd=password, roles=rights)
         except OperationFailure as error:
             if error.code != USER_EXISTS:
                 raise
-            await admin.command("updateUser", name, pwd=password, roles=roles)
-            return False
-    return True
+        else:
+            return True
+    login: dict[str, Any] = {"username": name, "password": password, "authSource": "admin"}
+    unlike = "password"
+    async with (
+        _deadline(f"looking at the user {name}"),
+        AsyncMongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=SERVER_SELECTION_MS, **login) as client,
+    ):
+        try:
+            status = await client.admin.command("connectionStatus")
+        except OperationFailure as error:
+            if error.code not in _REFUSED:
+                raise
+        else:
+            unlike = "" if status["authInfo"]["authenticatedUserRoles"] == rights else "rights"
+    if unlike:
+        raise ConfigError(
+            f"User {name} is there already, with other {unlike}, and is left as it is: give another name"
+        )
+    return False
 
 
 @asynccontextmanager
