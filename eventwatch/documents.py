@@ -62,6 +62,8 @@ class NodeChecker(Document):
     """Grows with each takeover; a write of an earlier epoch matches no document."""
     cursor: int | None = None
     """`timeNano` of the last event fully applied, ns."""
+    settings: dict[str, Any] | None = None
+    """The settings by which nodes are judged, for `status` and `explain`."""
 
     class Settings:
         name = "NodeChecker"
