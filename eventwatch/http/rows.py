@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from eventwatch.http.answers import MOMENT, SLICE, dumps
+from eventwatch.clock import Slices
+from eventwatch.http.answers import MOMENT, dumps
 from eventwatch.model import ENDED, STOPPING, Change, Recorded
 
 #: Rows of one answer.
@@ -158,12 +159,10 @@ class Rows:
             if time.monotonic() < self._fresh_until:
                 return
             present = list(self.node_ids())
-            began = time.perf_counter()
+            slices = Slices()
             for node_id in present:
                 self._look_at(node_id)
-                if time.perf_counter() - began > SLICE:
-                    await asyncio.sleep(0)
-                    began = time.perf_counter()
+                await slices.turn()
             for node_id in self._rows.keys() - set(present):
                 self._forget(node_id)
             self._fresh_until = time.monotonic() + MOMENT
