@@ -41,7 +41,13 @@ from eventwatch.store import Store
 from eventwatch.sweeper import CONCURRENCY
 from eventwatch.text import printable
 
-_COLOURS = {"running": "green", "stopping": "yellow", "paused": "yellow", "exited": "red", "dead": "red"}
+STATUS_COLOURS: Final = {
+    "running": "green",
+    "stopping": "yellow",
+    "paused": "yellow",
+    "exited": "red",
+    "dead": "red",
+}
 #: Characters shown of one value on a terminal.
 CELL: Final = 200
 #: Changes that `explain` tells of.
@@ -272,7 +278,7 @@ def node_table(reports: Iterable[NodeReport], columns: Sequence[str]) -> Table:
         table.add_column(heading, no_wrap=heading in {"node", "id"}, overflow="fold")
     for report in reports:
         styles = {
-            "status": _COLOURS.get(report.recorded.status or "", "default"),
+            "status": STATUS_COLOURS.get(report.recorded.status or "", "default"),
             "agrees": "red" if report.agrees is False else "",
         }
         # As texts: what is in brackets is no markup, whoever wrote it.

@@ -24,7 +24,10 @@ from tests.conftest import free_address
 
 FOLDER = Path(__file__).parent / "help"
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "sweep", "status", "explain", "wait", "record", "replay", "doctor", "healthcheck", "config")
+COMMANDS = (
+    "run", "sweep", "status", "top", "explain", "wait", "record", "replay", "doctor", "healthcheck", "config",
+    "completion",
+)  # fmt: skip
 SHAPE = {"COLUMNS": "80", "NO_COLOR": "1"}
 
 
