@@ -26,7 +26,7 @@ from eventwatch.settings import Settings, load_settings
 from eventwatch.text import printable
 from eventwatch.version import eventwatch_version
 
-SHELLS: Final = ("bash", "zsh", "tcsh")
+SHELLS: Final = ("bash", "zsh")
 #: The columns of `status`, and those that it shows unless told otherwise.
 NODE_COLUMNS: Final = (
     "node", "id", "name", "image", "status", "age", "health", "address", "idle", "restarts", "agrees", "reason",
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("healthcheck", "for HEALTHCHECK: end with 0 if eventwatch runs here and is ready or standing by", __name__)
     add("config", "print every setting with its value, secrets masked", __name__)
     completion_parser = add("completion", "print a script that completes eventwatch's words in a shell")
-    completion_parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or tcsh")
+    completion_parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
     completion_parser.set_defaults(parser=_parser)
     return parser
 
