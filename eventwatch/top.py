@@ -1,6 +1,6 @@
 """`eventwatch top`: every node on a full screen, renewed each second, and one of them in full.
 
-Contract: once a second the documents are read, in one query, whatever is shown; of nodes that changed also the
+Contract: once a second the documents of this engine are read, whatever is shown; of nodes that changed also the
 last line of their history, for names and reasons. Only the selected node is inspected, and of those without a
 known name some at a time, once each. While the database is away, what was read last stays, and the first line
 tells so. Nothing is ever written.
@@ -30,7 +30,7 @@ from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.history import read_last_changes
 from eventwatch.model import ENDED, Recorded
 from eventwatch.policy import as_utc
-from eventwatch.report import STATUS_COLOURS, explain_node
+from eventwatch.report import STATUS_COLOURS, explain_node, identity_of
 from eventwatch.settings import Settings
 from eventwatch.store import Store
 from eventwatch.text import printable
@@ -162,7 +162,8 @@ class TopView(App[None]):
         #: How often the history of each node was read since it changed.
         self._looks: Counter[str] = Counter()
         self._sort, self._reversed, self._only_unhealthy, self._filter = "name", False, False, ""
-        self._trouble = ""
+        self._trouble = self._engine_id = ""
+        self._renewing = self._wanted = False
 
     def compose(self) -> ComposeResult:
         """The parts from top to bottom."""
@@ -188,9 +189,21 @@ class TopView(App[None]):
 
     # -- reading -------------------------------------------------------------------------------------
 
-    @work(exclusive=True, group="renew")
+    @work
     async def renew(self) -> None:
-        """Read the documents and show them; of the selected node, all."""
+        """Read the documents and show them; of the selected node, all. One at a time, however slow it is."""
+        self._wanted = True
+        if self._renewing:
+            return
+        self._renewing = True
+        try:
+            while self._wanted:
+                self._wanted = False
+                await self._renew()
+        finally:
+            self._renewing = False
+
+    async def _renew(self) -> None:
         try:
             await self._read()
         except EventwatchError as error:
@@ -200,8 +213,16 @@ class TopView(App[None]):
         self._show()
         await self._explain()
 
+    async def _documents(self) -> dict[str, Recorded]:
+        """Those of this engine and of nobody; while it does not say who it is, some of any engine."""
+        if not self._engine_id:
+            self._engine_id = await identity_of(self._engine)
+        if self._engine_id:
+            return await self._store.read_own(self._engine_id, (), leftovers=True)
+        return await self._store.read_some(MOST_ROWS)
+
     async def _read(self) -> None:
-        documents = await self._store.read()
+        documents = await self._documents()
         changed = [i for i, recorded in documents.items() if self._is_changed(recorded)]
         last = await read_last_changes(self._store, changed[:HISTORIES]) if changed else {}
         rows = {}

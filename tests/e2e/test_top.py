@@ -92,17 +92,17 @@ async def test_without_a_database_what_was_read_stays_and_is_told_to_be_old(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.collection.insert_one(manager_document("a" * 64))
-    real = Store.read
+    real = Store.read_own
     async with shown(world) as (view, _):
         await eventually(lambda: len(lines(view)) == 1, within=SLOWLY)
 
         async def away(*_: object, **__: object) -> None:
             raise StoreError("Database is away")
 
-        monkeypatch.setattr(Store, "read", away)
+        monkeypatch.setattr(Store, "read_own", away)
         await eventually(lambda: "as of before: Database is away" in text_of(view, "#summary"), within=SLOWLY)
         assert len(lines(view)) == 1
-        monkeypatch.setattr(Store, "read", real)
+        monkeypatch.setattr(Store, "read_own", real)
         await eventually(partial(is_well, view), within=SLOWLY)
 
 
