@@ -64,6 +64,10 @@ async def examine_forgetting(engine_id: str, store: Store, engine: Engine) -> tu
     count = await store.count_to_forget(engine_id)
     if record is None and not count:
         raise ConfigError(f"no engine {printable(engine_id, CELL)} is on record: `eventwatch engines` lists them")
+    if record is not None and record.engine_id != engine_id:
+        raise ConfigError(
+            f"what is on record of engine {printable(engine_id, CELL)} names another: look into NodeChecker"
+        )
     if record is not None and (record.alive or record.standbys):
         raise ConfigError(f"engine {printable(engine_id, CELL)} is watched by {printable(_watcher(record), CELL)}")
     if record is None or state_of(record) == "unwatched":
