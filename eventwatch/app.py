@@ -48,6 +48,7 @@ from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
+from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
@@ -426,7 +427,8 @@ class Application:
             time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
         )  # fmt: skip
         reconciler.request_sweep = store.on_return = sweeper.request
-        reconciler.listeners += self.feed.publish, self._changes.publish
+        afterlook = Afterlook(store=store, reconciler=reconciler, longest=settings.sweep_interval, clock=clock)
+        reconciler.listeners += self.feed.publish, self._changes.publish, afterlook.remember
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock)
@@ -468,6 +470,7 @@ class Application:
             tasks.create_task(sweeper.run(), name="sweeper"),
             tasks.create_task(undocumented.run(), name="undocumented"),
             tasks.create_task(reconciler.run_orphanage(), name="orphanage"),
+            tasks.create_task(afterlook.run(), name="afterlook"),
         ]
         workers = [
             tasks.create_task(reconciler.run_writer(), name="writer"),

@@ -61,11 +61,12 @@ def _is_name(text: object) -> bool:
 
 
 class Cause(StrEnum):
-    """Why a document was changed: which of the three tiers saw it, or our own idle stop."""
+    """Why a document was changed: which of the three tiers saw it, a look, or our own idle stop."""
 
     EVENT = "event"
     SETTLE = "settle"
     SWEEP = "sweep"
+    LOOK = "look"
     IDLE = "idle"
 
 

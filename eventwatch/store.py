@@ -87,6 +87,8 @@ OLD_HISTORY: Final = "NodeHistory"
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
 _PROJECTION: Final = dict.fromkeys((*_FIELDS, "idle_timeout"), 1)
+#: What a look at a document compares.
+LOOKED_AT: Final = ("status", "health", "ip", "port")
 #: Server error codes of a refused login or missing rights: waiting does not help.
 _REFUSED: Final = {13, 18}
 _DUPLICATE: Final = 11000
@@ -244,6 +246,18 @@ class Store:
                 if node_id in found:
                     found[node_id] = replace(found[node_id], claim=claim)
         return found
+
+    async def look(self, node_ids: Collection[str]) -> dict[str, tuple[object, ...]]:
+        """What the documents of these say in the fields `LOOKED_AT`, whatever that is; cheaper than `read`."""
+        query = {"_id": {"$in": list(node_ids)}}
+        async with _deadline("looking at nodes"):
+            rows = await self._nodes.find(query, dict.fromkeys(LOOKED_AT, 1)).to_list()
+        return {row["_id"]: tuple(row.get(name) for name in LOOKED_AT) for row in rows}
+
+    async def count_engines(self) -> int:
+        """How many engines this database has ever served."""
+        async with _deadline("counting engines"):
+            return await self._engines.estimated_document_count()
 
     async def count_others(self, node_ids: Collection[str]) -> int:
         """How many node documents there are besides these, sound or not."""
