@@ -51,6 +51,7 @@ from eventwatch.model import Change, Recorded, nanos
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
@@ -342,17 +343,16 @@ class Application:
 
     async def _lead_again_and_again(self, engine: Engine, store: Store) -> None:
         elector = self._elector = Elector(
-            store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
-        )
+            store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock,
+            deaths=DeathWatch(engine, self._clock), lookout=Lookout(engine), twins=self._twins,
+        )  # fmt: skip
         self.metrics.lease_left.set_function(elector.seconds_left)
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
-        lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
 
         async def lead_once() -> _Outcome:
             info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
-            meet = partial(twins.meet, engine_id=info.id)
-            lease = await self._patiently(partial(elector.acquire, info.id, look=lookout.look, meet=meet))
+            lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
             finally:

@@ -453,7 +453,7 @@ class Reconciler:
                 timer.cancel()
 
     def own_ids(self) -> list[str]:
-        """The containers that our engine has, as far as we were told: whether or not they have documents by now."""
+        """The containers that our engine has, as far as we were told, whether or not they have documents."""
         return [*(self.owned if self._lease else self.known), *self._strangers]
 
     def check_document(self, before: Recorded | None, fields: tuple[object, ...] | None) -> None:
