@@ -1,9 +1,10 @@
 """`python -m tests.takeover [--kills 50]`: how long documents are unattended after a SIGKILL of eventwatch.
 
-Four ways: a process that is started again, a process with a hot standby, a container that its restart policy starts
-again, and a container with a hot standby in another one. With each kill a node dies or starts, too. Prints p50 and
-the longest (s): from the kill (a restart: from the start of the new process or container) until the successor has the
-lease, and until all documents are right; and whether any write came from an older epoch than the one before it.
+Four ways: a process that is started again, a process with a hot standby, a container that its restart policy
+starts again, and a container with a hot standby in another one. With each kill a node dies or starts, too. Prints
+p50 and the longest time: from the kill (of a restart: from the start of the new process or container) until the
+successor has the lease, and until all documents are right; and whether any write came from an older epoch than the
+one before it.
 
 Needs root on the engine's machine. The lease lasts five minutes, so that none expires meanwhile.
 """
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -123,7 +124,7 @@ async def disturb(world: World) -> None:
 
 
 async def measure_one(world: World, kill: Callable[[], Awaitable[float | None]], took: Took) -> None:
-    """Kill the holder, and note how long its successor takes; `kill` says when that began to be there, if it knows."""
+    """Kill the holder, and note how long its successor takes; `kill` says since when a new one is there."""
     before, began = await holder(world), time.time()
     since = await kill()
     disturbing = asyncio.create_task(disturb(world), name="disturb")
@@ -142,6 +143,7 @@ async def processes_again(world: World, folder: Path, kills: int) -> Took:
     took = Took()
     with closing(Eventwatch(folder, world.settings(lease_duration=LEASE, sweep_interval="10m"))) as eventwatch:
         eventwatch.start()
+        await eventwatch.logged("checker started", within=PATIENCE)
         await Oracle(world).recovered()
 
         async def kill() -> float:
@@ -167,6 +169,7 @@ async def processes_standing_by(world: World, folder: Path, kills: int) -> Took:
     one, two = (Eventwatch(folder, settings, name=name) for name in ("one", "two"))
     with closing(one), closing(two):
         one.start()
+        await one.logged("checker started", within=PATIENCE)
         await Oracle(world).recovered()
         for number in range(kills):
             two.start()
@@ -181,14 +184,17 @@ async def containers_again(world: World, kills: int) -> Took:
     took = Took()
     contained = Contained(world, "again", Name="always")
     await contained.start()
+    await holder(world)
     await Oracle(world).recovered()
 
     async def kill() -> float:
         began = (await contained.state())["StartedAt"]
         await contained.kill()
-        while (state := await contained.state())["StartedAt"] == began or not state["Running"]:
+        while True:
+            state = await contained.state()
+            if state["StartedAt"] != began and state["Running"]:
+                return datetime.fromisoformat(state["StartedAt"]).timestamp()
             await asyncio.sleep(0.02)
-        return datetime.fromisoformat(state["StartedAt"]).timestamp()
 
     for _ in range(kills):
         # An engine waits longer after each end of a container that ran for less than ten seconds.
@@ -204,6 +210,7 @@ async def containers_standing_by(world: World, kills: int) -> Took:
     took = Took()
     one = Contained(world, "0")
     await one.start()
+    await holder(world)
     await Oracle(world).recovered()
     for number in range(kills):
         two = Contained(world, str(number + 1))
@@ -226,22 +233,26 @@ async def opened_world(mongo: PrivateMongo) -> AsyncIterator[World]:
         yield world
 
 
+async def run(way: str, world: World, folder: Path, kills: int) -> Took:
+    match way:
+        case "restart":
+            return await processes_again(world, folder, kills)
+        case "standby":
+            return await processes_standing_by(world, folder, kills)
+        case "container-restart":
+            return await containers_again(world, kills)
+        case _:
+            return await containers_standing_by(world, kills)
+
+
 async def measure(kills: int, ways: list[str]) -> None:
-    async with AsyncExitStack() as stack:
-        mongo = await stack.enter_async_context(PrivateMongo())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in ways:
-            world = await stack.enter_async_context(opened_world(mongo))
-            work = {
-                "restart": lambda: processes_again(world, folder, kills),
-                "standby": lambda: processes_standing_by(world, folder, kills),
-                "container-restart": lambda: containers_again(world, kills),
-                "container-standby": lambda: containers_standing_by(world, kills),
-            }
-            async with followed(world) as epochs:
-                took = await work[name]()
+    async with PrivateMongo() as mongo:
+        for way in ways:
+            with tempfile.TemporaryDirectory() as folder:
+                async with opened_world(mongo) as world, followed(world) as epochs:
+                    took = await run(way, world, Path(folder), kills)
             wrong = "; ".join(epochs.went_back) or "no write of an older epoch"
-            print(f"{name}: {took}; {len(epochs.all)} epochs, {wrong}", flush=True)  # noqa: T201 - a command
+            print(f"{way}: {took}; {len(epochs.all)} epochs, {wrong}", flush=True)  # noqa: T201 - a command
 
 
 WAYS: Final = ("restart", "standby", "container-restart", "container-standby")

@@ -1,4 +1,4 @@
-"""Who has written each document, one after the other, by the epochs in a change stream: two writers show at once."""
+"""The epoch of each write to each document, from a change stream: two writers at a time would show there."""
 
 from __future__ import annotations
 
