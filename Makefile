@@ -18,7 +18,7 @@ export PYTHON
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## create .venv with eventwatch and its tools (again only when pyproject.toml changed)
+setup: $(READY) ## create .venv with eventwatch and its tools (again only when pyproject.toml or the versions changed)
 
 engine: ## make sure that a Docker engine answers (as root on Debian: install and start what is missing)
 	@.ci/engine
@@ -59,7 +59,7 @@ clean: ## remove .venv, caches and builds
 	@rm -rf $(VENV) build dist .cache .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name .git -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml .ci/dev-constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
@@ -74,7 +74,7 @@ $(READY): pyproject.toml
 	@echo "==> creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "==> installing eventwatch and its tools into $(VENV) (the first time, some 100 MB are downloaded)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/dev-constraints.txt -e '.[dev]'
 	@touch $@
 
 $(BENCH_READY): $(READY)

@@ -4,8 +4,7 @@ What is imported from here is the public API; everything else may change. The na
 first used (PEP 562), so that the health check of a container, which needs none of them, stays cheap.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # what type checkers know by this name, without the cost of importing typing
 
 if TYPE_CHECKING:
     from eventwatch.app import Application, watch
@@ -75,7 +74,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module  # noqa: PLC0415 - as above
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

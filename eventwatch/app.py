@@ -11,6 +11,7 @@ release the lease.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -28,13 +29,14 @@ from loguru import logger
 from eventwatch.backoff import Pace
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
-from eventwatch.calls.waiting import find_node, wait_for
+from eventwatch.calls.waiting import find_ids, find_node, wait_for
 from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.documents import NodeChecker, ToolServerNode
 from eventwatch.elector import Elector
 from eventwatch.embedded import EmbeddedMongo
 from eventwatch.engine import DockerEngine, Engine, EngineInfo
 from eventwatch.errors import (
+    FAILURES,
     CheckerDeletedError,
     ConfigError,
     EngineChangedError,
@@ -43,11 +45,12 @@ from eventwatch.errors import (
     LeaseLostError,
     StoreError,
 )
-from eventwatch.history import History
+from eventwatch.history import History, read_changes
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
+from eventwatch.nearby import is_standby
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
@@ -55,10 +58,10 @@ from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
-from eventwatch.readiness import identity, is_standby
+from eventwatch.readiness import identity
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
-from eventwatch.store import Lease, Store, open_store
+from eventwatch.store import HISTORY_CHANGES, Lease, Store, open_store
 from eventwatch.sweeper import PATIENCE, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
@@ -175,7 +178,8 @@ class Application:
             node, reconciler.used_at(node_id), self._time.now(), own.seconds, reconciler.owned.get(node_id)
         )
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
-        return shown | {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
+        told = {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
+        return shown | told | reconciler.reasons.row(node_id)
 
     async def read_node(self, node_id: str) -> dict[str, Any] | None:
         """A node's row as the database has it, whoever keeps it; None: there is none. Raises StoreError."""
@@ -189,14 +193,33 @@ class Application:
 
     def _row(self, document: ToolServerNode) -> dict[str, Any]:
         known = self.node(document.id) or {}
+        reconciler = self.reconciler
+        if reconciler and known:
+            known |= reconciler.reasons.full_row(document.id) | self._idle_row(reconciler, document.id)
         return known | {
             "node_id": document.id,
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
         }
 
-    def statuses(self) -> Iterable[str | None]:
-        """The status of each node."""
-        return (node.status for node in self.reconciler.known.values()) if self.reconciler else ()
+    def states(self) -> Iterable[tuple[str | None, str | None]]:
+        """Status and health of each node."""
+        return ((node.status, node.health) for node in self.reconciler.known.values()) if self.reconciler else ()
+
+    def _idle_row(self, reconciler: Reconciler, node_id: str) -> dict[str, Any]:
+        """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
+        node = reconciler.known[node_id]
+        limit = idle_timeout_of(node.idle_timeout, reconciler.idle_label(node_id), self.settings.idle_timeout)
+        verdict = recorded_idleness(
+            node, reconciler.used_at(node_id), self._time.now(), limit.seconds, reconciler.owned.get(node_id)
+        )
+        seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
+        return {"idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
+
+    async def read_changes(self, node_id: str) -> list[dict[str, Any]]:
+        """The changes of a node on record, newest first, whether or not it has a document. Raises StoreError."""
+        if not self.ready.is_set():
+            raise StoreError("Database not reached yet")
+        return [asdict(change) for change in await read_changes(Store(), node_id, limit=HISTORY_CHANGES)]
 
     def doubts(self) -> list[str]:
         """Why the documents cannot be trusted right now; empty when they can."""
@@ -248,8 +271,8 @@ class Application:
         if self.settings.http_address:
             self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                statuses=self.statuses, doubts=self.doubts, notes=self.notes, read=self.read_node,
-                wait=self.wait_for_node,
+                states=self.states, doubts=self.doubts, notes=self.notes, find=find_ids,
+                read=self.read_node, wait=self.wait_for_node, changes=self.read_changes,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
@@ -367,7 +390,7 @@ class Application:
             except (EventwatchError, _Stopped):
                 raise
             except Exception as error:  # noqa: BLE001 - a bug must not end the watching
-                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+                _tell_bug(error)
             backoff.succeeded_for(self._clock.monotonic() - began)
             await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
 
@@ -389,7 +412,7 @@ class Application:
             logger.warning("Starting over: {}", "; ".join(dict.fromkeys(str(error) for error in _leaves(group))))
         except* Exception as group:  # noqa: BLE001 - a bug must not end the watching
             for error in _leaves(group):
-                logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
+                _tell_bug(error)
         finally:
             set_watching(None)
             self.reconciler = self.sweeper = self.watcher = None
@@ -431,9 +454,12 @@ class Application:
         reconciler.listeners += self.feed.publish, self._changes.publish, afterlook.remember
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
+        self.metrics.crash_looping.set_function(reconciler.reasons.crash_looping)
+        self.metrics.longest_unhealthy.set_function(reconciler.reasons.longest_unhealthy)
         history = History(store, clock)
         if settings.history:
             reconciler.listeners.append(history.remember)
+            reconciler.reasons.on_end.append(history.explain)
             if not self.feed.recent:
                 tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
 
@@ -579,6 +605,11 @@ async def watch(
         ready.cancel()
         app.stop()
         await running
+
+
+def _tell_bug(error: BaseException) -> None:
+    FAILURES["internal"] += 1
+    logger.opt(exception=error).error("Starting over after an unexpected error: {!r}", error)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -19,8 +19,9 @@ from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError
 from eventwatch.logs import LONGEST, configure_logging, tell_bug, tell_failure
 from eventwatch.model import CONDITIONS
+from eventwatch.nearby import is_standby, told
 from eventwatch.output import say
-from eventwatch.readiness import ask_readiness, is_standby
+from eventwatch.readiness import ask_readiness
 from eventwatch.settings import Settings, load_settings
 from eventwatch.text import printable
 from eventwatch.version import eventwatch_version
@@ -206,7 +207,7 @@ async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
     )
     if not ready and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
-    say("; ".join(["ready", *reasons] if ready else reasons))
+    say(told(ready, reasons))
 
 
 async def config(_: argparse.Namespace, settings: Settings) -> None:

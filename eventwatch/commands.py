@@ -185,7 +185,8 @@ async def _create_user(name: str, password_file: Path | None, settings: Settings
                 if error.permanent or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.5)
-    say(f"User {name} {'created' if created else 'updated'}: may read and write database {database}, nothing else")
+    was_made = "created" if created else "is there already"
+    say(f"User {name} {was_made}: may read and write database {database}, nothing else")
 
 
 def _read_password(file: Path | None) -> str:

@@ -1,6 +1,6 @@
 """Durations as people write them: `90s`, `250ms`, `30m`, `1h30m`, or a number of seconds.
 
-Contract: what `format_duration` writes, `parse_duration` reads as the same number.
+Contract: what `format_duration` writes, `parse_duration` reads as the same number. `about` is for people only.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ _DURATION_FORMS = "must be seconds or a duration such as 90, 90s, 250ms, 30m, 1h
 _LONGEST = 3650 * 86400.0  # dates and timers overflow not far beyond
 
 
+class TooLongError(ValueError):
+    """A duration, but longer than any that is accepted."""
+
+
 def parse_duration(value: object) -> float:
     """Seconds from a number, a timedelta or a text such as `90s`; ValueError says which forms are accepted."""
     seconds = _seconds(value)
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         raise ValueError(_DURATION_FORMS)
     if seconds > _LONGEST:
-        raise ValueError(f"must be at most {format_duration(_LONGEST)}")
+        raise TooLongError(f"must be at most {format_duration(_LONGEST)}")
     return seconds
 
 
@@ -39,6 +43,21 @@ def format_duration(seconds: float) -> str:
         if exact % size == 0:
             return f"{int(exact / size)}{unit}"
     return f"{(exact / _UNITS['ms']).normalize():f}ms"
+
+
+def about(seconds: float) -> str:
+    """A duration for people, in its two largest units: `2d 3h`, `31m 2s`, `4s`, `250ms`; `never` if infinite."""
+    if math.isinf(seconds):
+        return "never"
+    if seconds < 1:
+        return f"{max(0.0, seconds) * 1000:.0f}ms"
+    left = round(seconds)
+    told: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or told:
+            told.append(f"{count}{unit}")
+    return " ".join(part for part in told[:2] if not part.startswith("0"))
 
 
 def _seconds(value: object) -> float | None:

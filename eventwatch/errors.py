@@ -7,6 +7,12 @@ whoever raises one of these masks credentials first.
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Final
+
+#: How often something failed in this process, by what: the engine, the database, or a bug of our own (`internal`).
+FAILURES: Final = Counter({"engine": 0, "database": 0, "internal": 0})
+
 
 class EventwatchError(Exception):
     """Base of all errors that are the environment's fault, not a bug. Exit code 1."""
@@ -32,6 +38,7 @@ class EngineError(EventwatchError):
         self, message: str, *, status: int = 0, unreachable: bool = False, permanent: bool = False
     ) -> None:
         super().__init__(message)
+        FAILURES["engine"] += 1
         self.status = status
         self.unreachable = unreachable
         self.permanent = permanent
@@ -47,6 +54,7 @@ class StoreError(EventwatchError):
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
+        FAILURES["database"] += 1
         self.permanent = permanent
         if permanent:
             self.exit_code = ConfigError.exit_code

@@ -4,7 +4,9 @@ One document a node (collection NodeChanges) with its last 50 changes, whatever 
 costs no other its history. What comes again within minutes (a health check that flaps) is counted, with its first
 and last time, instead of told again. Bounded in all: a history without a change for 30 days expires, those that
 changed longest ago go when there are more than 10,000, and texts are cut. Read by `explain` and, when a watcher
-starts, for the status page; rows that earlier versions wrote (collection NodeHistory) are read too.
+starts, for the status page; rows that earlier versions wrote (collection NodeHistory) are read too. A change has
+its reason; that of an end is put to it once an inspection has explained it. With the changes, the last known name
+and image of the container are kept, by which a node is found that is gone.
 
 Written in the background in one bulk a second, so never in the way of a change. Every entry has an id of its own
 before it is first written, so a write whose acknowledgement was lost is repeated without effect. Nothing that
@@ -27,9 +29,11 @@ from loguru import logger
 
 from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
+from eventwatch.details import LONGEST_TEXT
 from eventwatch.errors import StoreError
-from eventwatch.model import Change
+from eventwatch.model import ENDED, Change
 from eventwatch.policy import as_utc
+from eventwatch.reasons import Ended
 from eventwatch.store import HISTORY_CHANGES, Entry, Store
 from eventwatch.text import printable
 
@@ -87,22 +91,36 @@ class History:
         at = datetime.fromtimestamp(written.at_ns / 1e9, UTC)
         what = _what(written)
         key = (what["deleted"], what["cause"], *sorted(what["old"].items()), None, *sorted(what["new"].items()))
+        reason = str(_sound(written.reason, LONGEST_TEXT))
         node = self._nodes.setdefault(written.node_id, _Node())
         self._nodes.move_to_end(written.node_id)
         entry = node.last.get(key)
         if entry is not None and at - entry.until <= REPEATED_WITHIN:
             entry.count += 1
             entry.until = max(at, entry.until)
+            entry.reason = reason or entry.reason
         else:
             short_id = _sound(written.short_id)
             name = f"{written.at_ns:016x}{secrets.token_hex(8)}"  # in order, for those of one millisecond
-            entry = node.last[key] = Entry(name, written.node_id, str(short_id), at, at, what)
+            entry = node.last[key] = Entry(name, written.node_id, str(short_id), at, at, what, reason=reason)
+        known = (("name", written.name), ("image", written.image))
+        entry.named = {name: str(_sound(value)) for name, value in known if value}
         node.last.move_to_end(key)
         while len(node.last) > REPEATED:
             node.last.popitem(last=False)
         self._want(node, entry)
         self._limit()
         self._has_waiting.set()
+
+    def explain(self, ended: Ended) -> None:
+        """Put the reason of an end to the change that told of it. Raises nothing."""
+        node = self._nodes.get(ended.node_id)
+        for entry in reversed(node.last.values() if node else ()):
+            if node and entry.what["new"].get("status") in ENDED and entry.reason != ended.reason:
+                entry.reason = str(_sound(ended.reason, LONGEST_TEXT))
+                self._want(node, entry)
+                self._has_waiting.set()
+                return
 
     def _want(self, node: _Node, entry: Entry) -> None:
         self._waiting -= len(node.to_write)
@@ -162,7 +180,7 @@ class History:
         if not entries:
             self._has_waiting.clear()
             return
-        counts = {entry.id: entry.count for entry in entries}
+        written = {entry.id: (entry.count, entry.reason) for entry in entries}
         try:
             new, refusals = await self._store.write_history(entries)
         finally:
@@ -172,7 +190,7 @@ class History:
         for entry in entries:
             entry.stored = True
             node = self._nodes.get(entry.node_id)
-            if node and entry.count == counts[entry.id] and node.to_write.pop(entry.id, None):
+            if node and (entry.count, entry.reason) == written[entry.id] and node.to_write.pop(entry.id, None):
                 self._waiting -= 1
         if not self._waiting:
             self._has_waiting.clear()
@@ -206,11 +224,11 @@ def _what(written: Change) -> dict[str, Any]:
     }
 
 
-def _sound(value: object) -> str | int | None:
+def _sound(value: object, longest: int = LONGEST) -> str | int | None:
     """A value that any database takes, and that is not endless."""
     if value is None or (isinstance(value, int) and -_INT64 <= value < _INT64):
         return value
-    return str(value)[:LONGEST].encode("utf-8", "replace").decode()
+    return str(value)[:longest].encode("utf-8", "replace").decode()
 
 
 # -- reading ------------------------------------------------------------------------------------------------
@@ -230,6 +248,9 @@ class PastChange:
     old: Mapping[str, Any]
     new: Mapping[str, Any]
     latency: float | None
+    reason: str = ""
+    name: str = ""
+    image: str = ""
 
     def as_written(self) -> dict[str, Any]:
         """In the words of `Change`, as when it came last."""
@@ -242,6 +263,9 @@ class PastChange:
             "cause": self.cause,
             "at_ns": round(self.until.timestamp() * 1e3) * 1_000_000,
             "latency": self.latency,
+            "reason": self.reason,
+            "name": self.name,
+            "image": self.image,
         }
 
 
@@ -255,7 +279,7 @@ async def read_changes(store: Store, node_id: str | None = None, *, limit: int) 
 
 def _rows(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     changes = document.get("changes")
-    named = {"node_id": document.get("_id"), "short_id": document.get("short_id")}
+    named = {name: document.get(name) for name in ("short_id", "name", "image")} | {"node_id": document.get("_id")}
     return (
         [{**named, **row} for row in changes if isinstance(row, dict)][::-1] if isinstance(changes, list) else []
     )
@@ -281,4 +305,5 @@ def parse_change(row: Mapping[str, Any]) -> PastChange | None:
         old={name: _sound(value) for name, value in old.items()},
         new={name: _sound(value) for name, value in new.items()},
         latency=latency if isinstance(latency, float) else None,
+        **{name: printable(row.get(name) or "", LONGEST_TEXT) for name in ("reason", "name", "image")},
     )

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from eventwatch.details import End
+from eventwatch.errors import FAILURES
 from eventwatch.version import eventwatch_version
 
 STATUSES: Final = ("created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping")
+HEALTHS: Final = ("starting", "healthy", "unhealthy", "none")
 RECONNECT_REASONS: Final = ("eof", "broken", "refused", "rotated", "deaf")
 
 _LATENCY_BUCKETS: Final = (
@@ -34,6 +39,18 @@ _LATENCY_BUCKETS: Final = (
     10,
     60,
 )
+
+
+class _Failures(Collector):
+    """What has failed so far, which is counted where it fails."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The counter of each part."""
+        text = "Calls to the engine and the database that failed, and errors of our own; of the whole process."
+        family = CounterMetricFamily("eventwatch_errors", text, labels=["part"])
+        for part, count in FAILURES.items():
+            family.add_metric([part], count)
+        yield family
 
 
 class Metrics:
@@ -77,8 +94,20 @@ class Metrics:
         self.drift = self._counter("eventwatch_drift_corrections", "Fields that only a sweep put right.", "field")
         self.stops = self._counter("eventwatch_stops", "Stops of nodes by eventwatch.", "reason", "result")
         self.nodes = Gauge("eventwatch_nodes", "Nodes by recorded status.", ["status"], registry=self.registry)
+        self.healths = Gauge(
+            "eventwatch_nodes_health", "Nodes by recorded health.", ["health"], registry=self.registry
+        )
+        self.registry.register(_Failures())
         self.unvouched = self._gauge(
             "eventwatch_nodes_unvouched", "Nodes whose last inspection failed, so that they cannot be vouched for."
+        )
+        self.ends = self._counter("eventwatch_node_ends", "Ends of nodes, by what kind they were.", "kind")
+        self.crash_looping = self._gauge(
+            "eventwatch_nodes_crash_looping", "Nodes that their restart policy starts again and again."
+        )
+        self.longest_unhealthy = self._gauge(
+            "eventwatch_nodes_unhealthy_longest_seconds",
+            "For how long the running node has been unhealthy that has been so the longest.",
         )
         self.leader = self._gauge("eventwatch_leader", "1 while this process holds the engine's lease.")
         self.queue_depth = self._gauge("eventwatch_queue_depth", "Nodes that wait for an inspection or a write.")
@@ -98,6 +127,8 @@ class Metrics:
             self.reconnects.labels(reason)
         for field in ("status", "health", "ip", "port", "deleted"):
             self.drift.labels(field)
+        for kind in End:
+            self.ends.labels(str(kind))
         for result in ("stopped", "failed", "withdrawn"):
             self.stops.labels("idle", result)
 
@@ -117,11 +148,12 @@ class Metrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)
 
-    def show_nodes(self, statuses: Iterable[str | None]) -> None:
-        """Set the gauge of nodes by status; a status that is nobody's word counts as `other`."""
-        counts = dict.fromkeys(STATUSES, 0)
-        for status in statuses:
-            key = status if status in counts else "other"
-            counts[str(key)] = counts.get(str(key), 0) + 1
-        for name, count in counts.items():
-            self.nodes.labels(name).set(count)
+    def show_nodes(self, states: Iterable[tuple[str | None, str | None]]) -> None:
+        """Set the gauges of nodes, of each of which `states` has status and health."""
+        tallies = tuple(dict.fromkeys((*known, "other"), 0) for known in (STATUSES, HEALTHS))
+        for state in states:
+            for tally, value in zip(tallies, state, strict=True):
+                tally[value if value in tally else "other"] += 1
+        for gauge, tally in zip((self.nodes, self.healths), tallies, strict=True):
+            for name, count in tally.items():
+                gauge.labels(name).set(count)

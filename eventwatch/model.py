@@ -32,6 +32,10 @@ CONDITIONS: Final = ("healthy", "running", "exited", "deleted")
 LONGEST_ID: Final = 128
 #: Characters of a reason in the engine's words.
 LONGEST_REASON: Final = 300
+#: Failed health checks that are told of, and entries of the engine's log of checks that are looked at.
+FAILURES: Final = 3
+_CHECKS_READ: Final = 20
+_NOT_RUNNING: Final = ENDED | {"restarting", "removing"}
 
 #: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
 ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
@@ -47,6 +51,7 @@ NETWORK_ACTIONS: Final = ("connect", "disconnect")
 _END_OF_TIME: Final = 2**63
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_PORT: Final = 65535
+_BRIEF = re.compile(r"[A-Z0-9+]{1,12}", re.ASCII)
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -120,7 +125,14 @@ def parse_event(raw: object) -> Event | None:
     if action == "health_status":
         # Podman names the result in an attribute, Docker in the action itself.
         return Event(action, subject, time_nano, health=(rest.strip() or attributes.get("health_status")))
-    return Event(action, subject, time_nano, detail=rest)
+    return Event(action, subject, time_nano, detail=rest or _told(action, attributes))
+
+
+def _told(action: str, attributes: Mapping[str, Any]) -> str:
+    """The exit code of a `die`, the signal of a `kill`; a label of the same name overwrites either."""
+    name = {"die": "exitCode", "kill": "signal"}.get(action)
+    value = attributes.get(name) if name else None
+    return value if isinstance(value, str) and _BRIEF.fullmatch(value) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +162,21 @@ class Observation:
     names: frozenset[str] = frozenset()
     addresses: frozenset[str] = frozenset()
     published_ports: frozenset[int] = frozenset()
+    image: str = ""
+    finished_at: datetime | None = None
+    #: How its last run ended; None while it runs.
+    ending: Ending | None = None
+    #: Its last failed health checks, the newest first, while it is not healthy.
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A health check that failed, with what it printed (cleaned, and cut)."""
+
+    at: datetime | None
+    exit_code: int | None
+    output: str
 
 
 def parse_container(
@@ -177,6 +204,7 @@ def parse_container(
     labels, name = config.get("Labels"), str(container.get("Name") or "").lstrip("/")
     started_at, finished_at = parse_time(state.get("StartedAt")), parse_time(state.get("FinishedAt"))
     restarts, host = container.get("RestartCount"), container.get("HostConfig")
+    image = config.get("Image")
     return Observation(
         node_id=str(container["Id"]),
         status=status,
@@ -195,6 +223,10 @@ def parse_container(
         published_ports=_published_ports(
             settings.get("Ports"), host.get("PortBindings") if isinstance(host, dict) else None
         ),
+        image=image if isinstance(image, str) else "",
+        finished_at=finished_at,
+        ending=_ending(state) if finished_at and status in _NOT_RUNNING else None,
+        failures=_failures(state) if health not in {"healthy", NO_HEALTH_CHECK} else (),
     )
 
 
@@ -227,13 +259,17 @@ def parse_ending(container: Mapping[str, Any]) -> Ending | None:
     state = container["State"]
     if _STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
         return None
-    code, error = state.get("ExitCode"), state.get("Error")
+    return _ending(state)
+
+
+def _ending(state: Mapping[str, Any]) -> Ending:
+    code, error, failures = state.get("ExitCode"), state.get("Error"), _failures(state)
     return Ending(
         exit_code=code if type(code) is int and abs(code) < 2**32 else None,
         oom_killed=state.get("OOMKilled") is True,
         error=error if isinstance(error, str) else "",
         finished_at=parse_time(state.get("FinishedAt")),
-        health_output=_last_failure(state.get("Health") or state.get("Healthcheck")),
+        health_output=failures[0].output if failures else "",
     )
 
 
@@ -263,12 +299,23 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 2**64 else None
 
 
-def _last_failure(health: object) -> str:
+def _failures(state: Mapping[str, Any]) -> tuple[Failure, ...]:
+    health = state.get("Health") or state.get("Healthcheck")
     log = health.get("Log") if isinstance(health, dict) else None
-    for check in reversed(log if isinstance(log, list) else []):
-        if isinstance(check, dict) and check.get("ExitCode") != 0:
-            return printable(str(check.get("Output") or "")[: 2 * LONGEST_REASON].strip(), LONGEST_REASON)
-    return ""
+    failed = [
+        check for check in (log if isinstance(log, list) else [])[-_CHECKS_READ:]
+        if isinstance(check, dict) and check.get("ExitCode") != 0
+    ]  # fmt: skip
+    return tuple(_failure(check) for check in failed[: -FAILURES - 1 : -1])
+
+
+def _failure(check: Mapping[str, Any]) -> Failure:
+    code, output = check.get("ExitCode"), str(check.get("Output") or "")[: 2 * LONGEST_REASON]
+    return Failure(
+        at=parse_time(check.get("End")),
+        exit_code=code if type(code) is int and abs(code) < 2**32 else None,
+        output=printable(output.strip(), LONGEST_REASON),
+    )
 
 
 def _signal_of(code: int) -> str:
@@ -431,7 +478,9 @@ class Change:
 
     `old` and `new` hold what changed of `status`, `health`, `ip` and `port` (and `engine_id` and `epoch`); the old
     values are as last known. `at_ns` is when it was acknowledged and `event_ns` when the engine says that it
-    happened (Unix times, ns; None: no event told of it); `latency` (s) is between the two.
+    happened (Unix times, ns; None: no event told of it); `latency` (s) is between the two. `reason` tells why, as
+    far as that is known when it is written; `name` and `image` are the container's, as last told. All three are
+    cleaned, and empty where nothing is known.
     """
 
     node_id: str
@@ -443,3 +492,6 @@ class Change:
     at_ns: int
     latency: float | None
     event_ns: int | None = None
+    reason: str = ""
+    name: str = ""
+    image: str = ""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final
 
-from eventwatch.durations import format_duration, parse_duration
+from eventwatch.durations import TooLongError, format_duration, parse_duration
 from eventwatch.model import (
     NOT_RUNNING_IP,
     STOPPING,
@@ -37,6 +37,7 @@ STOP_LABEL: Final = "eventwatch.stop-timeout"
 LONGEST_STOP: Final = 3600.0
 #: Characters of a duration.
 LONGEST_TIMEOUT: Final = 40
+NO_TIMEOUT: Final = "is no duration such as 2h, and not never"
 AT_WORK: Final = frozenset({"running", "restarting"})
 
 #: An event this much older than the newest fact is no inversion (up to 0.1 s were measured): the engine's
@@ -161,10 +162,11 @@ def mass_limit(configured: int | None, nodes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Timeout:
-    """A time in seconds (infinite: never), and what is wrong with a node's own one, if anything is."""
+    """A time in seconds (infinite: never), what is wrong with a node's own one, and where the time comes from."""
 
     seconds: float
     problem: str = ""
+    source: str = ""
 
 
 def idle_timeout_of(written: str | float | None, labels: Mapping[str, str], default: float) -> Timeout:
@@ -173,14 +175,14 @@ def idle_timeout_of(written: str | float | None, labels: Mapping[str, str], defa
     A value of its own counts even where the setting turns idle stops off: whoever made the node wants it. One that
     cannot be read is a problem, and the setting stands.
     """
-    return _own_timeout(
-        [("field idle_timeout", written), (f"label {IDLE_LABEL}", labels.get(IDLE_LABEL))], default
-    )
+    places = [("field idle_timeout", written), (f"label {IDLE_LABEL}", labels.get(IDLE_LABEL))]
+    return _own_timeout(places, default, setting="setting EVENTWATCH_IDLE_TIMEOUT")
 
 
 def stop_timeout_of(labels: Mapping[str, str], default: float) -> Timeout:
     """How long a container is given to end by itself: by its label, at most an hour, or by the setting."""
-    own = _own_timeout([(f"label {STOP_LABEL}", labels.get(STOP_LABEL))], default)
+    places = [(f"label {STOP_LABEL}", labels.get(STOP_LABEL))]
+    own = _own_timeout(places, default, setting="setting EVENTWATCH_STOP_TIMEOUT")
     if own.seconds > LONGEST_STOP and own.seconds != default:
         return Timeout(
             default, f"label {STOP_LABEL} is longer than {format_duration(LONGEST_STOP)}; the setting stands"
@@ -188,22 +190,21 @@ def stop_timeout_of(labels: Mapping[str, str], default: float) -> Timeout:
     return own
 
 
-def _own_timeout(places: Iterable[tuple[str, str | float | None]], default: float) -> Timeout:
+def _own_timeout(places: Iterable[tuple[str, str | float | None]], default: float, *, setting: str) -> Timeout:
     for place, value in places:
         if value is None:
             continue
         try:
             if isinstance(value, str) and value.strip().lower() == "never":
-                return Timeout(math.inf)
+                return Timeout(math.inf, source=place)
             if isinstance(value, str) and len(value) > LONGEST_TIMEOUT:
                 raise ValueError  # noqa: TRY301 - one exit for everything that is none
-            return Timeout(parse_duration(value) or math.inf)
-        except ValueError:
+            return Timeout(parse_duration(value) or math.inf, source=place)
+        except ValueError as error:
+            wrong = f"{error}, or never" if isinstance(error, TooLongError) else NO_TIMEOUT
             shown = printable(str(value)[:LONGEST_TIMEOUT])
-            return Timeout(
-                default, f"{place} is no duration such as 2h, and not never: {shown}; the setting stands"
-            )
-    return Timeout(default)
+            return Timeout(default, f"{place} {wrong}: {shown}; the setting stands", setting)
+    return Timeout(default, source=setting)
 
 
 @dataclass(frozen=True, slots=True)

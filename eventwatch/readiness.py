@@ -1,7 +1,6 @@
-"""Asking a running eventwatch whether it is ready, as a container's health check does twice a minute.
+"""Asking the eventwatch that the settings describe whether it is ready, as a health check does.
 
-Needs nothing but the standard library, so that asking costs little: the rest of the program takes most of a
-second to import.
+A container's asks `eventwatch.nearby`, at a fraction of the cost; this is for what that leaves open.
 """
 
 from __future__ import annotations
@@ -19,19 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from eventwatch.errors import EventwatchError
+from eventwatch.nearby import DEADLINE, EVERYWHERE, IDENTITY, LISTENING, STANDBY
 from eventwatch.text import path_of
 
-#: Seconds for an answer.
-DEADLINE: Final = 4.0
-STANDBY: Final = "lease: standing by,"
-#: What begins a line that is no doubt.
-NOTES: Final = ("clock:", "nodes:")
-#: The header by which an answer says whose it is: a process id, and what `identity` says.
-IDENTITY: Final = "X-Eventwatch"
 #: Where Linux tells who listens, and how it says so.
 _TABLES: Final = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
-_LISTENING: Final = "0A"
-_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - everywhere includes here
 
 
 def identity(watched: tuple[str, ...]) -> str:
@@ -54,7 +45,7 @@ def ask_readiness(
     EventwatchError when none answers, or what answers is another program, another user's, or an eventwatch that
     watches something else. `certificate` is the file of the one that it must show; none asks without TLS.
     """
-    host = _EVERYWHERE.get(host, host)
+    host = EVERYWHERE.get(host, host)
     connection = http.client.HTTPConnection(host, port, timeout=DEADLINE)
     if certificate is not None:
         # The certificate is for a name that others use; here it is compared with the file.
@@ -115,16 +106,10 @@ def _check_owner(connection: socket.socket, host: str, port: int) -> None:
         except OSError:
             continue
         for row in map(str.split, rows):
-            if row[3] == _LISTENING and row[1] in wanted and int(row[7]) not in {0, os.getuid()}:
+            if row[3] == LISTENING and row[1] in wanted and int(row[7]) not in {0, os.getuid()}:
                 raise EventwatchError(f"{host} port {port} is held by a program of another user (uid {row[7]})")
 
 
 def standing_by(manager_id: str) -> str:
     """The doubt of a standby."""
     return f"{STANDBY} checker {manager_id} watches this engine"
-
-
-def is_standby(reasons: list[str]) -> bool:
-    """Whether the only doubt is that another checker leads, which is as it should be."""
-    doubts = [reason for reason in reasons if not reason.startswith(NOTES)]
-    return len(doubts) == 1 and doubts[0].startswith(STANDBY)

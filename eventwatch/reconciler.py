@@ -41,7 +41,7 @@ from eventwatch.documents import ToolServerNode
 from eventwatch.engine import Engine
 from eventwatch.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.metrics import Metrics
-from eventwatch.model import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
+from eventwatch.model import ENDED, STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
 from eventwatch.policy import (
     IDLE_LABEL,
     KNOWN_ACTIONS,
@@ -58,6 +58,7 @@ from eventwatch.policy import (
     start_as_use,
     where_it_is,
 )
+from eventwatch.reasons import Reasons
 from eventwatch.settings import Settings
 from eventwatch.store import LOOKED_AT, Lease, Refused, Store, naive_utc
 from eventwatch.workqueue import WorkQueue
@@ -135,6 +136,8 @@ class Reconciler:
         self.clock = clock or SystemClock()
         self.metrics = metrics or Metrics()
         self.known: dict[str, Recorded] = {}
+        #: Why the nodes are as they are.
+        self.reasons = Reasons(clock=self.clock, metrics=self.metrics, health_check=settings.health_check)
         #: Our own claims under way.
         self.claims: dict[str, Claim] = {}
         #: What is on record of the containers that our engine has; `run_owner_recorder` keeps the record.
@@ -182,6 +185,7 @@ class Reconciler:
             return
         node = self._node(event.node_id)
         node.events += 1
+        self.reasons.on_event(event)
         hint = hint_of(event, health_check=self._settings.health_check)
         stale = is_older(event.time_nano, node.as_of)
         if hint.delete:  # final whatever came before or after: an id never comes back
@@ -403,6 +407,7 @@ class Reconciler:
         node.started_at = seen.started_at
         node.used_at = start_as_use(seen, node.used_at)
         node.idle_label = seen.labels.get(IDLE_LABEL)
+        self.reasons.on_inspection(seen)
         return node
 
     def idle_label(self, node_id: str) -> dict[str, str]:
@@ -447,6 +452,7 @@ class Reconciler:
     def _drop_state(self, node_id: str) -> None:
         self.unanswered.pop(node_id, None)
         self._retrying.discard(node_id)
+        self.reasons.forget(node_id)
         node = self._nodes.pop(node_id, None)
         for timer in (node.settle, node.retry) if node else ():
             if timer:
@@ -657,6 +663,8 @@ class Reconciler:
             self.metrics.latency.observe(latency)
         kind = "delete" if change.delete else "hint" if change.cause is Cause.EVENT else change.cause.value
         self.metrics.writes.labels(kind).inc()
+        status = change.fields.get("status")
+        reason, details = self.reasons.of_change(change, status), self.reasons.details(node_id)
         if change.delete:
             self._forget(node_id)
             self.disown(node_id)
@@ -678,10 +686,12 @@ class Reconciler:
         if self.listeners and (new or change.delete):
             written = Change(
                 node_id, old.short_id, {name: getattr(old, name) for name in new}, new, change.delete,
-                change.cause, now, latency, event_ns,
+                change.cause, now, latency, event_ns, reason, details.name, details.image,
             )  # fmt: skip
             for listener in self.listeners:
                 listener(written)
+        if new.get("status") in ENDED:
+            self.reasons.ended(node_id)
 
     def _follow_up(self, refused: Refused) -> None:
         for node_id in refused.vanished:
@@ -772,6 +782,7 @@ class Reconciler:
     async def withdraw_claim(self, node_id: str) -> None:
         """Take a claim back: the document says `running` again unless it says something newer by now."""
         self.claims.pop(node_id, None)
+        self.reasons.will_stop(node_id, "")
         change = Write(node_id, {"status": "running"}, Cause.IDLE, expected={"status": STOPPING})
         try:
             await self.end_claim(node_id)  # first: while it is on record, others put `stopping` back

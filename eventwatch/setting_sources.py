@@ -206,11 +206,18 @@ def _manager_database(given: Mapping[str, Text]) -> tuple[_Found, _Problems]:
     host, port = given["DB_HOST"], given.get("DB_PORT", Text("27017", "DB_PORT", ""))
     username, password = given.get("DB_USERNAME"), given.get("DB_PASSWORD")
     problems: _Problems = {}
+    if file := given.get("DB_PASSWORD_FILE"):
+        read: _Found = {}
+        if password:
+            problems["DB_PASSWORD_FILE"] = Problem("set either this or DB_PASSWORD, not both", file.place)
+        else:
+            _read_secret("DB_PASSWORD", path_of(file), read, problems)
+            password = read.get("DB_PASSWORD")
     if _HOST.fullmatch(host) is None:
         problems["DB_HOST"] = Problem("must be one host name or address, without port", host.place)
     if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= MAX_PORT:
         problems["DB_PORT"] = Problem(f"must be between 1 and {MAX_PORT}, got {str(port)!r}", port.place)
-    if username and not password:
+    if username and not password and "DB_PASSWORD" not in problems:
         problems["DB_PASSWORD"] = Problem("must be set when DB_USERNAME is", username.place)
     if password and not username:
         problems["DB_USERNAME"] = Problem("must be set when DB_PASSWORD is", password.place)

@@ -143,7 +143,7 @@ ACTIVITIES: Final = {"cpu": 0.05, "network": 1024.0}
 
 def _parse_activity(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for written in filter(None, (part.strip().lower() for part in text.split(","))):
+    for written in text.lower().split(",") if text.strip() else ():
         kind, _, threshold = (part.strip() for part in written.partition("="))
         if kind not in ACTIVITIES or kind in found or (threshold and not re.fullmatch(_THRESHOLD, threshold)):
             raise ValueError(

@@ -23,7 +23,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -148,6 +148,7 @@ class Entry:
     """A change in a node's history, and how often it has come again between `at` and `until`.
 
     `tried`: it may be in the database already, as it was at an earlier attempt to write it. `stored`: it is.
+    `named` is what is kept of the node itself beside its changes, as last known.
     """
 
     id: str
@@ -159,6 +160,8 @@ class Entry:
     count: int = 1
     tried: bool = False
     stored: bool = False
+    reason: str = ""
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,19 +198,23 @@ class Refused:
 def _history_operations(entry: Entry) -> list[UpdateOne]:
     """What makes the database hold this entry, once, whatever came of an earlier attempt."""
     found: dict[str, Any] = {"_id": entry.node_id, "changes.id": entry.id}
+    news = {"count": entry.count, "until": entry.until, "reason": entry.reason}
     renewed = UpdateOne(
         found,
-        {"$set": {"changes.$.count": entry.count, "changes.$.until": entry.until}, "$max": {"at": entry.until}},
+        {
+            "$set": {**{f"changes.$.{name}": value for name, value in news.items()}, **entry.named},
+            "$max": {"at": entry.until},
+        },
     )
     if entry.stored:
         return [renewed]
-    row = {"id": entry.id, "at": entry.at, "until": entry.until, "count": entry.count, **entry.what}
+    row = {"id": entry.id, "at": entry.at, **news, **entry.what}
     # One that is there makes the filter match nothing, and the upsert a duplicate key.
     added = UpdateOne(
         {"_id": entry.node_id, "changes.id": {"$ne": entry.id}},
         {
             "$push": {"changes": {"$each": [row], "$sort": {"at": 1, "id": 1}, "$slice": -HISTORY_CHANGES}},
-            "$set": {"short_id": entry.short_id},
+            "$set": {"short_id": entry.short_id, **entry.named},
             "$max": {"at": entry.until},
         },
         upsert=True,
@@ -713,6 +720,17 @@ class Store:
                 rows = await oldest.to_list()
                 await self._history.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
 
+    async def find_history(self, name: str, *, limit: int) -> list[dict[str, Any]]:
+        """Whose histories there are by an id's beginning, or a container's name; those that changed last first.
+
+        Rows have `_id`, `short_id`, `name`, `image` and `at`, whatever they are like.
+        """
+        prefix = {"$regex": f"^{re.escape(name)}"}
+        query = {"$or": [{"_id": prefix}, {"short_id": prefix}, {"name": name}]}
+        async with _deadline("reading the history"):
+            rows = self._history.find(query, {"changes": 0}).sort("at", -1).limit(limit)
+            return await rows.to_list()
+
     async def read_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
         """Histories as they are kept, whatever they are like: of a node, or those that changed last."""
         query = {} if node_id is None else {"_id": node_id}
@@ -762,22 +780,39 @@ class Store:
 
 
 async def create_user(url: str, database: str, *, name: str, password: str) -> bool:
-    """Give a user the right to read and write this database, and no other; whether the user is new.
+    """Make a user who may read and write this database, and nothing else; False if there is one already.
 
-    `url` logs in as one who may do that. A user that exists gets this password and exactly these rights.
-    Raises ConfigError and StoreError as `open_store` does.
+    `url` logs in as one who may do that. A user that exists is never changed: ConfigError unless it has this
+    password and these rights. Raises ConfigError and StoreError as `open_store` does, too.
     """
-    roles = [{"role": "readWrite", "db": database}]
+    rights = [{"role": "readWrite", "db": database}]
     async with open_store(url, database), _deadline(f"creating the user {name}"):
         admin = node_collection().database.client.get_database("admin")
         try:
-            await admin.command("createUser", name, pwd=password, roles=roles)
+            await admin.command("createUser", name, pwd=password, roles=rights)
         except OperationFailure as error:
             if error.code != USER_EXISTS:
                 raise
-            await admin.command("updateUser", name, pwd=password, roles=roles)
-            return False
-    return True
+        else:
+            return True
+    login: dict[str, Any] = {"username": name, "password": password, "authSource": "admin"}
+    unlike = "password"
+    async with (
+        _deadline(f"looking at the user {name}"),
+        AsyncMongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=SERVER_SELECTION_MS, **login) as client,
+    ):
+        try:
+            status = await client.admin.command("connectionStatus")
+        except OperationFailure as error:
+            if error.code not in _REFUSED:
+                raise
+        else:
+            unlike = "" if status["authInfo"]["authenticatedUserRoles"] == rights else "rights"
+    if unlike:
+        raise ConfigError(
+            f"User {name} is there already, with other {unlike}, and is left as it is: give another name"
+        )
+    return False
 
 
 @asynccontextmanager

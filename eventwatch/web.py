@@ -29,13 +29,13 @@ from yarl import URL
 
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError, NodeDiedError, NodeGoneError, WaitTimeoutError
-from eventwatch.http.access import Access, is_foreign, is_loopback, short_ids, without_ids
+from eventwatch.http.access import SHORT_ID, Access, is_foreign, is_loopback, short_ids, without_ids
 from eventwatch.http.answers import WORTH_PACKING, Answer, Answers, NodePages, Turns, accepts_gzip, dumps
 from eventwatch.http.connections import Connections
 from eventwatch.http.feed import MOST_READERS, ChangeFeed, Missed
 from eventwatch.metrics import Metrics
 from eventwatch.model import CONDITIONS, is_container_id
-from eventwatch.readiness import IDENTITY
+from eventwatch.nearby import IDENTITY
 
 CONNECTIONS: Final = web.AppKey("connections", Connections)
 STATIC: Final = Path(__file__).parent / "static"
@@ -67,6 +67,7 @@ WAIT: Final = 30.0
 _STATUSES: Final = {ValueError: 400, NodeGoneError: 404, WaitTimeoutError: 408, NodeDiedError: 410}
 #: Characters of a path; all of ours are shorter.
 LONGEST_PATH: Final = 200
+LONGEST_ID: Final = 64
 PROBES: Final = ("/livez", "/readyz")
 
 
@@ -78,13 +79,17 @@ class Pages:
     feed: ChangeFeed
     node_ids: Callable[[], Iterable[str]]
     node: Callable[[str], Mapping[str, Any] | None]
-    statuses: Callable[[], Iterable[str | None]]
+    states: Callable[[], Iterable[tuple[str | None, str | None]]]
     doubts: Callable[[], list[str]]
     notes: Callable[[], list[str]]
+    #: The ids of two nodes at most that begin so, whoever keeps them. Raises StoreError.
+    find: Callable[[str], Awaitable[list[str]]]
     #: A node's row as the database has it; None: there is none. Raises StoreError.
     read: Callable[[str], Awaitable[Mapping[str, Any] | None]]
     #: Its row once it is `healthy`, `running` or the like within so many seconds; None once it is `deleted`.
     wait: Callable[[str, str, float], Awaitable[Mapping[str, Any] | None]]
+    #: A node's changes on record, newest first, whether or not it has a document. Raises StoreError.
+    changes: Callable[[str], Awaitable[list[dict[str, Any]]]]
     identity: str
     access: Access = field(default_factory=Access)
     _answers: Answers = field(default_factory=Answers)
@@ -107,10 +112,16 @@ class Pages:
                 web.get("/metrics", self.show_metrics),
                 web.get("/api/nodes", show_nodes),
                 web.get("/api/nodes/{id}", self.show_node),
+                web.get("/api/nodes/{id}/changes", self.show_changes),
                 web.get("/api/changes", self.follow_changes),
             ]
         )
         return application
+
+    @property
+    def longest_beginning(self) -> int:
+        """How many digits of an id may be asked for without the others: an answer to more would tell them."""
+        return SHORT_ID if self.access.token is None else LONGEST_ID - 1
 
     def shown(self, text: bytes) -> bytes:
         """What a client may read of this text: whole ids are for those who have shown a token.
@@ -140,7 +151,7 @@ class Pages:
         """For Prometheus."""
 
         async def make() -> Answer:
-            self.metrics.show_nodes(self.statuses())
+            self.metrics.show_nodes(self.states())
             self.metrics.ready.set(not self.doubts())
             return Answer(generate_latest(self.metrics.registry), {"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -154,7 +165,7 @@ class Pages:
         after, written = request.query.get("after", ""), request.query.get("limit", str(PAGE))
         if re.fullmatch(r"[0-9]{1,4}", written, re.ASCII) is None or not 1 <= int(written) <= PAGE:
             return web.Response(status=400, text=f"limit must be a number from 1 to {PAGE}\n")
-        limit = int(written)
+        limit, after = int(written), after if self.access.token is not None else after[:SHORT_ID]
 
         async def make() -> Answer:
             body, last = await nodes.page(after=after, limit=limit)
@@ -173,7 +184,7 @@ class Pages:
         404: it has no document, or has none any more; 408: not in time; 410: it ended; 503: the database is away.
         """
         try:
-            node_id, until, seconds = self._asked_for(request)
+            node_id, until, seconds = await self._asked_for(request)
             # Whoever asks by the whole id knows it.
             show = bytes if request.match_info["id"] == node_id else self.shown
             if until is None:
@@ -189,21 +200,33 @@ class Pages:
         except (EventwatchError, ValueError) as error:
             return _refusal(_STATUSES.get(type(error), 503), str(error))
 
-    def _asked_for(self, request: web.Request) -> tuple[str, str | None, float]:
+    async def show_changes(self, request: web.Request) -> web.StreamResponse:
+        """A node's changes on record, newest first: by its whole id also once it has no document any more."""
+        asked = request.match_info["id"]
+        try:
+            node_id, _, _ = await self._asked_for(request)
+            changes = await self.changes(node_id)
+        except (EventwatchError, ValueError) as error:
+            return _refusal(_STATUSES.get(type(error), 503), str(error))
+        show = bytes if asked == node_id else self.shown
+        return web.Response(body=show(dumps(changes).encode()), content_type="application/json")
+
+    async def _asked_for(self, request: web.Request) -> tuple[str, str | None, float]:
         """Which node, what it is waited for to be, and for how long (s). Raises ValueError, NodeGoneError."""
         asked, until = request.match_info["id"], request.query.get("until")
-        if re.fullmatch(r"[0-9a-f]{4,64}", asked, re.ASCII) is None:
-            raise ValueError("a node is asked for by its id, or by four or more characters of its beginning")
+        longest = self.longest_beginning
+        if not is_container_id(asked) and re.fullmatch(rf"[0-9a-f]{{4,{longest}}}", asked, re.ASCII) is None:
+            raise ValueError(f"a node is asked for by its id, or by 4 to {longest} digits of its beginning")
         seconds = parse_duration(request.query.get("timeout", WAIT))
         if until not in {None, *CONDITIONS} or seconds > LONGEST_WAIT:
             raise ValueError(
                 f"until must be one of {', '.join(CONDITIONS)}, and timeout at most {LONGEST_WAIT:.0f}s"
             )
-        found = [asked] if is_container_id(asked) else [i for i in self.node_ids() if i.startswith(asked)]
+        found = [asked] if is_container_id(asked) else await self.find(asked)
         if not found:
             raise NodeGoneError(f"no node's id begins with {asked}")
         if len(found) > 1:
-            raise ValueError(f"{len(found)} nodes' ids begin with {asked}")
+            raise ValueError(f"several nodes' ids begin with {asked}")
         return found[0], until, seconds
 
     async def follow_changes(self, request: web.Request) -> web.StreamResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -20,16 +21,40 @@ from aiodocker import Docker
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
-from tests.nodes import Nodes
+from tests.nodes import SLOW, Nodes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-MONGOD_START_TIMEOUT = 30.0
+MONGOD_START_TIMEOUT = 30.0 * SLOW
 REPLICA_SET = "eventwatch-tests"
-NETWORKS_DEADLINE = 20.0
+NETWORKS_DEADLINE = 20.0 * SLOW
 #: Left for `.ci/run` when the engine's network code has locked up, which each further test would wait for in vain.
 WEDGED = Path(__file__).parents[1] / ".cache" / "engine-wedged"
+#: Names the file that keeps the tests that have passed, an id as JSON a line.
+PASSED_TESTS = "EVENTWATCH_TEST_PASSED"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `EVENTWATCH_TEST_RESUME=1`, leave out what has passed."""
+    passed = Path(os.environ.get(PASSED_TESTS, ""))
+    if os.environ.get("EVENTWATCH_TEST_RESUME") != "1" or not passed.is_file():
+        return
+    known = {json.loads(line) for line in passed.read_text().splitlines()}
+    left_out = [item for item in items if item.nodeid in known]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item.nodeid not in known]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Keep what passed in all its phases."""
+    before = item.session.testsfailed
+    done = yield
+    if item.session.testsfailed == before and PASSED_TESTS in os.environ:
+        with Path(os.environ[PASSED_TESTS]).open("a") as kept:
+            kept.write(json.dumps(item.nodeid) + "\n")
+    return done
 
 
 @pytest.fixture(scope="session")

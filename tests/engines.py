@@ -33,6 +33,7 @@ from pymongo.errors import AutoReconnect, PyMongoError
 
 from tests.certificates import make_certificates
 from tests.conftest import find_mongod, free_port
+from tests.nodes import SLOW
 
 Version = Literal["20.10", "26.1", "28.5"]
 
@@ -155,7 +156,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 async def until(done: Callable[[], bool], within: float, what: str) -> None:
     """Poll until `done`; raises BrokenMachineError naming `what` when it takes too long."""
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + within * SLOW
     while not done():
         if time.monotonic() > deadline:
             raise BrokenMachineError(f"{what}: not within {within:.0f} s")

@@ -4,9 +4,11 @@ The parts run side by side where there are two processors or more, else in turn.
 for engines, timeouts and leases. What breaks engines has engines of its own, so it disturbs nobody. What a part
 prints is shown when it ends, and a line a minute says how far each is; the exit code is that of the worst.
 
-With `EVENTWATCH_TEST_AGAIN=N`, as in CI, a part of which at most N tests failed runs these once more, when nothing
-else runs, and passes if they do: on a shared machine a deadline is missed now and then. Each is named as unsteady,
-which is to be looked into, and what it printed the first time is shown all the same.
+With `EVENTWATCH_TEST_AGAIN=N`, as in CI, a part of which at most N tests failed runs these again, up to twice and
+when nothing else runs, and passes if they do: on a shared machine a deadline is missed now and then. Each is named
+as unsteady, which is to be looked into, and what it printed the first time is shown all the same.
+
+With `EVENTWATCH_TEST_RESUME=1`, what has passed in the run before is left out (tests/conftest.py keeps the list).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from tests.conftest import PASSED_TESTS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 LOGS: Final = ROOT / ".cache" / "tests"
@@ -32,6 +36,8 @@ PARTS: Final = {
 TOLD_EVERY: Final = 60.0
 #: pytest's own codes: nothing went wrong, and no test was found (when the options choose some).
 PASSED: Final = frozenset({0, 5})
+#: How often what failed is tried again.
+TRIES: Final = 2
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Part:
     arguments: tuple[str, ...]
     log: Path = field(init=False)
     cache: Path = field(init=False)
+    passed: Path = field(init=False)
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     took: float = 0.0
@@ -49,12 +56,18 @@ class Part:
     def __post_init__(self) -> None:
         self.log = LOGS / f"{self.name}.log"
         self.cache = ROOT / ".pytest_cache" / self.name
+        self.passed = LOGS / f"{self.name}.passed"
 
-    def start(self, options: list[str]) -> None:
+    def start(self, options: list[str], *, resume: bool = False) -> None:
         self.began = time.monotonic()
-        command = [sys.executable, "-m", "pytest", *self.arguments, "-o", f"cache_dir={self.cache}", *options]
+        if not resume:
+            self.passed.unlink(missing_ok=True)
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            self.process = self._pytest(options, stdout=output, stderr=subprocess.STDOUT)
+
+    def _pytest(self, options: list[str], **files: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "pytest", *self.arguments, "-o", f"cache_dir={self.cache}", *options]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, PASSED_TESTS: str(self.passed)}, **files)
 
     def ended(self) -> bool:
         if self.process is None or self.process.poll() is None:
@@ -83,36 +96,30 @@ class Part:
 
     def passes_again(self, options: list[str], *, most: int) -> bool:
         """Run the failed ones again, if they are few."""
-        failed = self.failed()
-        if not 0 < len(failed) <= most:
-            return False
-        for test in failed:
-            say(f"==> unsteady, tried once more by itself: {test}")
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *self.arguments,
-            "--last-failed",
-            "-o",
-            f"cache_dir={self.cache}",
-        ]
-        self.process = subprocess.Popen([*command, *options], cwd=ROOT)
-        return self.process.wait() == 0
+        for _ in range(TRIES):
+            failed = self.failed()
+            if not 0 < len(failed) <= most:
+                return False
+            for test in failed:
+                say(f"==> unsteady, tried again by itself: {test}")
+            self.process = self._pytest(["--last-failed", *options])
+            if self.process.wait() == 0:
+                return True
+        return False
 
     def interrupt(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
 
 
-def run(parts: list[Part], options: list[str], *, at_once: int, again: int = 0) -> int:
+def run(parts: list[Part], options: list[str], *, at_once: int, again: int = 0, resume: bool = False) -> int:
     """Run them, tell of them, and return the exit code."""
     waiting, shown = list(parts), time.monotonic()
     running: list[Part] = []
     while waiting or running:
         while waiting and len(running) < at_once:
             running.append(waiting.pop(0))
-            running[-1].start(options)
+            running[-1].start(options, resume=resume)
         time.sleep(0.2)
         for part in [part for part in running if part.ended()]:
             running.remove(part)
@@ -124,6 +131,8 @@ def run(parts: list[Part], options: list[str], *, at_once: int, again: int = 0) 
     say("==> pytest: " + ", ".join(f"{part.name} {part.took:.0f} s, exit code {part.code}" for part in parts))
     wrong = [part for part in parts if part.code not in PASSED]
     wrong = [part for part in wrong if not part.passes_again(options, most=again)]
+    for part in wrong:
+        say(f"==> failed: {', '.join(part.failed()) or f'part {part.name}, exit code {part.code}'}")
     return max((part.code for part in wrong), default=0)
 
 
@@ -142,7 +151,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     at_once = len(parts) if (os.cpu_count() or 1) > 1 else 1
-    sys.exit(run(parts, sys.argv[1:], at_once=at_once, again=int(os.environ.get("EVENTWATCH_TEST_AGAIN", "0"))))
+    again, resume = (int(os.environ.get(f"EVENTWATCH_TEST_{name}", "0")) for name in ("AGAIN", "RESUME"))
+    sys.exit(run(parts, sys.argv[1:], at_once=at_once, again=again, resume=bool(resume)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tests.nodes import IMAGE
 
 ENGINE: Final = "unix:///var/run/docker.sock"
 LEASE: Final = "5m"
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 #: What a container needs of this machine to run what is checked out here.
 MOUNTS: Final = (
     *("/usr:/usr:ro", "/usr/lib:/lib:ro", "/usr/lib64:/lib64:ro", "/var/run:/var/run"),
@@ -210,7 +210,11 @@ async def containers_standing_by(world: World, kills: int) -> Took:
     took = Took()
     one = Contained(world, "0")
     await one.start()
-    await holder(world)
+    try:
+        await holder(world)
+    except AssertionError as error:
+        error.add_note(f"{await one.state()}\n{await one.log()}")
+        raise
     await Oracle(world).recovered()
     for number in range(kills):
         two = Contained(world, str(number + 1))

@@ -182,6 +182,17 @@ def meets(node: ToolServerNode, condition: Condition) -> bool:
     return bool(condition(node))
 
 
+async def find_ids(beginning: str) -> list[str]:
+    """The ids of nodes, two at most, that begin with these hex digits, whoever has them. Raises StoreError."""
+    whole = f"^{beginning}[0-9a-f]{{{64 - len(beginning)}}}$"
+    try:
+        with pymongo.timeout(DEADLINE):
+            rows = await node_collection().find({"_id": {"$regex": whole}}, {"_id": 1}).to_list(2)
+    except UNREADABLE as error:
+        raise StoreError(f"Node {beginning} cannot be looked for: {reason_of(error)}") from None
+    return [row["_id"] for row in rows]
+
+
 async def find_node(node_id: str) -> ToolServerNode | None:
     """A node's document as it is; None: there is none. Raises StoreError."""
     try:

@@ -6,6 +6,7 @@ Contract:
 - A browser's request on behalf of another site is refused, save opening the status page itself.
 - With a token, everything but the probes asks for it: as a bearer token, or as the password of any user.
 - Whole container ids are shown to those who have shown a token, and to whoever asks for a node by its whole id.
+  Without a token no answer depends on a digit that is not shown, so that none can be guessed one by one.
 
 Not promised: protection from other programs on the same machine without a token; that a renewed certificate or
 token is noticed before the next start.
@@ -34,7 +35,9 @@ _ID: Final = re.compile(
     r"\b(?:[0-9a-f]{12,64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z0-9]{4}(?::[A-Z0-9]{4}){11})\b"
 )
 
-_WHOLE_ID: Final = re.compile(rb"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+#: Digits of a container's id by which people name it, and which everybody may read.
+SHORT_ID: Final = 12
+_WHOLE_ID: Final = re.compile(rb"\b([0-9a-f]{%d})[0-9a-f]{%d}\b" % (SHORT_ID, 64 - SHORT_ID))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from typing import Final
 from loguru import logger
 
 from eventwatch.clock import KindestClock
+from eventwatch.details import idle_reason
 from eventwatch.engine import CALL_DEADLINE, DENIED, NOBODY, Engine
 from eventwatch.errors import EngineError, EventwatchError
 from eventwatch.model import Cause, Observation, Owner, Recorded
@@ -39,6 +40,7 @@ from eventwatch.policy import (
     Idleness,
     Timeout,
     activity,
+    as_utc,
     idle_timeout_of,
     idleness,
     mass_limit,
@@ -56,6 +58,7 @@ CLAIM_RESERVE: Final = 30.0
 #: Seconds between two looks at what a node uses, and nodes that are looked at at once.
 ACTIVITY_GAP: Final = 3.0
 ACTIVITY_LOOKS: Final = 10
+AT_EXIT: Final = "stopped by eventwatch as it ended (setting EVENTWATCH_STOP_NODES_ON_EXIT)"
 #: Nodes whose own timeouts are told to be wrong.
 MOST_PROBLEMS: Final = 1000
 
@@ -118,8 +121,18 @@ class IdleStopper:
         return Idleness(idle=False, left=None, reason=reason) if reason else verdict
 
     def _timeout(self, recorded: Recorded, seen: Observation) -> float:
-        own = idle_timeout_of(recorded.idle_timeout, seen.labels, self._settings.idle_timeout)
-        return self._told(seen.node_id, own)
+        return self._told(seen.node_id, self._limit(recorded, seen))
+
+    def _limit(self, recorded: Recorded, seen: Observation) -> Timeout:
+        return idle_timeout_of(recorded.idle_timeout, seen.labels, self._settings.idle_timeout)
+
+    def _why(self, recorded: Recorded, seen: Observation) -> str:
+        """Why an idle node is stopped, for people."""
+        limit, used_at = self._limit(recorded, seen), self._reconciler.used_at(recorded.node_id)
+        last = as_utc(recorded.last_req_time) if recorded.last_req_time else None
+        since = max((moment for moment in (last, used_at) if moment), default=None)
+        idle = (self._time.now() - since).total_seconds() if since else limit.seconds
+        return idle_reason(idle, limit=limit.seconds, source=limit.source)
 
     def _grace(self, seen: Observation) -> float:
         return self._told(seen.node_id, stop_timeout_of(seen.labels, self._settings.stop_timeout))
@@ -298,7 +311,10 @@ class IdleStopper:
         grace = self._grace(seen)
         idle_before = self._time.now() - timedelta(seconds=self._timeout(recorded, seen))
         lasts = self._settings.settle_delay + grace + CALL_DEADLINE + CLAIM_RESERVE
+        why = self._why(recorded, seen)
+        reconciler.reasons.will_stop(recorded.node_id, why)
         if not await reconciler.claim(recorded, seen, idle_before=idle_before, seconds=lasts):
+            reconciler.reasons.will_stop(recorded.node_id, "")
             logger.debug("Node {} had a request just now and is left running", short_id)
             return "withdrawn"
         node_id = recorded.node_id
@@ -315,6 +331,7 @@ class IdleStopper:
                 await reconciler.withdraw_claim(node_id)
                 return "withdrawn"
             logger.info("Stopping node: {} due to idling time used up", node_id)
+            logger.info("Node {} is {}", short_id, why)
             await self._engine.stop(node_id, grace=grace)
         except EventwatchError:
             await reconciler.withdraw_claim(node_id)
@@ -360,6 +377,7 @@ class IdleStopper:
                 if reason := self.why_not_to_stop(seen):
                     logger.info("Node {} is not stopped: {}", recorded.short_id, reason)
                     return
+                self._reconciler.reasons.will_stop(node_id, AT_EXIT)
                 await self._engine.stop(node_id, grace=self._grace(seen))
                 await self._record_end(node_id)
                 result = "stopped"

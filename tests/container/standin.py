@@ -18,6 +18,7 @@ from typing import Final
 
 from tests.conftest import find_mongod
 from tests.engines import SYSTEM_PATH, BrokenMachineError, sources_of_suite, unpack_packages
+from tests.nodes import SLOW
 
 ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".cache" / "standin"
@@ -100,7 +101,7 @@ def sh(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=within,
+        timeout=within * SLOW,
         check=False,
     )
     if check and done.returncode:

@@ -16,7 +16,7 @@ from pymongo.errors import OperationFailure
 from yarl import URL
 
 from tests.conftest import free_port
-from tests.container.sidecars import START, Container, Project, project, stir
+from tests.container.sidecars import START, Container, Project, fetch, project, stir
 from tests.container.standin import ROOT, output
 from tests.e2e.watching import Document, World, ago, eventually
 from tests.engines import PrivateEngine
@@ -226,17 +226,56 @@ async def test_a_password_in_a_file_logs_in_and_shows_nowhere(docker_url: str, t
         sidecar = made.container("eventwatch")
         await sidecar.wait_ready()
         code, said = sidecar.run("eventwatch", "config")
-        assert (code, "mongodb://eventwatch:***@mongo:27017/" in said) == (0, True)
-        _, own = sidecar.run("cat", "/run/secrets/db_password")
+        user, own = sidecar.run("sh", "-c", "cat /run/secrets/db_username /run/secrets/db_password")[1].split()
+        assert re.fullmatch(r"eventwatch-[0-9a-f]{12}", user)
+        assert (code, f"mongodb://{user}:***@mongo:27017/" in said) == (0, True)
         async with AsyncMongoClient[Document](made.database_url()) as client:
             assert PASSWORD in made.database_url()
-            found = await client.admin.command("usersInfo", "eventwatch")
+            found = await client.admin.command("usersInfo", user)
             assert [user["roles"] for user in found["users"]] == [[{"role": "readWrite", "db": DATABASE}]]
         async with AsyncMongoClient[Document](f"mongodb://{made.address('mongo')}:27017/") as client:
             with pytest.raises(OperationFailure, match="requires authentication"):
                 await client[DATABASE]["ToolServerNode"].find_one({})
         shown = [(container.logs(), container.inspect()) for container in map(made.container, SERVICES)]
-        assert [secret for secret in (PASSWORD, own.strip()) if secret in said + json.dumps(shown)] == []
+        assert [secret for secret in (PASSWORD, own) if secret in said + json.dumps(shown)] == []
+
+
+async def test_a_password_and_its_file_exclude_each_other(docker_url: str, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    both = {"DB_PASSWORD": "another", "DB_PASSWORD_FILE": "./password"}
+    async with composed(tmp_path, docker_url, **both) as made:
+        made.compose("up", "-d", "--no-build", "passwords")
+        assert output("docker", "wait", made.container("passwords").name) == "2"
+        said = made.container("passwords").logs()
+        assert said == "DB_PASSWORD and DB_PASSWORD_FILE are both set: remove one of them"
+
+
+async def test_http_asks_for_the_token_of_a_file_and_another_database_gets_another_user(
+    docker_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("t0ken-of-a-file\n")
+    async with composed(tmp_path, docker_url, EVENTWATCH_HTTP_TOKEN_FILE="./token") as made:
+        made.up()
+        sidecar = made.container("eventwatch")
+        await sidecar.wait_ready()
+        assert (await fetch(f"{sidecar.http}/api/nodes"))[0] == 401
+        assert (await fetch(f"{sidecar.http.replace('//', '//any:t0ken-of-a-file@')}/api/nodes"))[0] == 200
+        _, first = sidecar.run("cat", "/run/secrets/db_username")
+        made.up()
+        assert made.container("eventwatch").name == sidecar.name
+        made.env["DB_COLLECTION"] = "Another"
+        made.up()
+        sidecar = made.container("eventwatch")
+        await sidecar.wait_ready()
+        _, second = sidecar.run("cat", "/run/secrets/db_username")
+        assert first != second
+        async with AsyncMongoClient[Document](made.database_url()) as client:
+            users = (await client.admin.command("usersInfo", {"forAllDBs": True}))["users"]
+            rights = {user["user"]: user["roles"] for user in users if user["user"] != "root"}
+        assert rights == {
+            first.strip(): [{"role": "readWrite", "db": DATABASE}],
+            second.strip(): [{"role": "readWrite", "db": "Another"}],
+        }
 
 
 async def test_every_service_is_hardened_and_comes_back_and_is_on_its_own_networks(
@@ -277,6 +316,6 @@ async def test_every_compose_file_is_sound(docker_url: str, tmp_path: Path) -> N
 def test_every_setting_reaches_the_sidecar() -> None:
     """But those that compose.yaml sets itself."""
     names = set(re.findall(r"^#(EVENTWATCH_\w+)=", (ROOT / "settings.env.example").read_text(), re.MULTILINE))
-    for file in ("compose.yaml", "deploy/compose.manager.yaml"):
-        passed = set(re.findall(r"^  (EVENTWATCH_\w+):", (ROOT / file).read_text(), re.MULTILINE))
+    for file in ("compose.yaml", "deploy/compose.manager.yaml", "deploy/stack.yaml"):
+        passed = set(re.findall(r"^ +(EVENTWATCH_\w+):", (ROOT / file).read_text(), re.MULTILINE))
         assert names - passed == {"EVENTWATCH_DOCKER_HOST"}, file

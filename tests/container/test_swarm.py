@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_network
 
 import pytest
+from yarl import URL
 
 from tests.conftest import free_port
 from tests.container.sidecars import START, Container, socket_of
 from tests.container.standin import ROOT, SIDECAR, output, sh
 from tests.e2e.watching import World, eventually
+from tests.faults.proxies import Wire
 
 pytestmark = pytest.mark.usefixtures("sidecar")
 
@@ -27,8 +30,23 @@ def swarm(docker_url: str) -> Iterator[None]:
         sh("docker", "network", "rm", "docker_gwbridge", check=False)
 
 
+@pytest.fixture
+async def wire(world: World) -> AsyncIterator[Wire]:
+    """The way to the tests' database for those on the bridge."""
+    subnet = output("docker", "network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "bridge")
+    async with Wire(URL(world.mongo_url).port or 0, str(ip_network(subnet)[1])) as made:
+        yield made
+
+
+def tasks() -> list[str]:
+    return output("docker", "ps", "-q", "-f", f"label=com.docker.stack.namespace={STACK}").split()
+
+
 @pytest.mark.usefixtures("swarm")
-async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm(world: World, docker_url: str) -> None:
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm_and_is_updated(
+    world: World, wire: Wire, docker_url: str, order: str
+) -> None:
     socket, port = socket_of(docker_url), free_port()
     env = {
         "SIDECAR_IMAGE": SIDECAR,
@@ -38,29 +56,45 @@ async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm(world: 
         "EVENTWATCH_MONGO_DATABASE": world.database_name,
         "EVENTWATCH_NODE_NETWORK": world.nodes.network,
         "EVENTWATCH_HTTP_LISTEN": f"127.0.0.1:{port}",
+        "EVENTWATCH_LOG_FORMAT": "json",
     }
+    if order == "start-first":
+        env |= {
+            "STACK_UPDATE": order,
+            "STACK_NETWORK": "bridge",
+            "EVENTWATCH_HTTP_LISTEN": f"0.0.0.0:{port}",
+            "EVENTWATCH_MONGO_URL": f"{wire.url.replace('tcp', 'mongodb', 1)}/?directConnection=true",
+        }
     sh("docker", "stack", "deploy", "--resolve-image", "never", "-c", FILE, STACK, env=env)
 
-    def tasks() -> list[str]:
-        return output("docker", "ps", "-q", "-f", f"label=com.docker.stack.namespace={STACK}").split()
+    def sidecar(task: str) -> Container:
+        """Where its HTTP is: on the host's loopback, or at its own address."""
+        address = output("docker", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", task) or "127.0.0.1"
+        return Container(task, f"http://{address}:{port}")
 
     await eventually(tasks, START)
-    assert len(tasks()) == 1
-    await Container(tasks()[0], f"http://127.0.0.1:{port}").wait_ready()
+    [before] = tasks()
+    await sidecar(before).wait_ready()
+    assert sidecar(before).logs().startswith("{")  # each setting gets there, that of the log's format as well
     node = await world.start("swarmed")
     await world.becomes_true()
     await node.kill()
     await world.becomes_true()
-    # An update: the new one takes the lease and the port of the old one.
-    [before] = tasks()
+    # An update: the new one takes the lease of the old one, and its port where both are on the host's network.
     update = ("docker", "service", "update", "--force", "--detach", "--no-resolve-image", f"{STACK}_eventwatch")
     output(*update, within=120)
+    running = [before]
 
-    def successor() -> list[str]:
-        return [task for task in tasks() if task != before]
+    def replaced() -> bool:
+        if tasks() != running[-1:]:
+            running.extend(task for task in tasks() if task not in running)
+            overlapping.append(len(tasks()))
+        return tasks() == running[-1:] != [before]
 
-    [after] = await eventually(successor, START)
-    await Container(after, f"http://127.0.0.1:{port}").wait_ready()
+    overlapping: list[int] = []
+    await eventually(replaced, 2 * START)
+    assert (2 in overlapping) is (order == "start-first")
+    await sidecar(running[-1]).wait_ready()
     await node.start()
     await world.becomes_true()
     output("docker", "stack", "rm", STACK)

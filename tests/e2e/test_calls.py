@@ -32,7 +32,7 @@ from tests.conftest import free_address
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts
 from tests.engines import PrivateMongo
-from tests.nodes import Node
+from tests.nodes import SLOW, Node
 
 ABSENT = "e" * 64
 
@@ -318,7 +318,7 @@ async def test_changes_come_in_order_with_cause_and_times(world: World) -> None:
         assert change.latency == pytest.approx((change.at_ns - change.event_ns) / 1e9, abs=0.001)
         end()
         await node.remove()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(5 * SLOW):
             async for change in changes:
                 if change.deleted:
                     break

@@ -29,7 +29,7 @@ from eventwatch.engine import DockerEngine
 from eventwatch.model import Observation
 from eventwatch.store import OWNERS
 from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts
-from tests.nodes import Node
+from tests.nodes import SLOW, Node
 
 NO_SUCH_NODE = "0" * 64
 
@@ -320,7 +320,7 @@ async def test_inside_watch_the_loop_goes_through_the_watcher(
         await world.becomes_true()
         checker = NodeChecker(interval=0.05)
         await checker.insert()
-        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(PATIENCE * SLOW), asyncio.TaskGroup() as tasks:
             tasks.create_task(check_nodes_status_loop(checker), name="loop")
             await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited"}})
             await eventually(lambda: watched.of(node), PATIENCE / 2)

@@ -30,11 +30,12 @@ from eventwatch.errors import ConfigError, StoreError
 from eventwatch.settings import Settings, load_settings, mask_url
 from eventwatch.store import open_store
 from eventwatch.testing import _private_mongod
+from tests.nodes import SLOW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-PATIENCE = 20.0
+PATIENCE = 20.0 * SLOW
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")

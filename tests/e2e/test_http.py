@@ -18,9 +18,10 @@ from eventwatch import readiness
 from eventwatch.errors import EventwatchError
 from tests.certificates import make_certificates
 from tests.conftest import free_address
+from tests.e2e.test_embedding import environment
 from tests.e2e.test_operator import ask
 from tests.e2e.test_page import browser, shows, text_of
-from tests.e2e.watching import World, eventually
+from tests.e2e.watching import World, eventually, program, run_program
 
 TOKEN = "correct-horse-battery"
 
@@ -70,6 +71,40 @@ async def test_a_health_check_takes_no_other_eventwatch_for_ours(
     assert code == 1
     assert f"is held by another eventwatch: pid {os.getpid()}, " in text
     assert text.count("\n") == 1
+
+
+async def test_a_health_check_beside_its_eventwatch_needs_the_standard_library_alone(
+    world: World, tmp_path: Path
+) -> None:
+    env, here = environment(world, EVENTWATCH_HTTP_LISTEN=free_address()), tmp_path / "here"
+    here.mkdir()
+    check = (
+        "import sys; sys.argv[1:] = ['healthcheck']; from eventwatch.__main__ import main; main();"
+        "print({'asyncio', 'http.client', 'pydantic', 'ssl', 'typing'} & sys.modules.keys())"
+    )
+    nearby = "from eventwatch.nearby import ask_nearby; print(ask_nearby())"
+
+    async def said(script: str, cwd: Path = here, **more: str) -> str:
+        return (await run_program("-c", script, env=env | more, cwd=cwd))[1]
+
+    assert await said(nearby) == "None\n"
+    async with program("-m", "eventwatch", "run", env=env, cwd=here) as running:
+        await running.says("Nodes status checker started.", within=60)
+
+        async def ready() -> bool:
+            return await said(check) == "ready\nset()\n"
+
+        await eventually(ready, 60)
+        # What other settings describe is another one, which the whole command tells.
+        assert await said(nearby, EVENTWATCH_MONGO_DATABASE="another") == "None\n"
+        assert await said(nearby, tmp_path) == "None\n"
+        # Which of two is meant is not certain, even if it is the same to the settings.
+        async with program("-m", "eventwatch", "run", env=env, cwd=here) as second:
+            await second.says("is in use", within=60)
+            assert await said(nearby) == "ready\n"
+            running.process.kill()
+            await second.says("Status page on", within=60)
+            assert (await said(nearby)).startswith("lease: standing by")
 
 
 def listening(uid: int, address: str, port: int) -> str:
@@ -171,3 +206,18 @@ async def test_a_name_is_served_once_it_is_allowed(world: World) -> None:
     ):
         for host, status in (("sidecar:9471", 200), ("eventwatch", 200), ("other", 421)):
             assert (await client.get("/api/nodes", headers={"Host": host})).status_code == status
+
+
+async def test_a_standby_shows_a_node_by_the_beginning_of_its_id_too(world: World, tmp_path: Path) -> None:
+    node, address = await world.start("one"), free_address()
+    env = environment(world, EVENTWATCH_HTTP_LISTEN=address)
+    async with (
+        world.watching(),
+        program("-m", "eventwatch", "run", env=env, cwd=tmp_path) as standby,
+        httpx.AsyncClient(base_url=f"http://{address}") as client,
+    ):
+        await standby.says("Standing by", within=60)
+        for asked in (node.id, node.id[:12]):
+            assert (await client.get(f"/api/nodes/{asked}")).json()["status"] == await world.status(node)
+        nobodys = node.id[:11] + ("1" if node.id[11] == "0" else "0")
+        assert (await client.get(f"/api/nodes/{nobodys}")).status_code == 404

@@ -317,7 +317,7 @@ async def test_a_node_that_works_lives_beside_an_idle_one_that_is_stopped(
     rest = await start_idle(world, "rest", command=("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"))
     with logged("INFO") as lines:
         async with world.watching(
-            **quick(idle_timeout=1, sweep_interval=0.3, idle_activity="cpu=0.2,network")
+            **quick(idle_timeout=1, sweep_interval=0.3, idle_activity="cpu=0.02,network")
         ) as watched:
             await eventually(lambda: world.says(rest, status="exited"), 20)
             await asyncio.sleep(5)

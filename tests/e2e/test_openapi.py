@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,8 +12,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from eventwatch.app import Application
+from eventwatch.web import PROBES
 from tests.conftest import free_address
 from tests.e2e.watching import ROOT, World
+from tests.nodes import SLOW
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 #: For people and browsers.
@@ -21,7 +24,10 @@ NOT_AN_API = {"/", "/static"}
 
 def check(path: str, reply: httpx.Response) -> None:
     """Whether the file has this answer."""
-    said = DOCUMENT["paths"][path]["get"]["responses"][str(reply.status_code)]["content"]
+    answer = DOCUMENT["paths"][path]["get"]["responses"][str(reply.status_code)]
+    if "$ref" in answer:
+        answer = DOCUMENT["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+    said = answer["content"]
     kind = reply.headers["Content-Type"].partition(";")[0]
     assert kind in said
     value = reply.json() if kind == "application/json" else reply.text
@@ -50,16 +56,17 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
             "/metrics": ["/metrics"],
             "/api/nodes": ["/api/nodes", "/api/nodes?limit=0"],
             "/api/nodes/{id}": [
-                *(one, one[:-50], f"{one}?until=running", f"{one}?until=healthy&timeout=100ms", f"{one}?until=x"),
+                *(one, one[:-52], f"{one}?until=running", f"{one}?until=healthy&timeout=100ms", f"{one}?until=x"),
                 *(f"/api/nodes/{absent}", f"/api/nodes/{absent}?until=deleted"),
             ],
+            "/api/nodes/{id}/changes": [f"{one}/changes", f"{one[:-50]}/changes", "/api/nodes/x/changes"],
             "/api/changes": ["/api/changes?from=then"],
         }
         met = {path: {check_one(path, await client.get(url)) for url in urls} for path, urls in asked.items()}
         assert met["/api/nodes/{id}"] == {200, 400, 404, 408}
         await node.kill()
         assert check_one("/api/nodes/{id}", await client.get(f"{one}?until=healthy")) == 410
-        async with asyncio.timeout(5), client.stream("GET", "/api/changes") as reply:
+        async with asyncio.timeout(5 * SLOW), client.stream("GET", "/api/changes") as reply:
             assert reply.headers["Content-Type"].startswith("text/event-stream")
             async for line in reply.aiter_lines():
                 if line.startswith("data: "):
@@ -67,6 +74,26 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
                     Draft202012Validator(schema).validate(json.loads(line.removeprefix("data: ")))
                     break
         assert routes(watched.app) - NOT_AN_API == set(DOCUMENT["paths"])
+
+
+async def test_every_refusal_is_as_the_file_says(world: World, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t0ken")
+    address = free_address()
+    refusals: dict[int, dict[str, str]] = {
+        401: {},
+        403: {"Sec-Fetch-Site": "cross-site"},
+        421: {"Host": "another.example"},
+    }
+    async with (
+        world.watching(http_listen=address, http_token_file=str(tmp_path / "token")),
+        httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client,
+    ):
+        for path, methods in DOCUMENT["paths"].items():
+            said = {int(code) for code in methods["get"]["responses"]} & refusals.keys()
+            assert said == refusals.keys() - ({401} if path in PROBES else set()), path
+            for code in said:
+                reply = await client.get(path.replace("{id}", "e" * 64), headers=refusals[code])
+                assert check_one(path, reply) == code
 
 
 def check_one(path: str, reply: httpx.Response) -> int:

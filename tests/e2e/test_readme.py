@@ -134,9 +134,18 @@ async def create_user(place: Place, command: str) -> None:
     name, admin = place.world.database_name, place.world.client.admin
     try:
         assert f"User eventwatch created: may read and write database {name}" in await place.done(command)
-        assert "User eventwatch updated" in await place.done(command)
-        [user] = (await admin.command("usersInfo", "eventwatch"))["users"]
-        assert user["roles"] == [{"role": "readWrite", "db": name}]
+        assert "User eventwatch is there already: may read and write" in await place.done(command)
+        # Whoever is there already is never changed.
+        there = await admin.command("usersInfo", "eventwatch", showCredentials=True)
+        assert [user["roles"] for user in there["users"]] == [[{"role": "readWrite", "db": name}]]
+        (place.folder / "FILE").write_text("an0ther\n")
+        code, said = await place.ended(command)
+        assert (code, said.count("\n"), "there already, with other password, and is left" in said) == (2, 1, True)
+        (place.folder / "FILE").write_text("s3cret\n")
+        place.env["EVENTWATCH_MONGO_DATABASE"] = "another"
+        code, said = await place.ended(command)
+        assert (code, said.count("\n"), "there already, with other rights, and is left" in said) == (2, 1, True)
+        assert (await admin.command("usersInfo", "eventwatch", showCredentials=True))["users"] == there["users"]
     finally:
         await admin.command("dropUser", "eventwatch")
 

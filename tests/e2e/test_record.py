@@ -37,7 +37,7 @@ from eventwatch.recording import (
 from eventwatch.replay import open_replay
 from eventwatch.settings import Settings
 from tests.engines import PrivateEngine
-from tests.nodes import Nodes
+from tests.nodes import SLOW, Nodes
 
 SECRET = "correct-horse-battery-staple"
 ROOT = Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ async def recording_to(path: Path, docker_url: str, network: str) -> AsyncIterat
 
 
 async def until(done: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + within_s * SLOW
     while not done():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)

@@ -35,7 +35,7 @@ from eventwatch.model import Change, Event, Observation
 from eventwatch.reconciler import Reconciler
 from eventwatch.store import ENGINES, checker_id
 from tests.conftest import end
-from tests.nodes import NODE_PORT, Node, Nodes
+from tests.nodes import NODE_PORT, SLOW, Node, Nodes
 
 Document = dict[str, Any]
 
@@ -52,7 +52,7 @@ NEVER = 600.0
 async def eventually(probe: Callable[[], Any], within: float = PATIENCE) -> Any:
     """Wait until `probe` (plain or async) gives something true, and return that."""
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(within * SLOW):
             while True:
                 found = probe()
                 if inspect.isawaitable(found):
@@ -95,7 +95,7 @@ async def wrong_documents(docker: Docker, database: AsyncDatabase[Document], net
     for document in await database["ToolServerNode"].find().to_list():
         short_id = document["_id"][:12]
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(PATIENCE * SLOW):
                 container = await docker.containers.container(document["_id"]).show()
         except DockerError as error:
             if error.status != 404:
@@ -115,7 +115,7 @@ async def assert_documents_true(
     """Wait until every document says what an inspection says."""
     wrong: dict[str, str] = {"all": "nothing was compared"}
     with suppress(TimeoutError):
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(within * SLOW):
             while wrong:
                 wrong = await wrong_documents(docker, database, network)
                 await asyncio.sleep(0.01)
@@ -402,7 +402,7 @@ class Program:
 
     async def ends(self, *, within: float = 2 * PATIENCE) -> int:
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within * SLOW):
                 return await self.process.wait()
         except TimeoutError:
             raise AssertionError(f"did not end within {within} s:\n{self.output}") from None

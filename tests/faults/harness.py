@@ -34,12 +34,12 @@ from pymongo.errors import PyMongoError
 from tests.conftest import end
 from tests.e2e.watching import ago, manager_document, true_fields
 from tests.engines import PrivateEngine, PrivateMongo
-from tests.nodes import Node, Nodes
+from tests.nodes import SLOW, Node, Nodes
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 TABLE: Final = ROOT / ".cache" / "faults.json"
 #: Seconds that a document may stay wrong after the engine and the database are back.
-RECOVERY: Final = 2.0
+RECOVERY: Final = 2.0 * SLOW
 #: Seconds without a wrong document after which the world counts as right.
 QUIET: Final = 0.7
 CALL: Final = 4.0
@@ -135,7 +135,7 @@ class Eventwatch:
         return await self.ended(within)
 
     async def ended(self, within: float = 20.0) -> int:
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + within * SLOW
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still runs after {within:.0f} s:\n{self.tail()}"
             await asyncio.sleep(0.01)
@@ -143,7 +143,7 @@ class Eventwatch:
 
     async def spoken(self, within: float = 20.0) -> None:
         """Wait until this process has logged anything; until then it may not even handle signals."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + within * SLOW
         while self.log.stat().st_size == self._begins_at:
             assert time.monotonic() < deadline, f"said nothing within {within:.0f} s"
             await asyncio.sleep(0.05)
@@ -164,7 +164,7 @@ class Eventwatch:
 
     async def logged(self, text: str, *, times: int = 1, within: float = 20.0) -> None:
         """Wait until the log says it so many times."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + within * SLOW
         while self.text().count(text) < times:
             assert self.running, f"ended with {self.process.poll()} before it said {text!r}:\n{self.tail()}"
             assert time.monotonic() < deadline, f"did not say {text!r} within {within:.0f} s:\n{self.tail()}"
@@ -540,7 +540,7 @@ class Oracle:
                 took = max(took, last_wrong - max(began, min(wrong.values())))
             elif now - last_wrong > QUIET:
                 return took
-            if now - began > within:
+            if now - began > within * SLOW:
                 raise StillWrongError(within, list(wrong))
             await asyncio.sleep(0.02)
 

@@ -173,7 +173,8 @@ class Wire:
     and sent on later.
     """
 
-    def __init__(self, backend: str | int) -> None:
+    def __init__(self, backend: str | int, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.port = 0
         #: What was held back first, all connections together.
         self.held = b""
@@ -187,10 +188,10 @@ class Wire:
 
     @property
     def url(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"tcp://{self._host}:{self.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self._host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

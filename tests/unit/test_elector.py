@@ -12,6 +12,7 @@ from eventwatch.documents import NodeChecker
 from eventwatch.elector import RENEWALS, SECOND_LOOK, Elector
 from eventwatch.errors import CheckerDeletedError, LeaseLostError
 from eventwatch.store import Lease, Store
+from tests.nodes import SLOW
 
 DURATION = 15.0
 LEASE = Lease(manager_id="us", engine_id="engine", epoch=3, cursor=None)
@@ -58,7 +59,7 @@ async def conclude(**store: Any) -> None:
     keeping = asyncio.create_task(elector.keep(lease, lambda: None))
     await asyncio.sleep(0)
     clock.advance(DURATION / RENEWALS)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5 * SLOW):
         while not keeping.done():
             await asyncio.sleep(0)
             if clock.next_due() is not None:

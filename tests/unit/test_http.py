@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from eventwatch import web as pages_module
-from eventwatch.errors import ConfigError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
+from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
 from eventwatch.http import answers, connections, feed
 from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
@@ -31,6 +31,7 @@ from eventwatch.web import Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
+from tests.nodes import SLOW
 
 ID = "0123456789ab" * 5 + "cdef"
 CHANGE = Change(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)
@@ -52,6 +53,9 @@ class Served:
         self.built += 1
         return {"node_id": node_id, "status": self.nodes[node_id], "padding": "x" * 200}
 
+    async def find(self, beginning: str) -> list[str]:
+        return [node_id for node_id in self.nodes if node_id.startswith(beginning)][:2]
+
     async def read(self, node_id: str) -> dict[str, Any] | None:
         return self.node(node_id) if node_id in self.nodes else None
 
@@ -64,6 +68,9 @@ class Served:
             self.waited.append((node_id, condition, seconds))
         return self.node(node_id)
 
+    async def changes(self, node_id: str) -> list[dict[str, Any]]:
+        return [{"node_id": node_id, "new": {"status": "exited"}}] if node_id == ID else []
+
     def client(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)
 
@@ -71,9 +78,9 @@ class Served:
     async def running(self, access: Access | None = None, host: str = "127.0.0.1") -> AsyncIterator[Served]:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
-            statuses=self.nodes.values, doubts=lambda: self.doubts, notes=list, identity="1 0", read=self.read,
-            wait=self.wait,
-            access=access or Access(),
+            states=lambda: ((status, None) for status in self.nodes.values()),
+            doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find,
+            read=self.read, wait=self.wait, changes=self.changes, access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
             yield self
@@ -145,6 +152,26 @@ async def test_whole_ids_are_for_those_who_have_shown_a_token() -> None:
             assert [ID in text for text in said] == [whole] * 4
             assert (await client.get(f"/api/nodes/{ID}")).json()["node_id"] == ID
         served.port = free_port()
+
+
+async def test_without_a_token_no_answer_depends_on_a_digit_that_is_not_shown() -> None:
+    """Else whoever may ask finds out a session digit by digit, with at most 16 questions for each."""
+    bearer = {"Authorization": "Bearer t0ken"}
+    other = ID[:-1] + "0"
+    assert other < ID
+    for access, headers, told in ((Access(), {}, False), (Access(token=b"t0ken"), bearer, True)):
+        answers = []
+        for node_id in (ID, other):
+            served = Served({node_id: "running"})
+            async with served.running(access), served.client(headers=headers) as client:
+                asked = [f"/api/nodes/{ID[:length]}" for length in (*range(4, 13), 13, 40, 63)]
+                asked += [f"/api/nodes?after={ID[:length]}" for length in (12, 13, 40, 63)]
+                asked += [f"/api/nodes/{ID[:13]}/changes"]
+                asked += [f"/api/nodes/{ID[:60]}?until=healthy&timeout=0", f"/api/nodes?after={ID[:-1]}7"]
+                replies = [await client.get(path) for path in asked]
+                answers.append([(reply.status_code, reply.text) for reply in replies])
+        assert (answers[0] != answers[1]) is told
+        assert [code for code, _ in answers[0]][:12] == [200] * 9 + [200 if told else 400] * 3
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "many", "1e3", "10 ", "99999999999999999999"])
@@ -250,8 +277,26 @@ async def test_a_flood_of_pages_holds_up_no_probe_and_little_of_the_loop() -> No
 
 async def test_metrics_count_the_nodes_without_building_them() -> None:
     async with Served(many(30)).running() as served, served.client() as client:
-        assert 'eventwatch_nodes{status="running"} 30.0' in (await client.get("/metrics")).text
+        said = (await client.get("/metrics")).text
+        assert 'eventwatch_nodes{status="running"} 30.0' in said
+        # What is nobody's word counts as well.
+        assert 'eventwatch_nodes_health{health="other"} 30.0' in said
         assert served.built == 0
+
+
+async def test_metrics_count_what_failed_by_the_part_that_did() -> None:
+    async def failures(client: httpx.AsyncClient) -> list[float]:
+        said = (await client.get("/metrics")).text
+        parts = ("engine", "database", "internal")
+        return [float(re.findall(rf'eventwatch_errors_total{{part="{part}"}} (\S+)', said)[0]) for part in parts]
+
+    async with Served().running() as served, served.client() as client:
+        before = await failures(client)
+        EngineError("away")
+        StoreError("away")
+        await asyncio.sleep(answers.MOMENT + 0.1)
+        after = await failures(client)
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 0]
 
 
 async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +310,7 @@ async def test_who_does_not_read_what_it_asked_for_is_cut_off(monkeypatch: pytes
     async with served.running():
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
         writer.write(b"GET /api/nodes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5 * SLOW)
         with contextlib.suppress(ConnectionError):
             assert len(await reader.read(-1)) < 20_000_000
         await left(writer)
@@ -307,7 +352,7 @@ async def read_changes(
     events: list[tuple[str, str, Any]] = []
     fields: dict[str, str] = {}
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(5 * SLOW),
         served.client(headers=headers) as client,
         client.stream("GET", f"/api/changes{query}") as reply,
     ):
@@ -708,7 +753,7 @@ async def test_idle_and_half_sent_requests_end(small: Callable[..., None], sent:
     async with Served().running() as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(sent)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(3 * SLOW):
             with contextlib.suppress(ConnectionError):
                 await reader.read(-1)
         await left(writer)
@@ -730,7 +775,7 @@ async def test_a_request_that_is_no_http_is_answered_without_a_traceback_or_a_ba
         for sent in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
             writer.write(sent)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(3 * SLOW):
                 answer = await reader.read(-1)
             assert answer.startswith(b"HTTP/1.0 400 ")
             assert b"aiohttp" not in answer.lower()

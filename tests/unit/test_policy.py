@@ -286,6 +286,12 @@ def test_labels_match_as_in_the_engines_own_filter(wanted: str, *, matches: bool
             TIMEOUT,
             "label eventwatch.idle-timeout is no duration such as 2h, and not never: 1e999; the setting stands",
         ),
+        (
+            None,
+            "4000d",
+            TIMEOUT,
+            "label eventwatch.idle-timeout must be at most 3650d, or never: 4000d; the setting stands",
+        ),
         (None, "\x1b[2J" + "9" * 1_000_000, TIMEOUT, None),
     ],
 )

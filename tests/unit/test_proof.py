@@ -20,8 +20,8 @@ from eventwatch.documents import NodeChecker
 from eventwatch.elector import Elector
 from eventwatch.errors import EngineError
 from eventwatch.model import Event, Observation, nanos
+from eventwatch.nearby import is_standby
 from eventwatch.pipeline.proof import DeathWatch, Finding, own_process, process_has_ended, start_time
-from eventwatch.readiness import is_standby
 from eventwatch.store import NO_LIFE, Lease, Life, Peer, Store, Witness, _parse_life
 from tests.unit.simulated import UnaskedEngine
 

@@ -352,9 +352,25 @@ class TestManagerNames:
         settings = load_settings()
         assert (url_of(settings), settings.mongo_database) == ("embedded", "TSM")
 
+    def test_the_password_may_be_in_a_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "password").write_text(PASSWORD + "\n")
+        monkeypatch.setenv("DB_PASSWORD_FILE", "password")
+        assert url_of(load_settings()) == "embedded"
+        monkeypatch.setenv("DB_HOST", "db")
+        monkeypatch.setenv("DB_USERNAME", "ann")
+        assert url_of(load_settings()) == f"mongodb://ann:{PASSWORD}@db:27017/"
+
     @pytest.mark.parametrize(
         ("environment", "message"),
         [
+            (
+                {"DB_HOST": "db", "DB_USERNAME": "ann", "DB_PASSWORD": PASSWORD, "DB_PASSWORD_FILE": "password"},
+                "DB_PASSWORD_FILE: set either this or DB_PASSWORD, not both",
+            ),
+            (
+                {"DB_HOST": "db", "DB_USERNAME": "ann", "DB_PASSWORD_FILE": "nowhere"},
+                "DB_PASSWORD: cannot be read, No such file or directory (nowhere)",
+            ),
             ({"DB_HOST": "db", "DB_PORT": "70000"}, "DB_PORT: must be between 1 and 65535, got '70000'"),
             ({"DB_HOST": "db:27017"}, "DB_HOST: must be one host name or address, without port"),
             ({"DB_HOST": "ann@db"}, "DB_HOST: must be one host name or address, without port"),
@@ -582,7 +598,7 @@ def test_activities_are_read_with_their_thresholds(written: str, found: dict[str
 
 
 @pytest.mark.parametrize(
-    "written", ["disk", "cpu=0", "cpu=-1", "cpu=nan", "cpu,cpu", "cpu=1e9", "network=x", "cpu=²"]
+    "written", ["disk", "cpu=0", "cpu=-1", "cpu=nan", "cpu,cpu", "cpu=1e9", "network=x", "cpu=²", ",", "cpu,"]
 )
 def test_other_activities_are_refused(written: str) -> None:
     with pytest.raises(ValidationError, match="must be cpu, network or both"):

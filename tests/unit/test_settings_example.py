@@ -59,7 +59,8 @@ def test_every_setting_is_documented() -> None:
 
 def test_the_example_ends_with_the_names_of_the_manager() -> None:
     names = re.findall(r"^#(\w+)=", EXAMPLE.read_text(), re.MULTILINE)
-    assert names[-5:] == ["DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASSWORD", "DB_COLLECTION"]
+    login = ["DB_USERNAME", "DB_PASSWORD", "DB_PASSWORD_FILE"]
+    assert names[-6:] == ["DB_HOST", "DB_PORT", *login, "DB_COLLECTION"]
 
 
 def test_the_example_changes_nothing_as_it_stands() -> None:
