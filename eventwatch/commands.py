@@ -8,9 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import resource
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,10 +15,8 @@ from getpass import getpass
 from pathlib import Path
 from typing import Final
 
-from loguru import logger
 from rich.live import Live
 
-from eventwatch.app import Application
 from eventwatch.calls.waiting import wait_for
 from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
@@ -38,33 +33,8 @@ from eventwatch.text import printable
 
 #: Characters shown of a name that was asked for.
 NAMED: Final = 80
-#: Descriptors that `run` asks for.
-DESCRIPTORS: Final = 16_384
-
 #: Seconds that a database which is just starting is waited for.
 DATABASE_START: Final = 60.0
-
-
-async def run(_: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch run`."""
-    # Each connection of a client that waits takes a descriptor; the usual limit of 1024 is for programs of old.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    app = Application(settings)
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        logger.info("{}: finishing what is pending; once more to exit at once", number.name)
-        app.stop()
-        for again in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(again, os._exit, 128 + again)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, app.sweep_now)
-    await app.run()
 
 
 @asynccontextmanager
