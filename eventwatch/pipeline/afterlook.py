@@ -29,7 +29,7 @@ from eventwatch.store import Store
 
 #: Seconds after a change at which its document is read again.
 DELAYS: Final = (0.1, 0.25, 1.0, 4.0)
-#: Seconds between two thoughts about what is due.
+#: Seconds between two thoughts about what is due, while a change waits for its look.
 TICK: Final = 0.1
 #: Seconds between two looks at all own documents, at least, and for each engine and each container on record.
 INTERVAL: Final = 0.4
@@ -70,7 +70,7 @@ class Afterlook:
         rested = full_look = self._clock.monotonic()
         away = False
         while True:
-            await self._clock.sleep(TICK)
+            await self._clock.sleep(TICK if any(self._due) else INTERVAL)
             began = self._clock.monotonic()
             if began < rested:
                 continue
