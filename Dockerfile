@@ -8,14 +8,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /build
 # Two environments: /opt/build has pip and hatchling and stays behind, /opt/eventwatch has neither.
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/eventwatch
-COPY .ci/constraints.txt pyproject.toml ./
-# The dependencies are a layer of their own, which a change of the sources does not build again.
-RUN /opt/build/bin/pip install --only-binary :all: -c constraints.txt hatchling \
-    && /opt/build/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        >requirements.txt \
+# The dependencies are a layer of their own, which a change of the sources does not build again. `.ci/lock` renews them.
+COPY .ci/requirements.txt .ci/build-requirements.txt ./
+RUN /opt/build/bin/pip install --only-binary :all: --require-hashes -r build-requirements.txt \
     && /opt/build/bin/pip --python /opt/eventwatch/bin/python install --no-compile --only-binary :all: \
-        -c constraints.txt -r requirements.txt
-COPY README.md LICENSE ./
+        --require-hashes -r requirements.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY eventwatch eventwatch
 # Compiled here, once: the root file system is read-only later. By hash, so that no time stamp gets in.
 RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . \

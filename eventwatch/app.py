@@ -110,12 +110,20 @@ class Application:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics(KNOWN_ACTIONS | {"other", "malformed"})
+        # Of the nodes that it leads; one that stands by has none.
+        self.metrics.crash_looping.set_function(
+            lambda: self.reconciler.reasons.crash_looping() if self.reconciler else 0
+        )
+        self.metrics.longest_unhealthy.set_function(
+            lambda: self.reconciler.reasons.longest_unhealthy() if self.reconciler else 0.0
+        )
         self.checker = NodeChecker.model_construct(
             manager_id=os.urandom(16).hex(),
             interval=settings.sweep_interval,
             pid=os.getpid(),
             host=socket.gethostname(),
             version=eventwatch_version(),
+            settings=settings.judging(),
         )
         #: Set once the database is set up: from then on the Beanie documents can be used.
         self.ready = asyncio.Event()
@@ -454,8 +462,6 @@ class Application:
         reconciler.listeners += self.feed.publish, self._changes.publish, afterlook.remember
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
-        self.metrics.crash_looping.set_function(reconciler.reasons.crash_looping)
-        self.metrics.longest_unhealthy.set_function(reconciler.reasons.longest_unhealthy)
         history = History(store, clock)
         if settings.history:
             reconciler.listeners.append(history.remember)

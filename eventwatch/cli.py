@@ -27,6 +27,11 @@ from eventwatch.settings import Settings, load_settings
 from eventwatch.text import printable
 from eventwatch.version import eventwatch_version
 
+#: The columns of `status`, and those that it shows unless told otherwise.
+NODE_COLUMNS: Final = (
+    "node", "id", "name", "image", "status", "age", "health", "address", "idle", "restarts", "agrees", "reason",
+)  # fmt: skip
+SHOWN_COLUMNS: Final = ("node", "name", "status", "age", "health", "address", "idle", "agrees")
 #: The fastest replay that still follows the clock.
 FASTEST: Final = 1_000_000.0
 
@@ -97,13 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="past the brakes: delete and stop however many there are of this engine's own nodes, and no others",
     )
-    status_parser = add("status", "list the nodes, their idle time left, and whether the engine agrees")
-    status_parser.add_argument(
-        "--json", action="store_true", help="print a JSON list, on one line, instead of the table"
-    )
-    status_parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
+    sweep_parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    _add_status_options(add("status", "list the nodes, their idle time left, and whether the engine agrees"))
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
     explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
+    explain_parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
     _add_record_options(add("record", "record events and inspections to a file for replays"))
     _add_replay_options(add("replay", "replay a recording into the database and compare it with the truth"))
@@ -115,8 +118,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_status_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `status` what it takes."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list, on one line, instead of the table")
+    parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
+    parser.add_argument("--unhealthy", action="store_true", help="only unhealthy nodes that have not ended")
+    parser.add_argument(
+        "--status", action="append", metavar="STATUS", help="only nodes of this status; may be repeated"
+    )
+    parser.add_argument(
+        "--since", type=_duration, metavar="TIME", help="only nodes that started or ended in this time, e.g. 10m"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=NODE_COLUMNS,
+        metavar="COLUMN",
+        help="sort by a column: age, idle and restarts by size",
+    )
+    parser.add_argument(
+        "--columns", type=_columns, default=SHOWN_COLUMNS, metavar="COLUMNS",
+        help=f"which columns, with commas between: {', '.join(NODE_COLUMNS)} (default: {','.join(SHOWN_COLUMNS)})",
+    )  # fmt: skip
+    parser.epilog = (
+        "Exit codes: 0 the engine agrees with each of them, 1 it does not, or does not answer. "
+        "Nodes of other hosts do not count."
+    )
+
+
+def _columns(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in NODE_COLUMNS]:
+        raise argparse.ArgumentTypeError(f"no column is called {unknown[0]!r}")
+    return names
+
+
 def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
     """Tell the parser of `doctor` what it takes."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list, on one line, at the end")
     parser.add_argument(
         "--create-user",
         metavar="NAME",

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from getpass import getpass
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,17 @@ from eventwatch.errors import ConfigError, EventwatchError, NodeGoneError, Store
 from eventwatch.model import is_container_id
 from eventwatch.output import say
 from eventwatch.playback import record_file, replay_file
-from eventwatch.report import explain_node, node_table, report_nodes, show
+from eventwatch.report import (
+    NodeReport,
+    compare_nodes,
+    explain_node,
+    identity_of,
+    is_terminal,
+    node_table,
+    select_nodes,
+    settings_in_force,
+    show,
+)
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, create_user, open_store
 from eventwatch.sweeper import Manner, one_off_sweeper
@@ -61,7 +72,10 @@ async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
             one_off_sweeper(engine, settings, manner=Manner.BY_HAND) as sweeper,
         ):
             report = await sweeper.sweep(force=arguments.force)
-    say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
+    if arguments.json:
+        say(json.dumps(asdict(report) | {"dry_run": settings.dry_run}))
+    else:
+        say(f"{'Dry run: ' if settings.dry_run else ''}{report}")
     if report.braked:
         raise EventwatchError(
             f"{report.braked} containers are gone, more than delete_limit: nothing was deleted. "
@@ -84,27 +98,47 @@ async def _both(settings: Settings) -> AsyncIterator[tuple[Store, DockerEngine]]
 async def status(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch status`."""
     async with _both(settings) as (store, engine):
-        if not arguments.json and arguments.watch:
-            with Live(node_table([]), auto_refresh=False) as live:
+        engine_id = await identity_of(engine)
+        settings = await settings_in_force(store, engine_id, settings)
+
+        async def look() -> list[NodeReport]:
+            found = await compare_nodes(store, engine, settings, engine_id=engine_id)
+            return select_nodes(
+                found, unhealthy=arguments.unhealthy, statuses=arguments.status or (), since=arguments.since,
+                sort=arguments.sort,
+            )  # fmt: skip
+
+        if arguments.watch and not arguments.json and is_terminal():
+            with Live(node_table([], arguments.columns), auto_refresh=False) as live:
                 while True:
-                    live.update(node_table(await report_nodes(store, engine, settings)), refresh=True)
+                    live.update(node_table(await look(), arguments.columns), refresh=True)
                     await asyncio.sleep(1.0)
         while True:
-            reports = await report_nodes(store, engine, settings)
+            reports = await look()
             if arguments.json:
                 say(json.dumps([report.as_json() for report in reports]))
             else:
-                show(node_table(reports))
+                show(reports, arguments.columns)
             if not arguments.watch:
                 break
             await asyncio.sleep(1.0)
+    wrong = sum(report.agrees is False for report in reports)
+    silent = sum(report.agrees is None and not report.elsewhere for report in reports)
+    if wrong or silent or not engine_id:
+        away = "the engine does not answer" if not engine_id else f"the engine does not answer for {silent} nodes"
+        disagree = f"{wrong} of {len(reports)} nodes disagree with the engine"
+        raise EventwatchError("; ".join([disagree] * (wrong > 0) + [away] * (silent > 0 or not engine_id)))
 
 
 async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch explain`."""
     async with _both(settings) as (store, engine):
-        for line in await explain_node(arguments.id, store, engine, settings):
-            say(line)
+        explanation = await explain_node(arguments.id, store, engine, settings)
+    if arguments.json:
+        say(json.dumps(explanation.as_json(), default=str))
+        return
+    for line in explanation.lines():
+        say(line)
 
 
 async def wait(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -133,10 +167,15 @@ async def doctor(arguments: argparse.Namespace, settings: Settings) -> None:
         await _create_user(arguments.create_user, arguments.password_file, settings)
         return
     failed = 0
+    findings = []
     async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
         async for finding in examine(settings, engine, url):
-            say(str(finding))
+            findings.append(finding)
             failed += finding.failed
+            if not arguments.json:
+                say(str(finding))
+    if arguments.json:
+        say(json.dumps([asdict(finding) for finding in findings]))
     if failed:
         raise EventwatchError(f"{failed} of the above must be mended")
 

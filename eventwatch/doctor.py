@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Final
 
+from eventwatch.details import LONGEST_NAME
 from eventwatch.embedded import server_version
 from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
@@ -19,9 +20,13 @@ from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.pipeline.undocumented import doubt, running_undocumented
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Peer, Store, open_store
+from eventwatch.text import printable
 
 #: Seconds between two clocks from which on idle times are visibly wrong.
 SKEW: Final = 5.0
+
+#: Containers that are named.
+NAMED: Final = 10
 
 #: Seconds that a watcher is given to publish its next look: a sweep, and a renewal of its lease.
 NEXT_LOOK: Final = 40.0
@@ -51,6 +56,8 @@ async def examine(settings: Settings, engine: Engine, url: str) -> AsyncIterator
         yield finding
     if isinstance(engine, DockerEngine):
         yield await _examine_network(engine, settings.node_network)
+    if settings.register_label:
+        yield await _examine_label(settings.register_label, engine)
     if mount := _examine_socket(settings.docker_host or DEFAULT_HOST):
         yield mount
     async for finding in _examine_database(settings, url, engine):
@@ -154,7 +161,34 @@ async def _examine_documents(settings: Settings, store: Store, engine: DockerEng
         # With a label, eventwatch makes the documents itself, of some containers only.
         failed = not settings.register_label
         return Finding("documents", doubt(len(running), settings), failed=failed, cure=cure if failed else "")
-    return Finding("documents", f"{len(known)} of the {len(running)} nodes that run have one")
+    told = f"{len(known)} of the {len(running)} nodes that run have one"
+    without = [node_id for node_id in running if node_id not in known]
+    if not without:
+        return Finding("documents", told)
+    names = ", ".join([await _name_of(node_id, engine) for node_id in without[:NAMED]])
+    more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+    cure = "the manager makes them, or EVENTWATCH_REGISTER_LABEL; those that are no nodes belong elsewhere"
+    return Finding("documents", f"{told}; without: {names}{more}", cure=cure)
+
+
+async def _name_of(node_id: str, engine: Engine) -> str:
+    try:
+        name = (await engine.inspect(node_id)).name
+    except EngineError:
+        name = ""
+    return printable(name or node_id[:12], LONGEST_NAME)
+
+
+async def _examine_label(label: str, engine: Engine) -> Finding:
+    """Whether the register label is that of any container: a misspelt one registers nothing, and says nothing."""
+    try:
+        found = await engine.list_running(label)
+    except EngineError as error:
+        return Finding("register label", f"{label}; whether a container has it is not known: {error}")
+    if found:
+        return Finding("register label", f"{label}: {len(found)} running containers have it")
+    cure = "check EVENTWATCH_REGISTER_LABEL if there should be nodes now"
+    return Finding("register label", f"no running container has {label}", cure=cure)
 
 
 async def _examine_peers(store: Store, engine: Engine) -> Finding:

@@ -31,7 +31,7 @@ from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
 from eventwatch.details import LONGEST_TEXT
 from eventwatch.errors import StoreError
-from eventwatch.model import ENDED, Change
+from eventwatch.model import ENDED, Change, is_container_id
 from eventwatch.policy import as_utc
 from eventwatch.reasons import Ended
 from eventwatch.store import HISTORY_CHANGES, Entry, Store
@@ -275,6 +275,25 @@ async def read_changes(store: Store, node_id: str | None = None, *, limit: int) 
     rows += await store.read_old_history(node_id, limit=limit)
     changes = [change for row in rows if (change := parse_change(row)) is not None]
     return sorted(changes, key=lambda change: (change.until, change.at), reverse=True)[:limit]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Whose history it is, and when it changed last."""
+
+    node_id: str
+    name: str
+    image: str
+    at: datetime
+
+
+def parse_name(row: Mapping[str, Any]) -> Named | None:
+    """Whose history a row of `Store.find_history` is; None if it is odd."""
+    node_id, at = row.get("_id"), row.get("at")
+    if not (is_container_id(node_id) and isinstance(at, datetime)):
+        return None
+    name, image = (printable(row.get(key) or "", LONGEST) for key in ("name", "image"))
+    return Named(str(node_id), name, image, as_utc(at))
 
 
 def _rows(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -248,6 +248,10 @@ class Keywords(TypedDict, total=False):
     _secrets_dir: str | Path | None
 
 
+#: What decides whether a document agrees with its container, and when a node is idle.
+JUDGING: Final = ("node_network", "node_port", "health_check", "idle_timeout", "register_label")
+
+
 class Settings(BaseSettings):
     """All settings of eventwatch, checked. Cannot be changed once made; durations are seconds."""
 
@@ -481,6 +485,10 @@ class Settings(BaseSettings):
     def watched(self) -> tuple[str, str, str]:
         """Engine, database server and database, without secrets."""
         return (mask_url(self.docker_host or ""), mask_url(self.mongo_url.get_secret_value()), self.mongo_database)
+
+    def judging(self) -> dict[str, str | int | float | bool | None]:
+        """The settings by which nodes are judged, for those who look from outside."""
+        return {name: getattr(self, name) for name in JUDGING}
 
     def effective(self) -> dict[str, str]:
         """Every setting's variable with its value as a user would write it, secrets masked."""

@@ -581,6 +581,7 @@ class Store:
             # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
             "life": {"$literal": {**asdict(life), "manager_id": checker.manager_id}},
             "standbys": standbys,
+            "settings": {"$literal": checker.settings or {}},
         }
         me = {
             "manager_id": checker.manager_id,
@@ -670,6 +671,14 @@ class Store:
             return []
         found = [_parse_peer(row, holds=True)] if row["holds"] and row.get("manager_id") != besides else []
         return found + [_parse_peer(standby, holds=False) for standby in row["standbys"]]
+
+    async def settings_of_holder(self, engine_id: str) -> tuple[str, Mapping[str, Any]] | None:
+        """The host of who holds the engine's lease, and the settings by which it judges; None without a holder."""
+        query = {"_id": checker_id(engine_id), "$expr": _LEASE_HOLDS}
+        async with _deadline("reading the checkers"):
+            row = await self._checkers.find_one(query, {"host": 1, "settings": 1})
+        settings = row.get("settings") if row else None
+        return (str(row.get("host")), settings) if row and isinstance(settings, dict) else None
 
     async def release_lease(self, lease: Lease) -> None:
         """Remove our checker document, so that a standby need not wait for it to expire."""

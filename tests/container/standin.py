@@ -198,3 +198,8 @@ def compose_and_buildx() -> tuple[Path, Path]:
 def prometheus_and_promtool() -> tuple[Path, Path]:
     programs = fetched("prometheus", RELEASE, "prometheus") / "usr/bin"
     return programs / "prometheus", programs / "promtool"
+
+
+def quadlet() -> Path:
+    """What makes systemd units of Podman's .container files; Debian 12's Podman is too old for it."""
+    return fetched("podman", LATER, "podman") / "usr/libexec/podman/quadlet"

@@ -145,6 +145,22 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'eventwatch_stops_total{job="eventwatch",result="failed"}': "0+1x90"},
         {'eventwatch_stops_total{job="eventwatch",result="stopped"}': "0+1x90"},
     ),
+    # One that gets well and ill again, each for less than 5 minutes, is another matter than one that stays ill.
+    "EventwatchNodeUnhealthy": (
+        {f"eventwatch_nodes_unhealthy_longest_seconds{A}": "0+60x90"},
+        {f"eventwatch_nodes_unhealthy_longest_seconds{A}": "240x90"},
+    ),
+    "EventwatchNodeCrashLoop": (
+        {f"eventwatch_nodes_crash_looping{A}": "0x50 1x40"},
+        {f"eventwatch_nodes_crash_looping{A}": "1x50 0x40"},
+    ),
+    "EventwatchNodeOutOfMemory": (
+        {'eventwatch_node_ends_total{job="eventwatch",kind="oom"}': "0x55 1x35"},
+        {
+            'eventwatch_node_ends_total{job="eventwatch",kind="oom"}': "7x90",
+            'eventwatch_node_ends_total{job="eventwatch",kind="failed"}': "0+1x90",
+        },
+    ),
 }
 
 

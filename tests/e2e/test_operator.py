@@ -35,8 +35,10 @@ async def test_status_shows_each_node_and_whether_the_engine_agrees(world: World
         assert (row["id"], row["status"], row["agrees"]) == (node.id, "running", True)
         assert row["idle_left"] is None or row["idle_left"] > 0
     await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited"}})
-    _, text = await ask(world, tmp_path, "status", "--json")
-    assert json.loads(text)[0]["agrees"] is False
+    code, text = await ask(world, tmp_path, "status", "--json")
+    listed, failure = text.splitlines()
+    assert json.loads(listed)[0]["verdict"] == "no: status running"
+    assert (code, failure) == (1, "eventwatch: 1 of 1 nodes disagree with the engine")
 
 
 async def test_explain_tells_both_sides_the_changes_and_the_idle_time(world: World, tmp_path: Path) -> None:
@@ -59,8 +61,9 @@ async def test_explain_tells_both_sides_the_changes_and_the_idle_time(world: Wor
             return await world.document(node) is None
 
         await eventually(gone)
-    code, text = await ask(world, tmp_path, "explain", node.id)
+    code, text = await ask(world, tmp_path, "explain", node.name)
     assert code == 0
+    assert f"Node {node.id} ({node.name}, " in text
     assert "document deleted (by sweep" in text
 
 
