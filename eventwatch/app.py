@@ -53,6 +53,7 @@ from eventwatch.model import Change, Recorded, nanos
 from eventwatch.nearby import is_standby
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
+from eventwatch.pipeline.fleet import DeadEngines, Latencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
@@ -62,7 +63,7 @@ from eventwatch.readiness import identity
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import HISTORY_CHANGES, Lease, Store, open_store
-from eventwatch.sweeper import PATIENCE, Sweeper, set_watching
+from eventwatch.sweeper import PATIENCE, Sweeper, create_indexes, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
 from eventwatch.web import Pages, serve
@@ -76,6 +77,8 @@ SKEW: Final = 5.0
 START_TIMEOUT: Final = 60.0
 #: Nodes that are named where they cannot be vouched for.
 NAMED: Final = 100
+#: Engines that are listed.
+MOST_ENGINES: Final = 2000
 #: What a node's document says.
 RECORDED: Final = tuple(field.name for field in fields(Recorded))
 #: Seconds between attempts to reach the database or the engine at the start.
@@ -140,6 +143,10 @@ class Application:
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
+        self._dead: DeadEngines | None = None
+        self._latencies = Latencies()
+        self._engine_id = ""
+        self._store: Store | None = None
         self._stopping = asyncio.Event()
         self._embedded = embedded
         #: Where the documents are, once `ready` is set: also that of the embedded database. May hold a password.
@@ -255,7 +262,34 @@ class Application:
             for whose, seconds in self._time.skews().items()
             if abs(seconds) > SKEW
         ]
-        return ([exceptions] if unanswered else []) + unknown + clocks
+        dead = self._dead.notes if self._dead and self.reconciler else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead
+
+    def report(self) -> dict[str, Any]:
+        """What this watcher tells of itself to its fleet."""
+        success = self.sweeper.last_success if self.sweeper else None
+        return report(
+            statuses=(status for status, _ in self.states()),
+            sweep_age=None if success is None else self._clock.monotonic() - success,
+            drift=self.metrics.corrections(),
+            latencies=self._latencies,
+            reasons=self.doubts(),
+        )
+
+    async def read_engines(self) -> list[dict[str, Any]]:
+        """The engines on record, those that need somebody first; none before the database is set up.
+
+        Raises StoreError.
+        """
+        records = await self._store.read_engines(MOST_ENGINES) if self._store else []
+        return [as_json(record) for record in ordered(records)]
+
+    async def read_page(self, engine_id: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """The documents of any engine by id, `limit` of those after this one. Raises StoreError."""
+        nodes = await self._store.read_page(engine_id, after=after, limit=limit) if self._store else []
+        return [
+            {name: getattr(node, name) for name in RECORDED} | {"claim": None, "idle_left": None} for node in nodes
+        ]
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""
@@ -280,6 +314,7 @@ class Application:
             self.pages = Pages(
                 metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
                 states=self.states, doubts=self.doubts, notes=self.notes, find=find_ids,
+                engines=self.read_engines, engine_id=lambda: self._engine_id, read_page=self.read_page,
                 read=self.read_node, wait=self.wait_for_node, changes=self.read_changes,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
@@ -287,7 +322,7 @@ class Application:
         self._watch_clock()
         stack.callback(self._unwatch_clock)
         store = await self._open_store(stack)
-        self._twins = TwinWatch(engine, store)
+        self._twins, self._store = TwinWatch(engine, store), store
         self.ready.set()
         here = Here(self.settings, engine, self._changes, self._keeps)
         enter(here)
@@ -383,6 +418,8 @@ class Application:
         async def lead_once() -> _Outcome:
             info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
+            self._engine_id = info.id
+            await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
             lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
@@ -425,6 +462,7 @@ class Application:
             set_watching(None)
             self.reconciler = self.sweeper = self.watcher = None
             self.metrics.leader.set(0)
+            self.metrics.engines_dead.set(0)
             self.metrics.connected.set(0)
         logger.info("Nodes status checker stopped.")
         return outcome
@@ -457,12 +495,13 @@ class Application:
             engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions,
             time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
         )  # fmt: skip
-        reconciler.request_sweep = store.on_return = sweeper.request
         afterlook = Afterlook(store=store, reconciler=reconciler, longest=settings.sweep_interval, clock=clock)
-        reconciler.listeners += self.feed.publish, self._changes.publish, afterlook.remember
+        reconciler.request_sweep = sweeper.request
+        store.on_return = sweeper.request_later
+        reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note, afterlook.remember
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
-        history = History(store, clock)
+        history = History(store, clock, engine_id=lease.engine_id)
         if settings.history:
             reconciler.listeners.append(history.remember)
             reconciler.reasons.on_end.append(history.explain)
@@ -478,7 +517,7 @@ class Application:
 
         async def keep_lease() -> None:
             try:
-                await elector.keep(lease, lambda: reconciler.cursor, lambda: sweeper.witness)
+                await elector.keep(lease, lambda: reconciler.cursor, lambda: sweeper.witness, self.report)
             except CheckerDeletedError as error:
                 logger.info("{}: stopping", error)
                 self.stop()
@@ -493,6 +532,7 @@ class Application:
             lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
             clock,
         )
+        dead = self._dead = DeadEngines(store, clock, self.metrics)
         sweeper.on_fact = watcher.confront
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
         self.metrics.leader.set(1)
@@ -501,6 +541,7 @@ class Application:
             tasks.create_task(watcher.run(), name="watcher"),
             tasks.create_task(sweeper.run(), name="sweeper"),
             tasks.create_task(undocumented.run(), name="undocumented"),
+            tasks.create_task(dead.run(), name="dead-engines"),
             tasks.create_task(reconciler.run_orphanage(), name="orphanage"),
             tasks.create_task(afterlook.run(), name="afterlook"),
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,11 @@ class Pace:
     def start(self, jitter: Callable[[], float] = random.random) -> Backoff:
         """Begin to count failures."""
         return Backoff(self, jitter)
+
+
+#: Seconds between attempts where a query was taken and not answered in time: whoever did not answer has too much
+#: to do.
+TIMED_OUT: Final = Pace(base=2.0, cap=60.0)
 
 
 class Backoff:

@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
     explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
     explain_parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    _add_engines_options(add("engines", "list every engine on record, who watches it, and how it is"))
     _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
     _add_record_options(add("record", "record events and inspections to a file for replays"))
     _add_replay_options(add("replay", "replay a recording into the database and compare it with the truth"))
@@ -167,6 +168,17 @@ def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="holds that user's password (default: one line of standard input)",
     )
+
+
+def _add_engines_options(parser: argparse.ArgumentParser) -> None:
+    """Tell the parser of `engines` what it takes."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list, on one line, instead of the table")
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND")
+    text = "delete the documents of an engine that is gone for good, after saying how many and asking"
+    forget = actions.add_parser("forget", help=text, description=text[0].upper() + text[1:] + ".")
+    forget.add_argument("id", metavar="ID", help="the engine's whole id, as `eventwatch engines --json` has it")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
+    forget.set_defaults(command="eventwatch.commands:forget")
 
 
 def _add_wait_options(parser: argparse.ArgumentParser) -> None:

@@ -18,13 +18,16 @@ from typing import Final
 
 from rich.live import Live
 
+from eventwatch.app import MOST_ENGINES
 from eventwatch.calls.waiting import wait_for
 from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
+from eventwatch.engines import describe, engine_table, examine_forgetting
 from eventwatch.errors import ConfigError, EventwatchError, NodeGoneError, StoreError
 from eventwatch.model import is_container_id
 from eventwatch.output import say
+from eventwatch.pipeline.fleet import as_json, ordered
 from eventwatch.playback import record_file, replay_file
 from eventwatch.report import (
     NodeReport,
@@ -36,6 +39,7 @@ from eventwatch.report import (
     select_nodes,
     settings_in_force,
     show,
+    show_table,
 )
 from eventwatch.settings import EMBEDDED, Settings
 from eventwatch.store import Store, create_user, open_store
@@ -44,6 +48,9 @@ from eventwatch.text import printable
 
 #: Characters shown of a name that was asked for.
 NAMED: Final = 80
+#: Columns of a table of engines in a file.
+WIDE: Final = 200
+
 #: Seconds that a database which is just starting is waited for.
 DATABASE_START: Final = 60.0
 
@@ -128,6 +135,32 @@ async def status(arguments: argparse.Namespace, settings: Settings) -> None:
         away = "the engine does not answer" if not engine_id else f"the engine does not answer for {silent} nodes"
         disagree = f"{wrong} of {len(reports)} nodes disagree with the engine"
         raise EventwatchError("; ".join([disagree] * (wrong > 0) + [away] * (silent > 0 or not engine_id)))
+
+
+async def engines(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch engines`."""
+    async with database_url(settings) as url, open_store(url, settings.mongo_database) as store:
+        records = ordered(await store.read_engines(MOST_ENGINES))
+    if arguments.json:
+        say(json.dumps([as_json(record) for record in records]))
+    else:
+        show_table(engine_table(records), width=WIDE)
+
+
+async def forget(arguments: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch engines forget`."""
+    async with _both(settings) as (store, engine):
+        record, count = await examine_forgetting(arguments.id, store, engine)
+        say(describe(record, count))
+        if not arguments.yes:
+            if not sys.stdin.isatty():
+                raise ConfigError("nothing is deleted: give --yes, or answer at a terminal")
+            if (await asyncio.to_thread(input, "Delete them for good? [y/N] ")).strip().lower() not in {
+                "y",
+                "yes",
+            }:
+                raise EventwatchError("nothing is deleted")
+        say(f"{await store.forget_engine(record.engine_id)} documents are deleted")
 
 
 async def explain(arguments: argparse.Namespace, settings: Settings) -> None:

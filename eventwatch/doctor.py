@@ -16,6 +16,7 @@ from eventwatch.details import LONGEST_NAME
 from eventwatch.embedded import server_version
 from eventwatch.engine import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, Engine, is_mounted_by_itself
 from eventwatch.errors import EngineError, EventwatchError
+from eventwatch.pipeline.fleet import MOST, SILENCE, note_of
 from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.pipeline.undocumented import doubt, running_undocumented
 from eventwatch.settings import EMBEDDED, Settings
@@ -140,11 +141,33 @@ async def _examine_database(settings: Settings, url: str, engine: Engine) -> Asy
             yield _skew("database's clock", await store.system_time())
             await store.check_writable()
             yield Finding("database rights", "nodes and checkers can be written")
+            yield await _examine_indexes(store)
+            yield await _examine_fleet(store)
             yield await _examine_peers(store, engine)
             if isinstance(engine, DockerEngine):
                 yield await _examine_documents(settings, store, engine)
     except EventwatchError as error:
         yield Finding("database", str(error), failed=True, cure="check EVENTWATCH_MONGO_URL and the server")
+
+
+async def _examine_indexes(store: Store) -> Finding:
+    """Whether the indexes are there, or will be: without them each watcher reads the documents of all engines."""
+    missing = await store.missing_indexes()
+    if not missing:
+        return Finding("indexes", "all are there")
+    if await store.may_create_indexes():
+        return Finding("indexes", f"{len(missing)} of them are created when eventwatch starts")
+    names = "; ".join(missing)
+    cure = "give the user the role readWrite, or create them as another: " + names
+    return Finding("indexes", "this login may not create those that are missing", failed=True, cure=cure)
+
+
+async def _examine_fleet(store: Store) -> Finding:
+    """Whether engines are gone whose documents are still there."""
+    dead = await store.read_dead(after=SILENCE, most=MOST)
+    if dead:
+        return Finding("fleet", note_of(dead).removeprefix("fleet: "), failed=True)
+    return Finding("fleet", "no engine is gone and has left documents")
 
 
 async def _examine_documents(settings: Settings, store: Store, engine: DockerEngine) -> Finding:

@@ -14,9 +14,9 @@ Not promised: mutual exclusion while nothing is written. Two processes may both 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from loguru import logger
 
@@ -175,9 +175,13 @@ class Elector:
                 await self._twins.meet([holder], engine_id=engine_id)
 
     async def keep(
-        self, lease: Lease, cursor: Callable[[], int | None], witness: Callable[[], Witness] = lambda: UNSEEN
+        self,
+        lease: Lease,
+        cursor: Callable[[], int | None],
+        witness: Callable[[], Witness] = lambda: UNSEEN,
+        report: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
-        """Renew the lease until it cannot be.
+        """Renew the lease until it cannot be, and tell with each renewal what `report` says.
 
         Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it, when it ran
         out while the database was away, or when the database has lost it.
@@ -188,7 +192,7 @@ class Elector:
             asked = self._clock.monotonic()
             try:
                 renewed = await self._store.renew_lease(
-                    lease, duration=self._duration, cursor=cursor(), witness=witness()
+                    lease, duration=self._duration, cursor=cursor(), witness=witness(), report=report()
                 )
                 gone = not renewed and await self._is_deleted(lease)
             except StoreError as error:

@@ -170,6 +170,10 @@ class Engine(Protocol):
         """Id of the container that goes by this name, id or beginning of an id; None when there is none."""
         ...
 
+    async def list_all(self) -> list[str]:
+        """Ids of all containers, running or not."""
+        ...
+
     async def list_running(self, label: str | None = None) -> list[str]:
         """Ids of the running containers, or of those that carry `label` (`key` or `key=value`)."""
         ...
@@ -352,7 +356,6 @@ class DockerEngine:
         return str(node_id)
 
     async def list_all(self) -> list[str]:
-        """Ids of all containers, running or not."""
         return await self._list(all="1")
 
     async def list_running(self, label: str | None = None) -> list[str]:

@@ -49,13 +49,15 @@ class EngineError(EventwatchError):
 class StoreError(EventwatchError):
     """The database did not answer as asked: unreachable, timed out, refused the login or the write.
 
-    `permanent`: waiting does not help (wrong credentials, missing rights).
+    `permanent`: waiting does not help (wrong credentials, missing rights). `timed_out`: it took the call and did
+    not answer in time, so that asking again soon would make it slower still.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, timed_out: bool = False) -> None:
         super().__init__(message)
         FAILURES["database"] += 1
         self.permanent = permanent
+        self.timed_out = timed_out
         if permanent:
             self.exit_code = ConfigError.exit_code
 

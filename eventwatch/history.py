@@ -2,11 +2,11 @@
 
 One document a node (collection NodeChanges) with its last 50 changes, whatever other nodes do: so one that flaps
 costs no other its history. What comes again within minutes (a health check that flaps) is counted, with its first
-and last time, instead of told again. Bounded in all: a history without a change for 30 days expires, those that
-changed longest ago go when there are more than 10,000, and texts are cut. Read by `explain` and, when a watcher
-starts, for the status page; rows that earlier versions wrote (collection NodeHistory) are read too. A change has
-its reason; that of an end is put to it once an inspection has explained it. With the changes, the last known name
-and image of the container are kept, by which a node is found that is gone.
+and last time, instead of told again. Bounded in all: a history without a change for 30 days expires, those of an
+engine that changed longest ago go when it has more than 10,000, and texts are cut. Read by `explain` and, when a
+watcher starts, for the status page; rows that earlier versions wrote (collection NodeHistory) are read too. A
+change has its reason; that of an end is put to it once an inspection has explained it. With the changes, the last
+known name and image of the container are kept, by which a node is found that is gone.
 
 Written in the background in one bulk a second, so never in the way of a change. Every entry has an id of its own
 before it is first written, so a write whose acknowledgement was lost is repeated without effect. Nothing that
@@ -69,8 +69,9 @@ class _Node:
 class History:
     """Remembers changes; `remember` is a listener of the reconciler."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, engine_id: str) -> None:
         self._store = store
+        self._engine_id = engine_id
         self._clock = clock
         self._nodes: OrderedDict[str, _Node] = OrderedDict()
         self._waiting = 0
@@ -102,7 +103,9 @@ class History:
         else:
             short_id = _sound(written.short_id)
             name = f"{written.at_ns:016x}{secrets.token_hex(8)}"  # in order, for those of one millisecond
-            entry = node.last[key] = Entry(name, written.node_id, str(short_id), at, at, what, reason=reason)
+            entry = node.last[key] = Entry(
+                name, self._engine_id, written.node_id, str(short_id), at, at, what, reason=reason
+            )
         known = (("name", written.name), ("image", written.image))
         entry.named = {name: str(_sound(value)) for name, value in known if value}
         node.last.move_to_end(key)
@@ -150,9 +153,10 @@ class History:
             await self.flush()
 
     async def recall(self, tell: Callable[[list[dict[str, Any]]], object], *, limit: int) -> None:
-        """Tell of the last changes, newest first, in the words of `Change`; no matter if they cannot be read."""
+        """Tell of its engine's last changes, newest first, as `Change` says them; no matter if that fails."""
         try:
-            tell([change.as_written() for change in await read_changes(self._store, limit=limit)])
+            changes = await read_changes(self._store, engine_id=self._engine_id, limit=limit)
+            tell([change.as_written() for change in changes])
         except Exception as error:  # noqa: BLE001 - the page lacks them, and nothing else does
             logger.warning("History is not read: {}", _reason(error))
 
@@ -200,7 +204,7 @@ class History:
     async def _tidy(self) -> None:
         now = self._clock.monotonic()
         if self._new >= NEW_NODES or now - self._tidied >= TIDY_INTERVAL:
-            await self._store.tidy_history(NODES)
+            await self._store.tidy_history(NODES, engine_id=self._engine_id)
             self._new, self._tidied = 0, now
 
     def _complain(self, error: Exception) -> None:
@@ -269,10 +273,11 @@ class PastChange:
         }
 
 
-async def read_changes(store: Store, node_id: str | None = None, *, limit: int) -> list[PastChange]:
-    """The newest changes of a node, or of all nodes, newest first. Odd rows are left out. Raises StoreError."""
-    rows = [row for document in await store.read_history(node_id, limit=limit) for row in _rows(document)]
-    rows += await store.read_old_history(node_id, limit=limit)
+async def read_changes(store: Store, node_id: str = "", *, engine_id: str = "", limit: int) -> list[PastChange]:
+    """The newest changes of a node, or of an engine, newest first. Odd rows are left out. Raises StoreError."""
+    histories = await store.read_history(node_id, engine_id=engine_id, limit=limit)
+    rows = [row for document in histories for row in _rows(document)]
+    rows += await store.read_old_history(node_id or None, limit=limit)
     changes = [change for row in rows if (change := parse_change(row)) is not None]
     return sorted(changes, key=lambda change: (change.until, change.at), reverse=True)[:limit]
 

@@ -113,6 +113,9 @@ class Metrics:
         self.queue_depth = self._gauge("eventwatch_queue_depth", "Nodes that wait for an inspection or a write.")
         self._brake = self._gauge("eventwatch_brake_engaged", "1 while sweeps refuse to delete, or to stop, many.")
         self._stop_brake = self._gauge("eventwatch_stop_brake_engaged", "1 while sweeps refuse to stop many.")
+        self.engines_dead = self._gauge(
+            "eventwatch_engines_dead", "Engines without a sign of life for minutes that still have documents."
+        )
         self.clock_skew = Gauge(
             "eventwatch_clock_skew_seconds",
             "How far another clock is ahead of ours.",
@@ -136,6 +139,11 @@ class Metrics:
         """Name the engine that this process watches, or stands by for."""
         self._engine.clear()
         self._engine.labels(engine_id).set(1)
+
+    def corrections(self) -> int:
+        """How many fields sweeps have put right."""
+        samples = (sample for metric in self.drift.collect() for sample in metric.samples)
+        return round(sum(sample.value for sample in samples if sample.name.endswith("_total")))
 
     def show_brakes(self, deleting: bool, stopping: bool) -> None:
         """Set the gauges of the two brakes."""

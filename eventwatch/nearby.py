@@ -20,7 +20,7 @@ import sys
 DEADLINE = 4.0
 STANDBY = "lease: standing by,"
 #: What begins a line that is no doubt.
-NOTES = ("clock:", "nodes:")
+NOTES = ("clock:", "nodes:", "fleet:")
 #: The header by which an answer says whose it is: a process id, and what `readiness.identity` says.
 IDENTITY = "X-Eventwatch"
 _SETTINGS = (b"EVENTWATCH_", b"DB_", b"DOCKER_")

@@ -35,7 +35,7 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.backoff import Backoff, Pace
+from eventwatch.backoff import TIMED_OUT, Backoff, Pace
 from eventwatch.clock import Clock, SystemClock, Timer
 from eventwatch.documents import ToolServerNode
 from eventwatch.engine import Engine
@@ -74,6 +74,8 @@ ORPHAN_POLL: Final = (0.01, 0.25)
 #: Containers remembered as no nodes, and orphans waiting: bounds on memory, the sweep finds what they lose.
 REMEMBERED: Final = 10_000
 _looked_at: Final = attrgetter(*LOOKED_AT)
+#: Fields that say whose a node is. To take a node over is no change of it.
+STAMP: Final = frozenset({"engine_id", "epoch"})
 #: Seconds between attempts to write while the database is away.
 WRITE_RETRY: Final = Pace(base=0.05, cap=0.5)
 
@@ -142,6 +144,8 @@ class Reconciler:
         self.claims: dict[str, Claim] = {}
         #: What is on record of the containers that our engine has; `run_owner_recorder` keeps the record.
         self.owned: dict[str, Owner] = {}
+        #: Those that it had lately and that are gone, by age: a stale save may bring their documents back.
+        self.gone: OrderedDict[str, None] = OrderedDict()
         self.listeners: list[Callable[[Change], object]] = []
         self.inspections: WorkQueue[str] = WorkQueue()
         #: `timeNano` of the newest event of which all that it led to is written.
@@ -433,7 +437,7 @@ class Reconciler:
     # -- which containers are nodes ------------------------------------------------------------------
 
     def learn(self, documents: Mapping[str, Recorded], *, known_before: Mapping[str, Recorded]) -> None:
-        """Take over a complete read of the documents; `known_before` is a copy of `known` from when it began.
+        """Take over a read of all members; `known_before` is a copy of `known` from when it began.
 
         What was written or deleted since is newer than the read.
         """
@@ -485,7 +489,7 @@ class Reconciler:
     async def run_orphanage(self) -> None:
         """Look for the documents of unknown containers, more and more rarely, for `orphan_grace`. Never ends."""
         shortest, longest = ORPHAN_POLL
-        away = False
+        away, slow = False, TIMED_OUT.start()
         while True:
             await self._has_orphans.wait()
             youngest = self.clock.monotonic() - max(self._orphans.values(), default=0.0)
@@ -495,9 +499,10 @@ class Reconciler:
             except StoreError as error:
                 logger.log("DEBUG" if away else "WARNING", "Looking for orphans' documents failed: {}", error)
                 away = True
-                await self.clock.sleep(longest)
+                await self.clock.sleep(slow.next_delay() if error.timed_out else longest)
                 continue
             away = False
+            slow.succeeded_for(0)
             self._adopt(found)
 
     def _adopt(self, found: Mapping[str, Recorded]) -> None:
@@ -630,7 +635,7 @@ class Reconciler:
         changed = difference(recorded, wanted, claim=claim)
         if not changed:
             return None
-        expected = {name: getattr(recorded, name) for name in changed.keys() - {"engine_id", "epoch"}}
+        expected = {name: getattr(recorded, name) for name in changed.keys() - STAMP}
         return Write(recorded.node_id, changed, cause, expected=expected)
 
     def _require_lease(self) -> None:
@@ -683,7 +688,7 @@ class Reconciler:
                     self.metrics.drift.labels(name).inc()
         if change.delete and change.cause is Cause.SWEEP:
             self.metrics.drift.labels("deleted").inc()
-        if self.listeners and (new or change.delete):
+        if self.listeners and (new.keys() - STAMP or change.delete):
             written = Change(
                 node_id, old.short_id, {name: getattr(old, name) for name in new}, new, change.delete,
                 change.cause, now, latency, event_ns, reason, details.name, details.image,
@@ -705,11 +710,14 @@ class Reconciler:
 
     async def load_owned(self) -> None:
         """Read what is on record of this engine's containers. Raises StoreError."""
-        self.owned = await self._store.read_owned(self.engine_id)
+        self.owned, gone = await self._store.read_owned(self.engine_id)
+        self.gone.clear()
+        self.gone.update(dict.fromkeys(gone[-REMEMBERED:]))
 
     def _own(self, node_id: str) -> None:
         """Have it put on record that our engine has this container, unless it is: no replace can drop that."""
         if self._lease and not self._settings.dry_run and node_id not in self.owned:
+            self.gone.pop(node_id, None)
             self.owned[node_id] = self._to_own[node_id] = Owner(self.engine_id, self.host)
             self._has_ownership.set()
 
@@ -719,6 +727,9 @@ class Reconciler:
         if self.owned.pop(node_id, None):
             self._to_disown.add(node_id)
             self._has_ownership.set()
+            self.gone[node_id] = None
+            if len(self.gone) > REMEMBERED:
+                self.gone.popitem(last=False)
 
     async def run_owner_recorder(self) -> None:
         """Keep the record of owners beside the writer, in whose way it must not be. Never ends."""

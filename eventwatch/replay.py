@@ -85,12 +85,20 @@ class ReplayStore(Store):
         is_behind = self.writer is not None and asyncio.current_task() is self.writer
         return _counted(attribute, self._behind if is_behind else self._busy)
 
-    async def read(
-        self, node_ids: Collection[str] | None = None, *, to_write: bool = False
-    ) -> dict[str, Recorded]:
+    async def read(self, node_ids: Collection[str], *, to_write: bool = False) -> dict[str, Recorded]:
         """Read documents of this recording only."""
-        ids = self._ids if node_ids is None else self._ids.intersection(node_ids)
-        return await super().read(ids, to_write=to_write)
+        return await super().read(self._ids.intersection(node_ids), to_write=to_write)
+
+    async def read_all(self) -> dict[str, Recorded]:
+        """Read the documents of this recording."""
+        return await super().read(self._ids)
+
+    async def read_own(
+        self, engine_id: str, node_ids: Collection[str], *, leftovers: bool = False
+    ) -> dict[str, Recorded]:
+        """Read the documents of this recording, which are all of its engine's."""
+        del engine_id, node_ids, leftovers
+        return await super().read(self._ids, to_write=True)
 
     async def make_ready(self, database: str, *, force: bool) -> None:
         """Remove what an earlier replay left. Raises ConfigError when the database serves something else."""
@@ -105,7 +113,7 @@ class ReplayStore(Store):
                 f"Database {database} holds {foreign} nodes that are not of this recording: "
                 "set EVENTWATCH_MONGO_DATABASE to another one, or use --force (they are left alone)"
             )
-        left = await self.read()
+        left = await self.read_all()
         owners = await self.read_owners(left)
         live = [i for i, node in left.items() if not _is_replayed(node, owners.get(i))]
         if live and not force:
@@ -274,7 +282,7 @@ class Replay:
         """Compare the documents, as they are now, with the truth at the end; None without one."""
         if self.truth is None:
             return None
-        return compare(self.truth, await self.store.read(), self.recording.first_seen)
+        return compare(self.truth, await self.store.read_all(), self.recording.first_seen)
 
     async def _let_pass(self, time_ns: int) -> None:
         began = time.perf_counter()

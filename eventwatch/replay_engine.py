@@ -112,6 +112,10 @@ class ReplayEngine:
         begun = (each.node_id for each in seen if name and each.node_id.startswith(name))
         return next(exact, None) or next(begun, None)
 
+    async def list_all(self) -> list[str]:
+        """Ids of the containers that are there now."""
+        return [each.node_id for each in self._seen()]
+
     async def list_running(self, label: str | None = None) -> list[str]:
         """Ids of the containers that run now, or of those that carry `label`."""
         running = [each for each in self._seen() if each.status in {"running", "paused"}]

@@ -24,6 +24,7 @@ from eventwatch.engine import Engine
 from eventwatch.errors import ConfigError, EngineError, EventwatchError
 from eventwatch.history import PastChange, parse_name, read_changes
 from eventwatch.model import ENDED, Observation, Owner, Recorded
+from eventwatch.pipeline.members import Members
 from eventwatch.policy import (
     Ownership,
     Timeout,
@@ -42,6 +43,8 @@ from eventwatch.sweeper import CONCURRENCY
 from eventwatch.text import printable
 
 _COLOURS = {"running": "green", "stopping": "yellow", "paused": "yellow", "exited": "red", "dead": "red"}
+#: Nodes that are listed when no engine says whose to list.
+MOST: Final = 1000
 #: Characters shown of one value on a terminal.
 CELL: Final = 200
 #: Changes that `explain` tells of.
@@ -160,7 +163,7 @@ async def identity_of(engine: Engine) -> str:
 
 
 async def compare_nodes(store: Store, engine: Engine, settings: Settings, *, engine_id: str) -> list[NodeReport]:
-    """Every node, oldest document first, by these settings."""
+    """Every node of this engine, by these settings; where it does not answer, of any engine, `MOST` of them."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def report(recorded: Recorded) -> NodeReport:
@@ -168,9 +171,19 @@ async def compare_nodes(store: Store, engine: Engine, settings: Settings, *, eng
             owner = owners.get(recorded.node_id)
             return await report_node(recorded, owner, engine, settings, engine_id=engine_id)
 
-    documents = await store.read()
+    documents = await _documents_of(engine_id, store, engine)
     owners = await store.read_owners(documents)
     return list(await asyncio.gather(*(report(node) for node in documents.values())))
+
+
+async def _documents_of(engine_id: str, store: Store, engine: Engine) -> dict[str, Recorded]:
+    try:
+        if engine_id:
+            owned, _ = await store.read_owned(engine_id)
+            return await Members(engine, store).find(engine_id, owned=owned)
+    except EngineError as error:
+        logger.debug("The nodes are those of any engine: {}", error)
+    return await store.read_some(MOST)
 
 
 async def report_node(
@@ -305,6 +318,14 @@ def show(reports: Sequence[NodeReport], columns: Sequence[str]) -> None:
         _Screen().print(node_table(reports, columns))
     else:
         print("\n".join(node_lines(reports, columns)), flush=True)  # noqa: T201
+
+
+def show_table(table: Table, *, width: int) -> None:
+    """Print a table to standard output; where that is no terminal, so many columns wide."""
+    screen = _Screen()
+    if not screen.is_terminal:
+        screen.width = width
+    screen.print(table)
 
 
 # -- one node -----------------------------------------------------------------------------------------------

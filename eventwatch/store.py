@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from beanie import init_beanie
@@ -49,6 +50,7 @@ from pymongo.monitoring import (
     ServerOpeningEvent,
 )
 
+from eventwatch.clock import Slices
 from eventwatch.documents import NodeChecker, ToolServerNode, checker_collection, node_collection, tolerant
 from eventwatch.errors import ConfigError, StoreError
 from eventwatch.model import STOPPING, Claim, Owner, Recorded, Write, is_container_id
@@ -58,6 +60,8 @@ from eventwatch.settings import mask_url
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
+#: Documents that come at once, so that no batch holds up the event loop for long.
+BATCH: Final = 500
 #: The server's code for a user that exists.
 USER_EXISTS: Final = 51003
 
@@ -77,6 +81,8 @@ MAX_GRACE: Final = 3600.0
 #: Seconds after which a standby that has not asked for the lease again is gone.
 STANDBY_GONE: Final = 10.0
 
+#: Documents of an engine that are forgotten at once.
+FORGOTTEN: Final = 1000
 #: The last changes of each node, one document a node; one whose last change is older than this (s) expires.
 HISTORY: Final = "NodeChanges"
 HISTORY_SECONDS: Final = 30 * 86400
@@ -86,6 +92,24 @@ HISTORY_CHANGES: Final = 50
 HISTORY_REMOVED: Final = 1000
 #: What earlier versions write, one row a change, into a capped collection. Only read.
 OLD_HISTORY: Final = "NodeHistory"
+
+#: The indexes without which a query would read the documents of every engine: by collection, the fields and the
+#: options of each.
+INDEXES: Final[Mapping[str, Sequence[tuple[Mapping[str, int], Mapping[str, Any]]]]] = {
+    "ToolServerNode": [({"engine_id": 1, "_id": 1}, {}), ({"epoch": -1}, {}), ({"short_id": 1}, {})],
+    "NodeChecker": [({"engine_id": 1}, {}), ({"manager_id": 1}, {}), ({"expires_at": 1}, {})],
+    OWNERS: [
+        ({"engine_id": 1, "claim.by": 1}, {}),
+        ({"gone_at": 1}, {"expireAfterSeconds": GONE_MEMORY}),
+    ],
+    ENGINES: [({"engine_id": 1}, {}), ({"left_at": 1}, {"sparse": True})],
+    HISTORY: [
+        ({"at": 1}, {"expireAfterSeconds": HISTORY_SECONDS}),
+        ({"engine_id": 1, "at": -1}, {}),
+        ({"short_id": 1}, {}),
+        ({"name": 1}, {}),
+    ],
+}
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
 _PROJECTION: Final = dict.fromkeys((*_FIELDS, "idle_timeout"), 1)
@@ -152,6 +176,7 @@ class Entry:
     """
 
     id: str
+    engine_id: str
     node_id: str
     short_id: str
     at: datetime
@@ -179,6 +204,31 @@ class Peer:
     life: Life = NO_LIFE
     epoch: int = 0
     renewed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """What is on record of an engine: who watches it, and what its watcher last told of itself.
+
+    `alive`: it has a live lease. `seen_at` (aware UTC) and `age` (s, by the database's clock) are of the last sign
+    of life, None without any. `nodes` are counts by status; `sweep_age`, `p50` and `p99` (of the latency of
+    events) are in seconds; `reasons` say why it was not ready, as of `seen_at`.
+    """
+
+    engine_id: str
+    host: str = ""
+    version: str = ""
+    alive: bool = False
+    leader: str = ""
+    standbys: tuple[str, ...] = ()
+    seen_at: datetime | None = None
+    age: float | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    sweep_age: float | None = None
+    drift: int | None = None
+    p50: float | None = None
+    p99: float | None = None
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +264,7 @@ def _history_operations(entry: Entry) -> list[UpdateOne]:
         {"_id": entry.node_id, "changes.id": {"$ne": entry.id}},
         {
             "$push": {"changes": {"$each": [row], "$sort": {"at": 1, "id": 1}, "$slice": -HISTORY_CHANGES}},
-            "$set": {"short_id": entry.short_id, **entry.named},
+            "$set": {"short_id": entry.short_id, "engine_id": entry.engine_id, **entry.named},
             "$max": {"at": entry.until},
         },
         upsert=True,
@@ -239,12 +289,11 @@ class Store:
         self._nodes = tolerant(node_collection())
         self._nodes_surely = self._nodes.with_options(write_concern=surely)
         self._checkers = tolerant(checker_collection()).with_options(write_concern=surely)
-        database = self._nodes.database
+        database = self._database = self._nodes.database
         self._owners, self._engines = (
             tolerant(database[name]).with_options(write_concern=surely) for name in (OWNERS, ENGINES)
         )
         self._history, self._old_history = (tolerant(database[name]) for name in (HISTORY, OLD_HISTORY))
-        self._owners_indexed = False
         #: Documents that were told of, as they cannot be read, or not be written as they should be.
         self._reported: set[str] = set()
         self._unwritable: set[str] = set()
@@ -258,27 +307,85 @@ class Store:
         self.returns += 1
         self.on_return()
 
+    # -- indexes --------------------------------------------------------------------------------------
+
+    async def create_indexes(self, names: Iterable[str] = INDEXES) -> list[str]:
+        """Create those of `INDEXES` that are not there, and say which cannot be. Raises StoreError."""
+        problems = []
+        for name in names:
+            for keys, options in INDEXES[name]:
+                async with _deadline(f"creating an index of {name}"):
+                    try:
+                        await self._database[name].create_index([*keys.items()], **options)
+                    except OperationFailure as error:
+                        if error.code in _PASSING:
+                            raise
+                        if error.code not in _INDEX_CONFLICTS:  # one with other options does as well
+                            problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
+        return problems
+
+    async def missing_indexes(self) -> list[str]:
+        """Those of `INDEXES` that are not there, in words. Raises StoreError."""
+        missing = []
+        for name, wanted in INDEXES.items():
+            async with _deadline(f"looking for the indexes of {name}"):
+                there = [list(index["key"].items()) async for index in await self._database[name].list_indexes()]
+            missing += [f"{name} ({', '.join(keys)})" for keys, _ in wanted if list(keys.items()) not in there]
+        return missing
+
+    async def may_create_indexes(self) -> bool:
+        """Whether this login has the right to, as far as the server says. Raises StoreError."""
+        async with _deadline("asking for the rights of this login"):
+            answer = await self._database.command("connectionStatus", showPrivileges=True)
+        told = answer.get("authInfo", {})
+        if not told.get("authenticatedUsers"):
+            return True  # no login is asked for
+        names = {self._database.name, ""}
+        return any(
+            "createIndex" in privilege.get("actions", ()) and privilege.get("resource", {}).get("db") in names
+            for privilege in told.get("authenticatedUserPrivileges", ())
+        )
+
     # -- node documents -------------------------------------------------------------------------------
 
-    async def read(
-        self, node_ids: Collection[str] | None = None, *, to_write: bool = False
-    ) -> dict[str, Recorded]:
-        """What the documents say now: of `node_ids`, or of all nodes.
+    async def read(self, node_ids: Collection[str], *, to_write: bool = False) -> dict[str, Recorded]:
+        """What the documents of `node_ids` say now.
 
         With their claims, where it takes no further query to see that there can be none: those of documents that
-        say `stopping`; `to_write`, and of all nodes, also of those to which a manager has written something else.
+        say `stopping`; `to_write`, also of those to which a manager has written something else.
         """
-        query: dict[str, Any] = {} if node_ids is None else {"_id": {"$in": list(node_ids)}}
+        found = await self._find_nodes({"_id": {"$in": list(node_ids)}})
+        suspects = list(node_ids) if to_write else [i for i, node in found.items() if node.status == STOPPING]
+        return _with_claims(found, await self._live_claims({"_id": {"$in": suspects}})) if suspects else found
+
+    async def read_own(
+        self, engine_id: str, node_ids: Collection[str], *, leftovers: bool = False
+    ) -> dict[str, Recorded]:
+        """The documents that bear this engine's id, and those of `node_ids` whatever they bear, with their claims.
+
+        `leftovers`: also those that bear no engine's id. Each query has an index, and examines what it returns.
+        """
+        found = await self._find_nodes({"engine_id": engine_id})
+        # Afterwards: what loses its stamp in between is found by its id.
+        if rest := [node_id for node_id in node_ids if node_id not in found]:
+            found |= await self._find_nodes({"_id": {"$in": rest}})
+        if leftovers:
+            found |= await self._find_nodes({"engine_id": None})
+        return _with_claims(found, await self._live_claims({"engine_id": engine_id}))
+
+    async def read_some(self, most: int) -> dict[str, Recorded]:
+        """The documents with the lowest ids, whoever's they are."""
         async with _deadline("reading nodes"):
-            rows = await self._nodes.find(query, _PROJECTION).to_list()
-        found = {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
-        suspects = None if node_ids is None else list(node_ids)
-        if node_ids is not None and not to_write:
-            suspects = [node_id for node_id, node in found.items() if node.status == STOPPING]
-        if suspects is None or suspects:
-            for node_id, claim in (await self._live_claims(suspects)).items():
-                if node_id in found:
-                    found[node_id] = replace(found[node_id], claim=claim)
+            rows = await self._nodes.find({}, _PROJECTION).sort("_id", 1).limit(most).to_list()
+        return self._parse_all(rows)
+
+    async def _find_nodes(self, query: Mapping[str, Any]) -> dict[str, Recorded]:
+        found, slices = {}, Slices()
+        async with _deadline("reading nodes"):
+            async for row in self._nodes.find(query, _PROJECTION, batch_size=BATCH):
+                if (node := self._parse(row)) is not None:
+                    found[node.node_id] = node
+                await slices.turn()
         return found
 
     async def look(self, node_ids: Collection[str]) -> dict[str, tuple[object, ...]]:
@@ -292,6 +399,9 @@ class Store:
         """How many engines this database has ever served."""
         async with _deadline("counting engines"):
             return await self._engines.estimated_document_count()
+
+    def _parse_all(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Recorded]:
+        return {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
 
     async def count_others(self, node_ids: Collection[str]) -> int:
         """How many node documents there are besides these, sound or not."""
@@ -428,10 +538,8 @@ class Store:
         async with _deadline("ending a claim"):
             await self._owners.update_one({"_id": node_id, "claim.by": by}, {"$unset": {"claim": 1}})
 
-    async def _live_claims(self, node_ids: Collection[str] | None) -> dict[str, Claim]:
-        query: dict[str, Any] = {"claim.by": {"$type": "string"}, "$expr": _is_ahead("$claim.until")}
-        if node_ids is not None:
-            query["_id"] = {"$in": list(node_ids)}
+    async def _live_claims(self, which: Mapping[str, Any]) -> dict[str, Claim]:
+        query = {**which, "claim.by": {"$type": "string"}, "$expr": _is_ahead("$claim.until")}
         async with _deadline("reading claims"):
             rows = await self._owners.find(query, {"claim": 1}).to_list()
         rows = [row for row in rows if isinstance(row["_id"], str) and isinstance(row["claim"], dict)]
@@ -444,9 +552,15 @@ class Store:
         """What is on record of these containers, those that are gone for less than `GONE_MEMORY` included."""
         return await self._read_owners({"_id": {"$in": list(node_ids)}})
 
-    async def read_owned(self, engine_id: str) -> dict[str, Owner]:
-        """What is on record of all containers that this engine has."""
-        return await self._read_owners({"engine_id": engine_id, "gone_at": {"$exists": False}})
+    async def read_owned(self, engine_id: str) -> tuple[dict[str, Owner], list[str]]:
+        """What is on record of all containers that this engine has, and which of those went lately."""
+        async with _deadline("reading owners"):
+            rows = await self._owners.find({"engine_id": engine_id}, {"claim": 0}).to_list()
+        rows = [row for row in rows if isinstance(row["_id"], str)]
+        return (
+            {row["_id"]: _parse_owner(row) for row in rows if "gone_at" not in row},
+            [row["_id"] for row in rows if "gone_at" in row],
+        )
 
     async def _read_owners(self, query: Mapping[str, Any]) -> dict[str, Owner]:
         async with _deadline("reading owners"):
@@ -465,11 +579,6 @@ class Store:
         if not operations:
             return
         async with _deadline("recording owners"):
-            if not self._owners_indexed:
-                await self._owners.create_index([("engine_id", 1)])
-                await self._owners.create_index([("claim.until", 1)], sparse=True)
-                await self._owners.create_index([("gone_at", 1)], expireAfterSeconds=GONE_MEMORY)
-                self._owners_indexed = True
             await self._owners.bulk_write(operations, ordered=False)
 
     async def record_gone(self, node_ids: Collection[str], *, engine_id: str) -> None:
@@ -552,18 +661,38 @@ class Store:
     ) -> Lease | Peer:
         """Take the engine's lease if it is free, expired or ours; else say who holds it, and that we wait for it.
 
-        One atomic update on the database's clock, so clocks of the hosts do not matter. `duration` in seconds;
-        `life` is ours; a lease that is still `dead`'s, and of the same epoch, counts as free.
+        One atomic update on the database's clock, so clocks of the hosts do not matter; where the lease is held,
+        no other document is looked at. `duration` in seconds; `life` is ours; a lease that is still `dead`'s, and
+        of the same epoch, counts as free.
         """
-        floor = await self._highest_epoch()
         mine = {"$eq": ["$manager_id", {"$literal": checker.manager_id}]}
         reasons: list[dict[str, Any]] = [{"$not": ["$manager_id"]}, mine, {"$not": [_LEASE_HOLDS]}]
         if dead is not None:
             theirs = (("$manager_id", dead.manager_id), ("$epoch", dead.epoch))
             reasons.append({"$and": [{"$eq": [name, {"$literal": value}]} for name, value in theirs]})
         free = {"$or": reasons}
-        known_epoch = {"$max": [_SANE_EPOCH, floor]}
+        me = {
+            "manager_id": checker.manager_id,
+            "host": checker.host,
+            "pid": checker.pid,
+            "containers": list(witness.containers),
+            "look": witness.look,
+        }
         standbys = _standbys_without(checker.manager_id)
+        waiting = {
+            "standbys": {
+                "$concatArrays": [standbys, [{"$mergeObjects": [{"$literal": me}, {"seen_at": "$$NOW"}]}]]
+            }
+        }
+        held = {"_id": checker_id(engine_id), "$expr": {"$not": [free]}}
+        async with _deadline("asking for the lease"):
+            row = await self._checkers.find_one_and_update(
+                held, [{"$set": waiting}], return_document=ReturnDocument.AFTER
+            )
+        if row is not None:
+            return _parse_peer(row, holds=True)
+        floor = await self._highest_epoch()
+        known_epoch = {"$max": [_SANE_EPOCH, floor]}
         taken: dict[str, Any] = {
             "manager_id": {"$literal": checker.manager_id},
             "interval": checker.interval,
@@ -582,18 +711,6 @@ class Store:
             "life": {"$literal": {**asdict(life), "manager_id": checker.manager_id}},
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
-        }
-        me = {
-            "manager_id": checker.manager_id,
-            "host": checker.host,
-            "pid": checker.pid,
-            "containers": list(witness.containers),
-            "look": witness.look,
-        }
-        waiting = {
-            "standbys": {
-                "$concatArrays": [standbys, [{"$mergeObjects": [{"$literal": me}, {"seen_at": "$$NOW"}]}]]
-            }
         }
         update = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$cond": [free, taken, waiting]}]}}]
         async with _deadline("taking the lease"):
@@ -615,8 +732,11 @@ class Store:
             await self._owners.update_many(
                 {**undecided, "claim.by": {"$ne": lease.manager_id}}, {"$unset": {"claim": 1}}
             )
-            mark = {"$set": {"engine_id": engine_id, "epoch": lease.epoch}}
-            await self._engines.update_one({"_id": checker_id(engine_id)}, mark, upsert=True)
+            mark = {
+                "engine_id": engine_id, "epoch": lease.epoch, "host": checker.host, "version": checker.version,
+            }  # fmt: skip
+            taken_over = {"$set": mark, "$unset": {"left_at": 1}}
+            await self._engines.update_one({"_id": checker_id(engine_id)}, taken_over, upsert=True)
         return lease
 
     async def _highest_epoch(self) -> int:
@@ -628,9 +748,18 @@ class Store:
         return int(row["epoch"]) if row else 0
 
     async def renew_lease(
-        self, lease: Lease, *, duration: float, cursor: int | None, witness: Witness = UNSEEN
+        self,
+        lease: Lease,
+        *,
+        duration: float,
+        cursor: int | None,
+        witness: Witness = UNSEEN,
+        report: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Extend a lease that is still ours. False when its document is gone or another's."""
+        """Extend a lease that is still ours. False when its document is gone or another's.
+
+        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`).
+        """
         fields: dict[str, Any] = {
             "renewed_at": "$$NOW",
             "expires_at": {"$add": ["$$NOW", round(duration * 1000)]},
@@ -640,6 +769,8 @@ class Store:
         }
         if cursor is not None:
             fields["cursor"] = cursor
+        if report is not None:
+            fields["report"] = {"$literal": report}
         guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
         async with _deadline("renewing the lease"):
             return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
@@ -682,19 +813,139 @@ class Store:
 
     async def release_lease(self, lease: Lease) -> None:
         """Remove our checker document, so that a standby need not wait for it to expire."""
-        guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
+        key = {"_id": checker_id(lease.engine_id)}
         async with _deadline("releasing the lease"):
-            await self._checkers.delete_one(guard)
+            row = await self._checkers.find_one_and_delete({**key, "manager_id": lease.manager_id})
+            if row is not None:
+                left = {"left_at": "$$NOW", "ended_at": "$$NOW", "report": {"$literal": row.get("report")}}
+                await self._engines.update_one(key, [{"$set": left}])
 
     async def other_live_engines(self, engine_id: str) -> frozenset[str]:
         """The other engines that have a live checker of their own."""
-        query = {
-            "engine_id": {"$nin": [None, engine_id]},
-            "$expr": _LEASE_HOLDS,
-        }
+        return await self._live_engines({"engine_id": {"$nin": [None, engine_id]}})
+
+    async def live_among(self, engine_ids: Collection[str]) -> frozenset[str]:
+        """Those of these engines that have a live checker."""
+        return await self._live_engines({"_id": {"$in": [checker_id(each) for each in engine_ids]}})
+
+    async def _live_engines(self, which: Mapping[str, Any]) -> frozenset[str]:
         async with _deadline("reading the checkers"):
-            rows = await self._checkers.find(query, {"engine_id": 1}).to_list()
+            rows = await self._checkers.find({**which, "$expr": _LEASE_HOLDS}, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
+
+    # -- the fleet ------------------------------------------------------------------------------------
+
+    async def read_engines(self, most: int) -> list[EngineRecord]:
+        """What is on record of all engines, at most so many, in no order. Raises StoreError."""
+        return await self._read_engines({}, most)
+
+    async def read_engine(self, engine_id: str) -> EngineRecord | None:
+        """What is on record of this engine. Raises StoreError."""
+        found = await self._read_engines({"_id": checker_id(engine_id)}, 1)
+        return found[0] if found else None
+
+    async def read_dead(self, *, after: float, most: int) -> list[EngineRecord]:
+        """Engines without a sign of life for `after` seconds that still have documents, `most` of each kind.
+
+        Those whose watcher ended as it should, and has left no document, are not looked at again. Raises
+        StoreError.
+        """
+        horizon = naive_utc(await self.system_time() - timedelta(seconds=after))
+        async with _deadline("looking for engines that are gone"):
+            keys = [
+                row["_id"]
+                for collection, field in ((self._checkers, "expires_at"), (self._engines, "left_at"))
+                async for row in collection.find({field: {"$lt": horizon}}, {"_id": 1}).sort(field, -1).limit(most)
+            ]
+        records = await self._read_engines({"_id": {"$in": keys}}, 2 * most) if keys else []
+        dead = [record for record in records if not record.alive and not record.standbys]
+        found = []
+        async with _deadline("looking for an engine's nodes"):
+            for record in dead:
+                if await self._nodes.find_one({"engine_id": record.engine_id}, {"_id": 1}) is not None:
+                    found.append(record)
+                    continue
+                key = {"_id": checker_id(record.engine_id), "left_at": {"$lt": horizon}}
+                await self._engines.update_one(key, {"$unset": {"left_at": 1}})
+        return found
+
+    async def _read_engines(self, which: Mapping[str, Any], most: int) -> list[EngineRecord]:
+        shown = {
+            "holds": _LEASE_HOLDS,
+            "standbys": _standbys_without(""),
+            "now": "$$NOW",
+            **dict.fromkeys(("manager_id", "engine_id", "host", "version", "renewed_at", "report"), 1),
+        }
+        names = ("engine_id", "host", "version", "seen_at", "ended_at", "report")
+        kept = {"now": "$$NOW", **dict.fromkeys(names, 1)}
+        async with _deadline("reading the engines"):
+            checkers = await self._checkers.find(which, shown).sort("_id", 1).limit(most).to_list()
+            engines = await self._engines.find(which, kept).sort("_id", 1).limit(most).to_list()
+        rows = {row["_id"]: row for row in engines}
+        for row in checkers:
+            rows[row["_id"]] = {**rows.get(row["_id"], {}), **row}
+        return [record for row in rows.values() if (record := _parse_engine(row)) is not None]
+
+    async def read_page(self, engine_id: str, *, after: str, limit: int) -> list[Recorded]:
+        """The documents of an engine in the order of their ids, `limit` of those after this one."""
+        query = {"engine_id": engine_id, "_id": {"$gt": after}}
+        async with _deadline("reading an engine's nodes"):
+            rows = await self._nodes.find(query, _PROJECTION).sort("_id", 1).limit(limit).to_list()
+        return [*self._parse_all(rows).values()]
+
+    async def count_to_forget(self, engine_id: str) -> int:
+        """How many documents `forget_engine` would delete. Raises StoreError."""
+        fence = await self._fence_of(engine_id)
+        async with _deadline("counting an engine's nodes"):
+            return sum(
+                [
+                    await self._nodes.count_documents(_forgettable(engine_id, ids, fence))
+                    async for ids in self._ids_to_forget(engine_id)
+                ]
+            )
+
+    async def forget_engine(self, engine_id: str) -> int:
+        """Delete an engine's documents and all that is on record of it; how many documents went.
+
+        Nothing that another engine owns, and nothing that a watcher of this one stamps meanwhile. Raises
+        StoreError when such a watcher is there: what is left then stays.
+        """
+        fence, deleted = await self._fence_of(engine_id), 0
+        async for ids in self._ids_to_forget(engine_id):
+            if await self.live_among([engine_id]):
+                raise StoreError(f"Its watcher is back: {deleted} documents are deleted, the rest stays")
+            async with _deadline("deleting an engine's nodes"):
+                result = await self._nodes_surely.delete_many(_forgettable(engine_id, ids, fence))
+                deleted += result.deleted_count
+                await self._owners.delete_many({"_id": {"$in": ids}, "engine_id": engine_id})
+        async with _deadline("forgetting an engine"):
+            key = {"_id": checker_id(engine_id)}
+            await self._checkers.delete_one({**key, "$expr": {"$not": [_LEASE_HOLDS]}})
+            if not await self.live_among([engine_id]):
+                await self._engines.delete_one(key)
+        return deleted
+
+    async def _fence_of(self, engine_id: str) -> dict[str, Any]:
+        """A filter that no document passes which a later holder of this engine's lease has stamped."""
+        async with _deadline("reading an engine's epoch"):
+            rows = [
+                await collection.find_one({"_id": checker_id(engine_id)}, {"epoch": 1})
+                for collection in (self._checkers, self._engines)
+            ]
+        epochs = [row["epoch"] for row in rows if row and type(row.get("epoch")) is int]
+        return _fence(Lease("", engine_id, max(epochs))) if epochs else {}
+
+    async def _ids_to_forget(self, engine_id: str) -> AsyncIterator[list[str]]:
+        """The ids of what an engine owns, by the record of owners or else by the stamp, some at a time."""
+        own = {"engine_id": engine_id}
+        ids = [row["_id"] async for row in self._owners.find(own, {"_id": 1})]
+        owned = set(ids)
+        stamped = [row["_id"] async for row in self._nodes.find(own, {"_id": 1}) if row["_id"] not in owned]
+        others = {"_id": {"$in": stamped}, "engine_id": {"$nin": [None, engine_id]}}
+        foreign = {row["_id"] async for row in self._owners.find(others, {"_id": 1})} if stamped else set()
+        ids += [node_id for node_id in stamped if node_id not in foreign]
+        for first in range(0, len(ids), FORGOTTEN):
+            yield ids[first : first + FORGOTTEN]
 
     # -- history --------------------------------------------------------------------------------------
 
@@ -715,17 +966,16 @@ class Store:
                 return int(error.details.get("nUpserted", 0)), messages
         return result.upserted_count, []
 
-    async def tidy_history(self, most: int) -> None:
-        """Have old histories expire, and remove those that changed longest ago beyond `most`."""
+    async def tidy_history(self, most: int, *, engine_id: str) -> None:
+        """Remove an engine's histories that changed longest ago, beyond `most`; old ones expire by their index."""
+        own = {"engine_id": engine_id}
+        problems = await self.create_indexes([HISTORY])  # somebody may have dropped the collection
+        if problems and await self.may_create_indexes():
+            raise StoreError(f"An index cannot be created: {problems[0]}")
         async with _deadline("tidying the history"):
-            try:
-                await self._history.create_index([("at", 1)], expireAfterSeconds=HISTORY_SECONDS)
-            except OperationFailure as error:
-                if error.code not in _INDEX_CONFLICTS:  # somebody's own index on it, which is kept
-                    raise
-            surplus = await self._history.estimated_document_count() - most
+            surplus = await self._history.count_documents(own) - most
             if surplus > 0:
-                oldest = self._history.find({}, {"at": 1}).sort("at", 1).limit(min(surplus, HISTORY_REMOVED))
+                oldest = self._history.find(own, {"at": 1}).sort("at", 1).limit(min(surplus, HISTORY_REMOVED))
                 rows = await oldest.to_list()
                 await self._history.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
 
@@ -740,9 +990,9 @@ class Store:
             rows = self._history.find(query, {"changes": 0}).sort("at", -1).limit(limit)
             return await rows.to_list()
 
-    async def read_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
-        """Histories as they are kept, whatever they are like: of a node, or those that changed last."""
-        query = {} if node_id is None else {"_id": node_id}
+    async def read_history(self, node_id: str = "", *, engine_id: str = "", limit: int) -> list[dict[str, Any]]:
+        """Histories as they are kept, whatever they are like: of a node, or an engine's that changed last."""
+        query = {"_id": node_id} if node_id else {"engine_id": engine_id}
         wanted = {"changes": {"$slice": -limit}}
         async with _deadline("reading the history"):
             return await self._history.find(query, wanted).sort("at", -1).limit(limit).to_list()
@@ -857,7 +1107,7 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
                 skip_indexes=True,
             )
             # init_beanie asks for the server's version only; reading proves that the login may do its work.
-            await node_collection().find_one({}, {"_id": 1})
+            await node_collection().find_one({}, {"_id": 1}, sort=[("_id", 1)])
         store = Store()
         returns.watch_for(store)
         yield store
@@ -922,6 +1172,10 @@ def parse_recorded(row: Mapping[str, Any]) -> Recorded:
     return Recorded(node_id=row["_id"], **fields, idle_timeout=own)
 
 
+def _with_claims(nodes: dict[str, Recorded], claims: Mapping[str, Claim]) -> dict[str, Recorded]:
+    return {i: replace(node, claim=claims[i]) if i in claims else node for i, node in nodes.items()}
+
+
 def naive_utc(moment: datetime) -> datetime:
     """As the manager stores it, in whole milliseconds as the database keeps it."""
     return moment.replace(tzinfo=None, microsecond=moment.microsecond // 1000 * 1000)
@@ -969,6 +1223,50 @@ def _parse_life(row: Mapping[str, Any]) -> Life:
     if container and not is_container_id(container):
         return NO_LIFE
     return Life(boot_id, namespaces, pid, started, container, container_started)
+
+
+def _parse_engine(row: Mapping[str, Any]) -> EngineRecord | None:
+    engine_id, report, now = row.get("engine_id"), row.get("report"), row.get("now")
+    if not isinstance(engine_id, str):
+        return None
+    report = report if isinstance(report, dict) else {}
+    nodes, reasons = report.get("nodes"), report.get("reasons")
+    moments = [row.get(name) for name in ("renewed_at", "seen_at", "ended_at")]
+    seen_at = max((each for each in moments if isinstance(each, datetime)), default=None)
+    age = (now - seen_at).total_seconds() if seen_at is not None and isinstance(now, datetime) else None
+    standbys = row.get("standbys")
+    return EngineRecord(
+        engine_id=_short(engine_id),
+        host=_short(row.get("host")),
+        version=_short(row.get("version")),
+        alive=row.get("holds") is True,
+        leader=_short(row.get("manager_id")),
+        standbys=tuple(_short(each.get("host")) for each in standbys or () if isinstance(each, dict)),
+        seen_at=as_utc(seen_at) if seen_at is not None else None,
+        age=None if age is None else max(0.0, age),
+        nodes=_counts(nodes) if isinstance(nodes, dict) else {},
+        sweep_age=_number(report.get("sweep_age")),
+        drift=drift if type(drift := report.get("drift")) is int else None,
+        p50=_number(report.get("p50")),
+        p99=_number(report.get("p99")),
+        reasons=tuple(_short(each) for each in reasons[:20]) if isinstance(reasons, list) else (),
+    )
+
+
+def _counts(found: Mapping[object, object]) -> dict[str, int]:
+    return {_short(name): count for name, count in list(found.items())[:20] if type(count) is int}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _short(value: object) -> str:
+    return value[:200] if isinstance(value, str) else ""
+
+
+def _forgettable(engine_id: str, ids: list[str], fence: Mapping[str, Any]) -> dict[str, Any]:
+    return {"_id": {"$in": ids}, "engine_id": {"$in": [engine_id, None]}, **fence}
 
 
 def _standbys_without(manager_id: str) -> dict[str, Any]:
@@ -1061,7 +1359,9 @@ async def _deadline(doing: str) -> AsyncIterator[None]:
         async with asyncio.timeout(DEADLINE):
             yield
     except TimeoutError:
-        raise StoreError(f"Database did not answer within {DEADLINE:.0f} s while {doing}") from None
+        raise StoreError(
+            f"Database did not answer within {DEADLINE:.0f} s while {doing}", timed_out=True
+        ) from None
     except OperationFailure as error:
         if error.code in _REFUSED:
             raise StoreError(

@@ -1,8 +1,8 @@
 """The full pass over all documents, and the checker functions that managers know.
 
-A sweep reads every document, inspects every container ten at a time, and hands the answers that differ to the
-one writer. It is what sees changes that no event tells (a kill while restarting, a crash of the daemon, events
-lost) and what stops idle nodes. Whatever it corrects is drift.
+A sweep reads its engine's documents (see pipeline/members.py), inspects their containers ten at a time, and hands
+the answers that differ to the one writer. It is what sees changes that no event tells (a kill while restarting, a
+crash of the daemon, events lost) and what stops idle nodes. Whatever it corrects is drift.
 
 `update_node_status`, `check_nodes_status` and `check_nodes_status_loop` do the same for a manager. Inside
 `watch()` they go through the running watcher, so there is still one writer; elsewhere they build what they
@@ -25,16 +25,17 @@ from weakref import WeakKeyDictionary
 
 from loguru import logger
 
-from eventwatch.backoff import Pace
-from eventwatch.clock import Clock, KindestClock, SystemClock
+from eventwatch.backoff import TIMED_OUT, Pace
+from eventwatch.clock import Clock, KindestClock, Slices, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode, node_collection
 from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
 from eventwatch.errors import ConfigError, EngineChangedError, EngineError, EventwatchError, LeaseLostError
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
-from eventwatch.reconciler import RETRIED, Reconciler
+from eventwatch.reconciler import RETRIED, STAMP, Reconciler
 from eventwatch.settings import Settings, load_settings
 from eventwatch.store import UNSEEN, Store, Witness
 
@@ -47,6 +48,15 @@ PATIENCE = 1.0
 MOST_PATIENCE = 30.0
 #: Seconds until a sweep that was in doubt about another engine is repeated: standbys look every 5 s.
 SECOND_THOUGHT = 6.0
+#: Moments (s) that a sweep waits at most before an inspection while events are being written.
+GIVEN_WAY = 20
+MOMENT = 0.001
+#: Nodes that are told of when no engine answers.
+UNANSWERED = 1000
+#: The part of a sweep's interval by which it is varied, and seconds by which a sweep after a return of the
+#: database is put off at most: watchers that began together are not to ask together for ever.
+JITTER = 0.2
+RETURN_JITTER = 0.5
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
 SWEEPS_LATE = 3.0
 
@@ -104,6 +114,7 @@ class Sweeper:
         settings: Settings,
         manager_id: str = "",
         patience: float | None = None,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -115,9 +126,13 @@ class Sweeper:
         self._clock: Clock = reconciler.clock
         self._metrics = reconciler.metrics
         self._manager_id = manager_id
+        self._members = Members(engine, store)
+        self._indexed = False
+        self._rng = rng
         self._patience = self._least_patience = patience
         self._timeouts = 0
         self._requested = asyncio.Event()
+        self._resumed = asyncio.Event()
         self._after_connect = False
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
@@ -125,6 +140,21 @@ class Sweeper:
         self._silences = 0
         #: Some of the containers that the last pass found.
         self.witness = UNSEEN
+
+    def request_later(self) -> None:
+        """Ask for a pass as the database is back, but not at the very moment at which all its watchers do."""
+        self._clock.call_later(self._rng() * RETURN_JITTER, self._resume)
+
+    def _resume(self) -> None:
+        self._resumed.set()
+        self.request()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the database has come back."""
+        self._resumed.clear()
+        timer = self._clock.call_later(seconds, self._resumed.set)
+        await self._resumed.wait()
+        timer.cancel()
 
     def request(self, *, after_connect: bool = False) -> None:
         """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
@@ -134,8 +164,10 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep when asked and every `sweep_interval`; repeat a pass that failed, soon. Never ends."""
         backoff, silence = Pace(base=0.1, cap=1.0).start(), Pace(base=0.5, cap=10.0).start()
+        slow = TIMED_OUT.start()
         while True:
-            timer = self._clock.call_later(self._settings.sweep_interval, self._requested.set)
+            interval = self._settings.sweep_interval * (1 - JITTER * self._rng())
+            timer = self._clock.call_later(interval, self._requested.set)
             await self._requested.wait()
             timer.cancel()
             self._requested.clear()
@@ -145,12 +177,16 @@ class Sweeper:
                 raise
             except EventwatchError as error:
                 # Of an engine that is away the watcher tells.
-                if not backoff.failures and not getattr(error, "unreachable", False):
-                    logger.warning("Sweep failed: {}", error)
-                await self._clock.sleep(backoff.next_delay())
+                failures = backoff.failures + slow.failures
+                if not failures & (failures + 1) and not getattr(error, "unreachable", False):
+                    times = f" ({failures + 1} times by now)" if failures else ""
+                    logger.warning("Sweep failed: {}{}", error, times)
+                pace = slow if getattr(error, "timed_out", False) else backoff
+                await self._pause(pace.next_delay())
                 self._requested.set()
                 continue
             backoff.succeeded_for(0)
+            slow.succeeded_for(0)
             self._tell_of_silence(report)
             if report.failed == report.checked > 0:
                 await self._clock.sleep(silence.next_delay())
@@ -192,10 +228,7 @@ class Sweeper:
         known_before = dict(self._reconciler.known)
         engine = await self._identify_if_it_says()
         await self._look_at_clocks()
-        others = await self._store.other_live_engines(self._reconciler.engine_id)
-        documents = await self._store.read()
-        # What another live checker owns is its business.
-        documents = {i: node for i, node in documents.items() if node.engine_id not in others}
+        documents = await self._read_members()
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
         answers = await self._inspect_all(documents, report)
@@ -204,12 +237,15 @@ class Sweeper:
         missing = {i: documents[i] for i in answers.keys() - found.keys()}
         verdict = await self._judge(missing, engine, found=found, force=force)
         report.braked, report.spared = verdict.braked, verdict.spared
+        slices = Slices()
         for node_id, (seen, events_seen) in answers.items():
+            await slices.turn()
             if not seen.found:
                 if node_id in verdict.allowed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
                     report.deleted += 1
-            elif self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
-                report.changed += self._reconciler.accept_sweep(seen, events_seen=events_seen)
+            elif change := self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
+                accepted = self._reconciler.accept_sweep(seen, events_seen=events_seen)
+                report.changed += accepted and not change.fields.keys() <= STAMP
         await self._reconciler.flush()
         if engine:
             await self._put_on_record(found, engine)
@@ -224,6 +260,16 @@ class Sweeper:
             self.last_success = self._clock.monotonic()
             self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
         return report
+
+    async def _read_members(self) -> dict[str, Recorded]:
+        reconciler = self._reconciler
+        if self.is_one_off:
+            if not (self._indexed or self._settings.dry_run):
+                await create_indexes(self._store)
+                self._indexed = True
+            await reconciler.load_owned()
+        owned = [*reconciler.owned, *reconciler.known]
+        return await self._members.find(reconciler.engine_id, owned=owned, gone=reconciler.gone)
 
     @property
     def is_one_off(self) -> bool:
@@ -291,6 +337,8 @@ class Sweeper:
 
     async def _disown_some(self, documents: Collection[str]) -> None:
         """Take off the record some of the containers that went together with their documents, while nobody saw."""
+        if self.is_one_off:
+            return  # which has nobody who would keep the record
         without = [node_id for node_id in self._reconciler.owned if node_id not in documents]
         for node_id in random.sample(without, min(len(without), CONCURRENCY)):
             with suppress(EngineError):
@@ -307,8 +355,11 @@ class Sweeper:
         self.witness = Witness(some_of(ids), self.witness.look + 1)
 
     async def unanswered(self, error: EventwatchError) -> SweepReport:
-        """What a pass comes to when the engine does not even say who it is: a warning for every node."""
-        documents = await self._store.read()
+        """What a pass comes to when the engine does not even say who it is: a warning for every node.
+
+        Whose nodes are meant is not known then; of all there are, `UNANSWERED` are told of.
+        """
+        documents = await self._store.read_some(UNANSWERED)
         for node_id in documents:
             _warn(node_id, error)
         return SweepReport(checked=len(documents), failed=len(documents))
@@ -370,6 +421,7 @@ class Sweeper:
 
     async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
         for node_id in ids:
+            await self._give_way()
             events_seen = self._reconciler.events_seen(node_id)
             try:
                 async with asyncio.timeout(self._patience):
@@ -387,6 +439,13 @@ class Sweeper:
                 continue
             self._reconciler.inspection_succeeded(node_id)
             answers[node_id] = (seen, events_seen)
+
+    async def _give_way(self) -> None:
+        """Let events go first, for a while: what they led to is to be written, or inspected, before more."""
+        for _ in range(GIVEN_WAY):
+            if self.is_one_off or not self._reconciler.depth():
+                return
+            await self._clock.sleep(MOMENT)
 
     async def _look_further(self) -> None:
         """Turn to containers that have no document."""
@@ -409,6 +468,15 @@ class Sweeper:
                     continue
                 if seen.found and seen.status in {"running", "paused"}:
                     await self._reconciler.register(seen)
+
+
+async def create_indexes(store: Store) -> None:
+    """Create the indexes by which the cost stays that of the own documents. Raises StoreError.
+
+    A login that may not is a warning: all works without them, and slows down with every other engine.
+    """
+    for problem in await store.create_indexes():
+        logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
 
 
 def bring_up_to_date(node: ToolServerNode, written: Recorded) -> None:

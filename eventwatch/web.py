@@ -1,9 +1,9 @@
 """HTTP for probes, Prometheus and people: reads what the application shows, changes nothing.
 
 `/livez` says that the event loop turns. `/readyz` says whether the documents can be trusted right now, with a
-reason for each doubt. `/` is a page for people, `/metrics` is for Prometheus; `/api/nodes`, `/api/nodes/ID` (which
-can wait until a node is what a manager needs) and `/api/changes` (server-sent events) are for programs. Read-only;
-who is answered is `eventwatch.http.access`'s to say.
+reason for each doubt. `/` is a page for people, `/metrics` is for Prometheus; `/api/engines`, `/api/nodes`,
+`/api/nodes/ID` (which can wait until a node is what a manager needs) and `/api/changes` (server-sent events) are
+for programs. Read-only; who is answered is `eventwatch.http.access`'s to say.
 
 Contract: whatever clients do, answering takes a small share of the event loop, no step of it more than some
 milliseconds, and a bounded number of connections. Each answer is made at most once per moment (`answers.MOMENT`),
@@ -18,6 +18,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,16 @@ from yarl import URL
 from eventwatch.durations import parse_duration
 from eventwatch.errors import ConfigError, EventwatchError, NodeDiedError, NodeGoneError, WaitTimeoutError
 from eventwatch.http.access import SHORT_ID, Access, is_foreign, is_loopback, short_ids, without_ids
-from eventwatch.http.answers import WORTH_PACKING, Answer, Answers, NodePages, Turns, accepts_gzip, dumps
+from eventwatch.http.answers import (
+    WORTH_PACKING,
+    Answer,
+    Answers,
+    NodePages,
+    Turns,
+    accepts_gzip,
+    dumps,
+    dumps_many,
+)
 from eventwatch.http.connections import Connections
 from eventwatch.http.feed import MOST_READERS, ChangeFeed, Missed
 from eventwatch.metrics import Metrics
@@ -51,6 +61,9 @@ PAGE: Final = 1000
 #: Bytes that are written at once, and the seconds in which a client must have read what it asked for.
 PIECE: Final = 65536
 READING: Final = 10.0
+#: Seconds for which an answer about other engines, which the database is asked for, is given again as it is.
+FLEET_MOMENT: Final = 2.0
+JSON: Final = "application/json; charset=utf-8"
 #: Answers a second, at most: 100 of 1000 nodes each took 8 % of a processor, making them included. Probes
 #: have a measure of their own.
 RATE: Final = 50.0
@@ -82,6 +95,11 @@ class Pages:
     states: Callable[[], Iterable[tuple[str | None, str | None]]]
     doubts: Callable[[], list[str]]
     notes: Callable[[], list[str]]
+    #: The engines on record, and the one that is watched here. Raises StoreError.
+    engines: Callable[[], Awaitable[list[dict[str, Any]]]]
+    engine_id: Callable[[], str]
+    #: The rows of an engine's nodes: `limit` at most of those after an id. Raises StoreError.
+    read_page: Callable[[str, str, int], Awaitable[list[dict[str, Any]]]]
     #: The ids of two nodes at most that begin so, whoever keeps them. Raises StoreError.
     find: Callable[[str], Awaitable[list[str]]]
     #: A node's row as the database has it; None: there is none. Raises StoreError.
@@ -93,6 +111,7 @@ class Pages:
     identity: str
     access: Access = field(default_factory=Access)
     _answers: Answers = field(default_factory=Answers)
+    _fleet: Answers = field(default_factory=partial(Answers, FLEET_MOMENT))
 
     def application(self) -> web.Application:
         """The routes, and what comes before them."""
@@ -112,6 +131,7 @@ class Pages:
                 web.get("/metrics", self.show_metrics),
                 web.get("/api/nodes", show_nodes),
                 web.get("/api/nodes/{id}", self.show_node),
+                web.get("/api/engines", self.show_engines),
                 web.get("/api/nodes/{id}/changes", self.show_changes),
                 web.get("/api/changes", self.follow_changes),
             ]
@@ -160,23 +180,53 @@ class Pages:
     async def show_nodes(self, request: web.Request, nodes: NodePages) -> web.StreamResponse:
         """The documents by id, as last read or written, and the idle time that is left to each (s).
 
-        A page of them: `limit` at most, those after the id `after`; a Link header names the next page.
+        A page of them: `limit` at most, those after the id `after`; a Link header names the next page. Those of
+        another `engine` are read from the database.
         """
         after, written = request.query.get("after", ""), request.query.get("limit", str(PAGE))
         if re.fullmatch(r"[0-9]{1,4}", written, re.ASCII) is None or not 1 <= int(written) <= PAGE:
             return web.Response(status=400, text=f"limit must be a number from 1 to {PAGE}\n")
+        engine = request.query.get("engine", "")
         limit, after = int(written), after if self.access.token is not None else after[:SHORT_ID]
+        other = engine if engine != self.engine_id() else ""
+        if len(engine) > LONGEST_PATH:
+            return web.Response(status=400, text="that is no engine's id\n")
 
         async def make() -> Answer:
-            body, last = await nodes.page(after=after, limit=limit)
-            headers = {"Content-Type": "application/json; charset=utf-8"}
+            body, last = await (
+                self._read_page(other, after, limit) if other else nodes.page(after=after, limit=limit)
+            )
+            headers = {"Content-Type": JSON}
             if last is not None:
+                query: dict[str, str | int] = {"engine": engine} if engine else {}
                 last = self.shown(last.encode()).decode()
-                following = URL.build(path="/api/nodes", query={"limit": limit, "after": last})
+                following = URL.build(path="/api/nodes", query={**query, "limit": limit, "after": last})
                 headers["Link"] = f'<{following}>; rel="next"'
             return Answer(body, headers)
 
-        return await _send(request, await self._answers.get((after, limit), make))
+        try:
+            answers = self._fleet if other else self._answers
+            return await _send(request, await answers.get((other, after, limit), make))
+        except EventwatchError as error:
+            return _refusal(503, str(error))
+
+    async def _read_page(self, engine: str, after: str, limit: int) -> tuple[bytes, str | None]:
+        # An id may have been cut: then it stands for all that begin so.
+        rows = await self.read_page(engine, f"{after}~" if after else "", limit + 1)
+        last = rows[limit - 1]["node_id"] if len(rows) > limit else None
+        return self.shown(await dumps_many(rows[:limit])), last
+
+    async def show_engines(self, request: web.Request) -> web.StreamResponse:
+        """Every engine on record with what its watcher last told; `own` is the one that is watched here."""
+
+        async def make() -> Answer:
+            rows = [row | {"own": row["engine_id"] == self.engine_id()} for row in await self.engines()]
+            return Answer(await dumps_many(rows), {"Content-Type": JSON})
+
+        try:
+            return await _send(request, await self._fleet.get("engines", make))
+        except EventwatchError as error:
+            return _refusal(503, str(error))
 
     async def show_node(self, request: web.Request) -> web.StreamResponse:
         """One node, by its id or the beginning of it; with `until` and `timeout`, once it is what is waited for.

@@ -14,10 +14,10 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, Final
 
+from eventwatch.clock import Slices
+
 #: Seconds for which an answer is given again as it is.
 MOMENT: Final = 0.5
-#: Seconds of work after which the rest of the program gets its turn.
-SLICE: Final = 0.001
 #: Different answers that are kept for a moment.
 KEPT_ANSWERS: Final = 32
 #: Bytes from which on compression is worth its while.
@@ -98,14 +98,12 @@ class NodePages:
         ids, encoded = self._ids, self._encoded  # others may begin a new moment while we pause
         first = bisect_right(ids, after + "~") if after else 0
         chosen = ids[first : first + limit]
-        began = time.perf_counter()
+        slices = Slices()
         for node_id in chosen:
             if node_id not in encoded:
                 node = self._node(node_id)
                 encoded[node_id] = b"" if node is None else self._shown(dumps(node).encode())
-                if time.perf_counter() - began > SLICE:
-                    await asyncio.sleep(0)
-                    began = time.perf_counter()
+                await slices.turn()
         body = b"[" + b", ".join(filter(None, (encoded[node_id] for node_id in chosen))) + b"]"
         return body, chosen[-1] if first + limit < len(ids) else None
 
@@ -138,6 +136,15 @@ def accepts_gzip(accept_encoding: str) -> bool:
         if name.strip() in {"gzip", "*"}:
             return weight.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
     return False
+
+
+async def dumps_many(rows: Iterable[Any]) -> bytes:
+    """A JSON list of these, made in pieces between which others get their turn."""
+    encoded, slices = [], Slices()
+    for row in rows:
+        encoded.append(dumps(row))
+        await slices.turn()
+    return f"[{', '.join(encoded)}]".encode()
 
 
 def dumps(value: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import cost, freshness, recovery, scale, stack
+from tests.bench import cost, fleet, freshness, recovery, scale, stack
 from tests.bench.effort import TINY, Effort
 from tests.bench.lab import Lab, opened_lab
 from tests.bench.plot import draw_staleness
@@ -32,6 +32,7 @@ FIGURES: Final[dict[str, Measure]] = {
     "staleness": freshness.staleness,
     "burst": freshness.burst,
     "scale": scale.scale,
+    "fleet": fleet.fleet,
     "flood": scale.flood,
     "replay": scale.replay,
     "startup": cost.startup,

@@ -31,6 +31,8 @@ class Effort:
     stack_events: int = 24
     #: Nodes of a fake engine for floods, recovery and the engine's work.
     nodes: int = 200
+    #: The most documents of other engines.
+    foreign: int = 200_000
     #: Containers with a health check each second, and how long they are watched: one default sweep interval.
     idle_nodes: int = 50
     idle_window: float = 30.0
@@ -54,6 +56,7 @@ TINY: Final = Effort(
     replayed=500,
     stack_events=4,
     nodes=10,
+    foreign=0,
     idle_nodes=2,
     idle_window=2.0,
 )

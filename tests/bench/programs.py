@@ -144,7 +144,12 @@ class Launcher:
 
     @asynccontextmanager
     async def python(
-        self, name: str, *arguments: str, environment: Mapping[str, str], root: Path = ROOT
+        self,
+        name: str,
+        *arguments: str,
+        environment: Mapping[str, str],
+        root: Path = ROOT,
+        stdin: bool = False,
     ) -> AsyncIterator[Program]:
         self._count += 1
         log = self._folder / f"{self._count:03}-{name}.log"
@@ -158,7 +163,7 @@ class Launcher:
                     **environment,
                 },
                 cwd=self._folder,  # no .env of anybody's is read
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=output,
                 limit=2**20,
@@ -170,11 +175,13 @@ class Launcher:
             await program.end()
 
     @asynccontextmanager
-    async def module(self, name: str, *arguments: str, place: Place | None = None) -> AsyncIterator[Program]:
+    async def module(
+        self, name: str, *arguments: str, place: Place | None = None, stdin: bool = False
+    ) -> AsyncIterator[Program]:
         """One of the benchmark's own programs, entered when it is ready."""
         environment = place.environment if place else {}
         module = f"tests.bench.{name}"
-        async with self.python(name, "-m", module, *arguments, environment=environment) as program:
+        async with self.python(name, "-m", module, *arguments, environment=environment, stdin=stdin) as program:
             await program.ready()
             yield program
 

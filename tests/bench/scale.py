@@ -277,7 +277,7 @@ async def wrong_documents(lab: Lab, fake: FakeControl, place: Place, *, within: 
     deadline = time.monotonic() + within
     async with lab.collection(place) as collection:
         while True:
-            rows = await collection.find({}).to_list()
+            rows = await collection.find({"_id": {"$in": list(truth)}}).to_list()
             wrong = sum(any(row.get(name) != value for name, value in truth[row["_id"]].items()) for row in rows)
             if not wrong or time.monotonic() > deadline:
                 return wrong + len(truth) - len(rows)

@@ -108,6 +108,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
             'eventwatch_leader{job="eventwatch",instance="c"}': "0x90",
         },
     ),
+    # Every watcher of a fleet tells of the same ones.
+    "EventwatchEngineDead": (
+        {f"eventwatch_engines_dead{A}": "2x90", 'eventwatch_engines_dead{job="eventwatch",instance="b"}': "2x90"},
+        {f"eventwatch_engines_dead{A}": "0x90"},
+    ),
     "EventwatchNoEngine": ({f"eventwatch_ready{A}": "0x90"}, ENGINE | {f"eventwatch_ready{A}": "0x90"}),
     "EventwatchNotReady": (
         {f"eventwatch_ready{A}": "0x90", f"eventwatch_leader{A}": "1x90"},

@@ -163,7 +163,8 @@ async def test_an_engine_that_does_not_answer_is_warned_of_and_changes_nothing(
 ) -> None:
     for deadline in ("INSPECT_DEADLINE", "CALL_DEADLINE"):
         monkeypatch.setattr(engine, deadline, 0.3)
-    await world.insert(NO_SUCH_NODE, status="running", ip="192.0.2.1", last_req_time=ago(1e6))
+    fields = {"ip": "192.0.2.1", "last_req_time": ago(1e6), "engine_id": "an engine's id"}
+    await world.insert(NO_SUCH_NODE, status="running", **fields)
     before = await world.collection.find().to_list()
     socket = tmp_path / "engine.sock"
     serving = served(socket, answer) if answer else nullcontext()

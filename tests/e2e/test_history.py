@@ -17,6 +17,7 @@ from eventwatch.store import HISTORY, HISTORY_CHANGES, OLD_HISTORY, Entry, Store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, eventually, logged, texts
 
+ENGINE = "engine"
 NODE, OTHER = "a" * 64, "b" * 64
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -37,7 +38,7 @@ async def store(mongo_url: str, database: str) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def history(store: Store) -> History:
-    return History(store, SystemClock())
+    return History(store, SystemClock(), engine_id=ENGINE)
 
 
 def news(changes: list[PastChange]) -> list[object]:
@@ -83,8 +84,8 @@ async def test_a_node_that_flaps_costs_no_other_its_history_and_is_counted(store
     for node_id, count, first in ((NODE, 1000, NOW.timestamp() + 1), (OTHER, 1, NOW.timestamp())):
         newest = (await read_changes(store, node_id, limit=10))[0]
         assert (newest.count, newest.at.timestamp()) == (count, first)
-    assert len(await read_changes(store, limit=10)) == 3
-    assert [past.node_id for past in await read_changes(store, limit=1)] == [NODE]
+    assert len(await read_changes(store, engine_id=ENGINE, limit=10)) == 3
+    assert [past.node_id for past in await read_changes(store, engine_id=ENGINE, limit=1)] == [NODE]
 
 
 async def test_of_each_node_its_last_changes_are_kept(store: Store, history: History) -> None:
@@ -120,7 +121,7 @@ async def test_histories_expire_and_those_that_changed_longest_ago_go_first(
     monkeypatch.setattr("eventwatch.history.NEW_NODES", 10)
     collection = world.database[HISTORY]
     await collection.drop()  # by hand
-    history = History(store, SystemClock())
+    history = History(store, SystemClock(), engine_id=ENGINE)
     for number in range(50):
         history.remember(change(f"{number:064x}", "running", "exited", second=number))
         if number % 10 == 9:
@@ -151,7 +152,7 @@ async def test_an_odd_history_is_left_out_and_holds_up_no_other(
         history.remember(change(node_id, "running", "exited"))
     await history.flush()
     assert not history._waiting
-    assert OTHER in [past.node_id for past in await read_changes(store, limit=10)]
+    assert OTHER in [past.node_id for past in await read_changes(store, engine_id=ENGINE, limit=10)]
     assert isinstance(await read_changes(store, NODE, limit=10), list)
 
 
@@ -178,7 +179,10 @@ async def test_rows_of_an_earlier_version_are_read_too(store: Store, history: Hi
     await rows.insert_many([dict(old_row), {"node_id": NODE}, {"node_id": NODE, "at": "zzz"}])
     history.remember(change(NODE, "running", "exited", second=60))
     await history.flush()
-    for changes in (await read_changes(store, NODE, limit=10), await read_changes(store, limit=10)):
+    for changes in (
+        await read_changes(store, NODE, limit=10),
+        await read_changes(store, engine_id=ENGINE, limit=10),
+    ):
         assert [(past.deleted, past.cause) for past in changes] == [(False, "event"), (True, "idle")]
     assert await rows.count_documents({}) == 3
 
@@ -217,7 +221,7 @@ def test_what_waits_for_the_database_is_bounded_and_each_node_keeps_its_last_cha
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("eventwatch.history.WAITING", 500)
-    history = History(None, SystemClock())  # type: ignore[arg-type]
+    history = History(None, SystemClock(), engine_id=ENGINE)  # type: ignore[arg-type]
     history.remember(change(OTHER, "running", "exited"))
     for number in range(100):
         for node in range(100):

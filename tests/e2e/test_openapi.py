@@ -54,7 +54,8 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
             "/livez": ["/livez"],
             "/readyz": ["/readyz"],
             "/metrics": ["/metrics"],
-            "/api/nodes": ["/api/nodes", "/api/nodes?limit=0"],
+            "/api/engines": ["/api/engines"],
+            "/api/nodes": ["/api/nodes", "/api/nodes?limit=0", "/api/nodes?engine=another"],
             "/api/nodes/{id}": [
                 *(one, one[:-52], f"{one}?until=running", f"{one}?until=healthy&timeout=100ms", f"{one}?until=x"),
                 *(f"/api/nodes/{absent}", f"/api/nodes/{absent}?until=deleted"),

@@ -215,6 +215,25 @@ async def sweep_force(place: Place, command: str) -> None:
     assert await place.world.collection.distinct("_id") == [place.node.id]
 
 
+async def engines(place: Place, command: str) -> None:
+    await place.done("eventwatch sweep")
+    async with place.started("eventwatch run") as running:
+        await running.says("Nodes status checker started.")
+        assert "ready" in await place.done(command)
+    rows = json.loads(await place.done(f"{command} --json"))
+    assert [row["state"] for row in rows] == ["away"]
+
+
+async def engines_forget(place: Place, command: str) -> None:
+    """Nobody is there to be asked, so nothing goes without `--yes`."""
+    await place.world.insert("e" * 64, engine_id="gone", epoch=1)
+    words = command.replace("ID", "gone")
+    code, said = await place.ended(words)
+    assert (code, "1 documents would be deleted" in said) == (2, True), said
+    assert "1 documents are deleted" in await place.done(f"{words} --yes")
+    assert await place.world.collection.distinct("_id") == [place.node.id]
+
+
 async def healthcheck(place: Place, command: str) -> None:
     assert (await place.ended(command))[0] == 1
     async with place.started("eventwatch run") as running:
@@ -274,6 +293,8 @@ EVENTWATCH: Final[dict[str, Callable[[Place, str], Awaitable[None]]]] = {
     "eventwatch status --watch": status_watch,
     "eventwatch status --json": status_json,
     "eventwatch explain ID": explain,
+    "eventwatch engines": engines,
+    "eventwatch engines forget ID": engines_forget,
     "eventwatch wait ID --for healthy": wait,
     "eventwatch sweep": sweep,
     "eventwatch sweep --dry-run": sweep_dry,

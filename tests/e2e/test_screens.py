@@ -23,7 +23,9 @@ ELSEWHERE = "e" * 64
 async def test_status_shows_names_reasons_and_other_hosts_in_full_when_piped(world: World, tmp_path: Path) -> None:
     node = await world.start("with-a-name-that-is-rather-long-for-a-table-of-eighty-columns")
     dead = await world.start("dead", command=["sh", "-c", "exit 3"])
-    await world.collection.insert_one(manager_document(ELSEWHERE, status="running", engine_id="another"))
+    # It bears our engine's id still; of what bears another one's, `engines` tells.
+    ours = str((await world.docker.system.info())["ID"])
+    await world.collection.insert_one(manager_document(ELSEWHERE, status="running", engine_id=ours))
     await world.database[OWNERS].insert_one({"_id": ELSEWHERE, "engine_id": "another", "host": "far-away"})
     async with world.watching():
         await world.nodes.docker.containers.container(dead.id).wait(timeout=20)

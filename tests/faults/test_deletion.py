@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eventwatch.store import OWNERS
 from tests.e2e.watching import manager_document
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.faults.harness import Eventwatch, Oracle, World
@@ -36,9 +37,13 @@ async def proxied(world: World, proxy: EngineProxy, folder: Path) -> AsyncIterat
 async def test_an_inspection_that_failed_once_deletes_no_node_of_another_engine(
     world: World, proxy: EngineProxy, tmp_path: Path
 ) -> None:
+    ours = str((await world.docker.system.info())["ID"])
     async with proxied(world, proxy, tmp_path) as process:
-        fields = {"status": "running", "health": "healthy", "ip": "10.0.0.1", "epoch": 1}
-        await world.documents.insert_one(manager_document(FOREIGN, engine_id="another engine", **fields))
+        # It bears our engine's id, as a stale write may leave it, so that it is looked at.
+        fields = {"status": "running", "health": "healthy", "ip": "10.0.0.1", "engine_id": ours, "epoch": 1}
+        owner = {"_id": FOREIGN, "engine_id": "another engine", "host": "another"}
+        await world.client[world.database][OWNERS].insert_one(owner)
+        await world.documents.insert_one(manager_document(FOREIGN, **fields))
         undo = proxy.fail("/containers/", 500)
         await process.logged("Failed to get node info from docker: " + FOREIGN)
         undo()

@@ -272,6 +272,9 @@ class UnaskedEngine:
     async def resolve(self, name: str) -> str | None:
         raise NotImplementedError
 
+    async def list_all(self) -> list[str]:
+        raise NotImplementedError
+
     async def list_running(self, label: str | None = None) -> list[str]:
         raise NotImplementedError
 
@@ -378,6 +381,9 @@ class SimulatedEngine(UnaskedEngine):
         self.proven[key] = min(seen.time_nano, self.proven.get(key, seen.time_nano))
         return seen
 
+    async def list_all(self) -> list[str]:
+        return await self.list_newest(len(self._containers))
+
     async def list_newest(self, limit: int) -> list[str]:
         self._check()
         now = self._clock.time_ns()
@@ -409,13 +415,12 @@ class MemoryStore(Store):
 
     async def read(
         self,
-        node_ids: Collection[str] | None = None,
+        node_ids: Collection[str],
         *,
         to_write: bool = False,  # noqa: ARG002
     ) -> dict[str, Recorded]:
         async with self._call():
-            wanted = self.documents if node_ids is None else node_ids
-            documents = {i: self.documents[i] for i in wanted if i in self.documents}
+            documents = {i: self.documents[i] for i in node_ids if i in self.documents}
         return dict(documents)
 
     async def look(self, node_ids: Collection[str]) -> dict[str, tuple[object, ...]]:
@@ -426,6 +431,12 @@ class MemoryStore(Store):
 
     async def count_engines(self) -> int:
         return self.engines
+
+    async def read_own(
+        self, engine_id: str, node_ids: Collection[str], *, leftovers: bool = False
+    ) -> dict[str, Recorded]:
+        assert engine_id == ENGINE_ID
+        return await self.read(self.documents if leftovers else node_ids)
 
     async def write(self, changes: Sequence[Write], *, lease: Lease | None) -> Refused:
         assert lease is None
@@ -443,10 +454,6 @@ class MemoryStore(Store):
                 else:
                     self.put(replace(document, **change.fields))  # type: ignore[arg-type]
         return Refused(frozenset(vanished), frozenset(), frozenset(conflicting))
-
-    async def other_live_engines(self, engine_id: str) -> frozenset[str]:
-        assert engine_id == ENGINE_ID
-        return frozenset()
 
     async def register(self, node: ToolServerNode, *, lease: Lease | None) -> bool:
         raise NotImplementedError

@@ -24,7 +24,20 @@ from tests.conftest import free_address
 
 FOLDER = Path(__file__).parent / "help"
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "sweep", "status", "explain", "wait", "record", "replay", "doctor", "healthcheck", "config")
+COMMANDS = (
+    "run",
+    "sweep",
+    "status",
+    "explain",
+    "engines",
+    "wait",
+    "record",
+    "replay",
+    "doctor",
+    "healthcheck",
+    "config",
+)
+NESTED = {"engines-forget": ("engines", "forget", "--help")}
 SHAPE = {"COLUMNS": "80", "NO_COLOR": "1"}
 
 
@@ -44,7 +57,7 @@ def ends(*words: str) -> tuple[int, str, str]:
 
 def helps() -> dict[str, tuple[str, ...]]:
     """The words that ask for help, by the name of the file that holds the answer."""
-    return {"eventwatch": ("--help",)} | {name: (name, "--help") for name in COMMANDS}
+    return {"eventwatch": ("--help",), **{name: (name, "--help") for name in COMMANDS}, **NESTED}
 
 
 @pytest.mark.parametrize(("name", "words"), helps().items(), ids=helps())
@@ -56,7 +69,7 @@ def test_every_command_is_on_file_and_nothing_else() -> None:
     _, text, _ = ends("--help")
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
     assert tuple(listed) == COMMANDS
-    assert {path.stem for path in FOLDER.iterdir()} == {"eventwatch", *COMMANDS}
+    assert {path.stem for path in FOLDER.iterdir()} == {"eventwatch", *COMMANDS, *NESTED}
 
 
 @pytest.mark.parametrize(

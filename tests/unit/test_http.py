@@ -68,6 +68,18 @@ class Served:
             self.waited.append((node_id, condition, seconds))
         return self.node(node_id)
 
+    async def read_engines(self) -> list[dict[str, Any]]:
+        self.built += 1
+        return [{"engine_id": name} for name in ("own", "other")]
+
+    async def read_page(self, engine_id: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """What the database has of another engine: the nodes that are here, under another id."""
+        self.built += 1
+        if engine_id == "away":
+            raise StoreError("the database is away")
+        rows = [{"node_id": node_id, "engine_id": engine_id} for node_id in sorted(self.nodes) if node_id > after]
+        return rows[:limit]
+
     async def changes(self, node_id: str) -> list[dict[str, Any]]:
         return [{"node_id": node_id, "new": {"status": "exited"}}] if node_id == ID else []
 
@@ -79,7 +91,8 @@ class Served:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
             states=lambda: ((status, None) for status in self.nodes.values()),
-            doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find,
+            doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find, engines=self.read_engines,
+            engine_id=lambda: "own", read_page=self.read_page,
             read=self.read, wait=self.wait, changes=self.changes, access=access or Access(),
         )  # fmt: skip
         async with serve(host, self.port, pages):
@@ -136,6 +149,35 @@ async def test_the_list_of_nodes_comes_in_pages_that_link_to_the_next() -> None:
         assert seen == [node_id[:12] for node_id in sorted(nodes)]
         assert asked == 3
         assert (await client.get("/api/nodes", params={"after": seen[-1]})).json() == []
+
+
+async def test_another_engines_nodes_come_in_pages_too_and_each_page_is_read_once_for_all() -> None:
+    nodes = many(25)
+    async with Served(nodes).running() as served, served.client() as client:
+        seen: list[str] = []
+        path = "/api/nodes?engine=other&limit=10"
+        while path:
+            replies = await asyncio.gather(*(client.get(path) for _ in range(3)))
+            assert len({reply.content for reply in replies}) == 1
+            seen += [node["node_id"] for node in replies[0].json()]
+            found = re.fullmatch(r'<([^>]*)>; rel="next"', replies[0].headers.get("Link", ""))
+            path = found[1] if found else ""
+        assert seen == [node_id[:12] for node_id in sorted(nodes)]
+        assert served.built == 3
+        assert len((await client.get("/api/nodes?engine=own")).json()) == 25
+        assert served.built == 3 + 25, "our own nodes are not read from the database"
+        away = await client.get("/api/nodes?engine=away")
+        assert (away.status_code, away.json()) == (503, {"error": "the database is away"})
+
+
+async def test_the_engines_are_read_once_for_all_and_ours_is_marked() -> None:
+    async with Served().running() as served, served.client() as client:
+        replies = await asyncio.gather(*(client.get("/api/engines") for _ in range(10)))
+        assert replies[0].json() == [
+            {"engine_id": "own", "own": True},
+            {"engine_id": "other", "own": False},
+        ]
+        assert served.built == 1
 
 
 async def test_whole_ids_are_for_those_who_have_shown_a_token() -> None:

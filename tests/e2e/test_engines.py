@@ -1,0 +1,161 @@
+"""The fleet: every engine on record, which of them are dead, and what goes when one is forgotten."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from eventwatch.clock import SystemClock
+from eventwatch.engine import as_engine
+from eventwatch.engines import examine_forgetting
+from eventwatch.errors import ConfigError
+from eventwatch.metrics import Metrics
+from eventwatch.pipeline.fleet import SILENCE, DeadEngines
+from eventwatch.store import ENGINES, OWNERS, checker_id, open_store
+from tests.conftest import free_address
+from tests.e2e.test_operator import ask
+from tests.e2e.watching import Document, World, ago, eventually
+
+DEAD = "A dead engine"
+EPOCH = 7
+
+
+def ids(count: int, digit: str = "d") -> list[str]:
+    return [f"{number:08x}".ljust(64, digit) for number in range(count)]
+
+
+async def add_engine(world: World, engine_id: str, *, expires_in: float, nodes: list[str]) -> None:
+    """What a watcher of another engine leaves; half of the documents were replaced by a manager since."""
+    checker: Document = {
+        "_id": checker_id(engine_id), "engine_id": engine_id, "manager_id": engine_id, "host": "host-b",
+        "version": "9.9", "epoch": EPOCH, "renewed_at": ago(15 - expires_in), "expires_at": ago(-expires_in),
+        "report": {"nodes": {"running": len(nodes)}, "p50": 0.002, "p99": 0.02, "drift": 3, "reasons": []},
+    }  # fmt: skip
+    await world.checkers.insert_one(checker)
+    await world.database[ENGINES].insert_one(
+        {"_id": checker_id(engine_id), "engine_id": engine_id, "epoch": EPOCH}
+    )
+    for number, node_id in enumerate(nodes):
+        stamp = {"engine_id": engine_id, "epoch": EPOCH} if number % 2 else {}
+        await world.insert(node_id, status="running", **stamp)
+        await world.database[OWNERS].insert_one({"_id": node_id, "engine_id": engine_id, "host": "host-b"})
+
+
+async def test_every_engine_is_listed_with_what_its_watcher_tells(world: World, tmp_path: Path) -> None:
+    address = free_address()
+    nodes = [await world.start(f"n{number}") for number in range(2)]
+    await add_engine(world, DEAD, expires_in=-SILENCE - 60, nodes=ids(4))
+    own = str((await world.docker.system.info())["ID"])
+
+    async def rows() -> dict[str, Document]:
+        reply = await client.get("/api/engines")
+        assert reply.status_code == 200
+        return {row["engine_id"]: row for row in reply.json()}
+
+    async def told() -> bool:
+        return (await rows())[own]["latency_p50"] is not None
+
+    async with (
+        world.watching(http_listen=address, lease_duration=3) as watched,
+        httpx.AsyncClient(base_url=f"http://{address}") as client,
+    ):
+        await nodes[0].kill()
+        await eventually(lambda: world.says(nodes[0], status="exited"))
+        await eventually(told, within=30)
+        found = await rows()
+        mine, theirs = found[own], found[DEAD]
+        assert (mine["state"], mine["own"], mine["nodes"]) == ("ready", True, {"exited": 1, "running": 1})
+        assert (mine["leader"], mine["version"]) == (watched.app.checker.manager_id, watched.app.checker.version)
+        assert mine["sweep_age"] >= 0
+        assert (theirs["state"], theirs["own"], theirs["host"]) == ("dead", False, "host-b")
+        assert (theirs["nodes"], theirs["drift"], theirs["latency_p99"]) == ({"running": 4}, 3, 0.02)
+        assert list(found) == [DEAD, own], "what needs somebody is not first"
+        page = (await client.get("/api/nodes", params={"engine": DEAD})).json()
+        assert [row["node_id"] for row in page] == [node_id[:12] for node_id in ids(4)[1::2]]
+        notes = (await client.get("/readyz")).json()
+        assert [note for note in notes if note.startswith("fleet: ") and DEAD in note], notes
+        assert watched.count("eventwatch_engines_dead") == 1
+
+        code, table = await ask(world, tmp_path, "engines")
+        assert code == 0
+        assert "host-b" in table
+        assert "dead" in table
+    # It ended as it should: that is on record, too.
+    code, text = await ask(world, tmp_path, "engines", "--json")
+    [left] = [row for row in json.loads(text) if row["engine_id"] == own]
+    assert (code, left["state"], left["nodes"]) == (0, "away", {"exited": 1, "running": 1})
+
+
+async def test_only_a_dead_engine_is_forgotten_and_only_what_is_its_own_goes(world: World, tmp_path: Path) -> None:
+    node = await world.start("ours")
+    own = str((await world.docker.system.info())["ID"])
+    dead, alive, adopted, back = ids(6), ids(3, "a"), ids(1, "b"), ids(1, "c")
+    await add_engine(world, DEAD, expires_in=-SILENCE - 60, nodes=dead + adopted + back)
+    await add_engine(world, "alive", expires_in=60, nodes=alive)
+    await add_engine(world, "away", expires_in=-5, nodes=[])
+    # On another engine now, whose watcher has not put that on record yet; and of a watcher that has come back.
+    await world.collection.update_one({"_id": adopted[0]}, {"$set": {"engine_id": "alive", "epoch": 9}})
+    await world.collection.update_one({"_id": back[0]}, {"$set": {"engine_id": DEAD, "epoch": EPOCH + 1}})
+    await world.insert("e" * 64)  # nobody's
+
+    async def documents() -> list[str]:
+        return sorted([row["_id"] async for row in world.collection.find({}, {"_id": 1})])
+
+    async with world.watching():
+        await eventually(partial(world.database[OWNERS].find_one, {"_id": node.id}))
+        before = await documents()
+        engine = as_engine(world.docker, world.settings())
+        async with open_store(world.mongo_url, world.database_name) as store:
+            for engine_id, reason in (
+                (own, "the engine which these settings name"),
+                ("alive", "is watched by host-b"),
+                ("away", "may just be restarting"),
+                ("nowhere", "no engine nowhere is on record"),
+            ):
+                with pytest.raises(ConfigError, match=reason):
+                    await examine_forgetting(engine_id, store, engine)
+        code, text = await ask(world, tmp_path, "engines", "forget", DEAD)
+        assert code == 2
+        assert f"{len(dead)} documents would be deleted" in text
+        assert "--yes" in text
+        assert await documents() == before
+
+        code, text = await ask(world, tmp_path, "engines", "forget", DEAD, "--yes")
+        assert (code, f"{len(dead)} documents are deleted" in text) == (0, True), text
+        assert await documents() == sorted(set(before) - set(dead))
+        assert await world.database[OWNERS].count_documents({"engine_id": DEAD}) == 0
+        assert await world.checkers.count_documents({"engine_id": DEAD}) == 0
+
+
+@pytest.mark.parametrize("report", [None, 7, {"nodes": 7, "p50": "x", "drift": 1.5, "reasons": {"a": 1}}])
+async def test_odd_records_of_engines_are_shown_as_far_as_they_make_sense(world: World, report: object) -> None:
+    odd: Document = {"engine_id": "odd", "host": 7, "version": None, "renewed_at": "now", "standbys": [7]}
+    await world.checkers.insert_one({"_id": checker_id("odd"), "report": report, **odd})
+    await world.checkers.insert_one({"_id": checker_id("none"), "engine_id": 7})
+    await world.database[ENGINES].insert_one(
+        {"_id": checker_id("odd"), "engine_id": "odd", "left_at": "then", "ended_at": "then"}
+    )
+    async with open_store(world.mongo_url, world.database.name) as store:
+        [record] = [each for each in await store.read_engines(10) if each.engine_id == "odd"]
+        assert (record.engine_id, record.host, record.alive, record.age) == ("odd", "", False, None)
+        assert (record.nodes, record.p50, record.drift, record.reasons) == ({}, None, None, ())
+
+
+async def test_a_dead_engine_is_told_of_while_it_has_documents(world: World) -> None:
+    await add_engine(world, DEAD, expires_in=-SILENCE - 60, nodes=ids(2))
+    await add_engine(world, "empty", expires_in=-SILENCE - 60, nodes=[])
+    await add_engine(world, "away", expires_in=-SILENCE + 60, nodes=ids(2, "e"))
+    metrics = Metrics()
+    async with open_store(world.mongo_url, world.database.name) as store:
+        looker = DeadEngines(store, SystemClock(), metrics)
+        await looker.look()
+        [note] = looker.notes
+        assert DEAD in note
+        assert "1 engine true" in note
+        await world.collection.delete_many({})
+        await looker.look()
+        assert looker.notes == []
