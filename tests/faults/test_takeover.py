@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.watching import ago
 from tests.faults.epochs import followed
 from tests.faults.harness import Eventwatch, Oracle, World
 from tests.takeover import (
@@ -89,7 +90,7 @@ async def test_a_holder_that_is_frozen_is_waited_for_and_one_that_was_taken_for_
 async def test_a_predecessor_that_cannot_be_proven_dead_is_waited_for_and_not_called_a_leader(
     world: World, tmp_path: Path
 ) -> None:
-    one = Eventwatch(tmp_path, world.settings(lease_duration="8s"))
+    one = Eventwatch(tmp_path, world.settings(lease_duration=LEASE))
     with closing(one):
         one.start()
         await one.logged(LEADS)
@@ -97,7 +98,8 @@ async def test_a_predecessor_that_cannot_be_proven_dead_is_waited_for_and_not_ca
         # As from another machine of the same name, or before a boot.
         await world.checkers.update_one({}, {"$set": {"life.boot_id": "00000000-0000-0000-0000-000000000000"}})
         one.start()
-        await one.logged(WAITS)
+        await one.logged(WAITS, within=60)
+        await world.checkers.update_one({}, {"$set": {"expires_at": ago(1)}})
         await one.logged(LEADS, times=2, within=60)
     assert STANDS_BY not in one.text()
     assert "Taking over" not in one.text()
