@@ -11,6 +11,7 @@ release the lease.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import os
 import signal
@@ -188,10 +189,10 @@ class Application:
         node = reconciler.known.get(node_id) if reconciler else None
         if reconciler is None or node is None:
             return None
-        own = idle_timeout_of(node.idle_timeout, reconciler.idle_label(node_id), self.settings.idle_timeout)
         idleness = recorded_idleness(
-            node, reconciler.used_at(node_id), self._time.now(), own.seconds, reconciler.owned.get(node_id)
-        )
+            node, reconciler.used_at(node_id), self._time.now(), self._idle_timeout(node_id),
+            reconciler.owned.get(node_id),
+        )  # fmt: skip
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
         told = {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
         return shown | told | reconciler.reasons.row(node_id)
@@ -324,7 +325,7 @@ class Application:
         store = await self._open_store(stack)
         self._twins, self._store = TwinWatch(engine, store), store
         self.ready.set()
-        here = Here(self.settings, engine, self._changes, self._keeps)
+        here = Here(self.settings, engine, self._changes, self._keeps, self._idle_timeout)
         enter(here)
         stack.callback(leave, here)
         await self._lead_again_and_again(engine, store)
@@ -332,6 +333,15 @@ class Application:
     def _keeps(self, node_id: str) -> bool:
         """Whether this watcher keeps that node true now."""
         return self.reconciler is not None and node_id in self.reconciler.known
+
+    def _idle_timeout(self, node_id: str) -> float:
+        """After how many seconds that node is idle, as far as is known; 0 or infinite: never."""
+        reconciler = self.reconciler
+        if reconciler is None:
+            return self.settings.idle_timeout
+        node = reconciler.known.get(node_id)
+        own = node.idle_timeout if node else None
+        return idle_timeout_of(own, reconciler.idle_label(node_id), self.settings.idle_timeout).seconds
 
     def _http_access(self) -> Access:
         settings = self.settings
@@ -434,7 +444,10 @@ class Application:
                     return
             except (EventwatchError, _Stopped):
                 raise
-            except Exception as error:  # noqa: BLE001 - a bug must not end the watching
+            # A bug must not end the watching, nor a cancellation that nobody asked for.
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_cancelled(error):
+                    raise
                 _tell_bug(error)
             backoff.succeeded_for(self._clock.monotonic() - began)
             await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
@@ -537,20 +550,21 @@ class Application:
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
         self.metrics.leader.set(1)
         set_watching(sweeper)
+        last = partial(self._last, tasks)
         intake = [
-            tasks.create_task(watcher.run(), name="watcher"),
-            tasks.create_task(sweeper.run(), name="sweeper"),
-            tasks.create_task(undocumented.run(), name="undocumented"),
-            tasks.create_task(dead.run(), name="dead-engines"),
-            tasks.create_task(reconciler.run_orphanage(), name="orphanage"),
-            tasks.create_task(afterlook.run(), name="afterlook"),
+            last(watcher.run(), "watcher"),
+            last(sweeper.run(), "sweeper"),
+            last(undocumented.run(), "undocumented"),
+            last(dead.run(), "dead-engines"),
+            last(reconciler.run_orphanage(), "orphanage"),
+            last(afterlook.run(), "afterlook"),
         ]
         workers = [
-            tasks.create_task(reconciler.run_writer(), name="writer"),
-            tasks.create_task(keep_lease(), name="lease-keeper"),
-            tasks.create_task(reconciler.run_owner_recorder(), name="owner-recorder"),
-            tasks.create_task(history.run(), name="history"),
-            *(tasks.create_task(reconciler.run_inspector(), name=f"inspector-{n}") for n in range(INSPECTORS)),
+            last(reconciler.run_writer(), "writer"),
+            last(keep_lease(), "lease-keeper"),
+            last(reconciler.run_owner_recorder(), "owner-recorder"),
+            last(history.run(), "history"),
+            *(last(reconciler.run_inspector(), f"inspector-{n}") for n in range(INSPECTORS)),
         ]
         await self._stopping.wait()
         for task in intake:
@@ -561,6 +575,25 @@ class Application:
         await history.finish()
         for task in workers:
             task.cancel()
+
+    def _last(self, tasks: asyncio.TaskGroup, part: Awaitable[None], name: str) -> asyncio.Task[None]:
+        return tasks.create_task(self._lasting(part, name), name=name)
+
+    async def _lasting(self, part: Awaitable[None], name: str) -> None:
+        """Run a part of a term that lasts as long as the term does: its end, whatever its cause, ends the term.
+
+        A part that is missing, and that nobody misses, leaves documents wrong for ever.
+        """
+        try:
+            await part
+        except asyncio.CancelledError as error:
+            if _is_cancelled(error):
+                raise
+            cause: BaseException | None = error
+        else:
+            cause = None
+        if not self._stopping.is_set():  # else it must not take the time to finish from the others
+            raise RuntimeError(f"{name} ended by itself") from cause
 
     async def _is_handed_over(self, store: Store, lease: Lease) -> bool:
         """Whether a standby takes the nodes over, so that they need not be stopped."""
@@ -631,7 +664,8 @@ async def watch(
     app = Application(settings or load_settings(), embedded=True)
     # Not a TaskGroup: one must not be held open across the yield of a context manager (PEP 789), and a host's
     # exception must not come back wrapped in a group.
-    running = asyncio.create_task(app.run(), name="eventwatch")
+    # And of no context: a deadline that the host set for itself (`pymongo.timeout`) is not the watcher's.
+    running = asyncio.create_task(app.run(), name="eventwatch", context=contextvars.Context())
     ready = asyncio.create_task(app.ready.wait(), name="eventwatch-ready")
     try:
         with _interruptions() as interrupted:
@@ -652,6 +686,12 @@ async def watch(
         ready.cancel()
         app.stop()
         await running
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this is the cancellation of the task that runs, rather than one that some code made up."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _tell_bug(error: BaseException) -> None:

@@ -24,7 +24,7 @@ from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
 from eventwatch.engine import DockerEngine
 from eventwatch.engines import describe, engine_table, examine_forgetting
-from eventwatch.errors import ConfigError, EventwatchError, NodeGoneError, StoreError
+from eventwatch.errors import ConfigError, EngineError, EventwatchError, NodeGoneError, StoreError
 from eventwatch.model import is_container_id
 from eventwatch.output import say
 from eventwatch.pipeline.fleet import as_json, ordered
@@ -176,17 +176,32 @@ async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
 
 async def wait(arguments: argparse.Namespace, settings: Settings) -> None:
     """`eventwatch wait`."""
-    async with _both(settings) as (_, engine):
-        node_id = arguments.name
-        if not is_container_id(node_id):
-            node_id = await engine.resolve(arguments.name)
+    async with _both(settings) as (store, engine):
+        node_id = await _node_called(arguments.name, store, engine)
         if node_id is None and arguments.condition != "deleted":
-            raise NodeGoneError(f"the engine has no container {printable(arguments.name, NAMED)}")
+            raise NodeGoneError(f"no document and no container is called {printable(arguments.name, NAMED)}")
         node = node_id and await wait_for(node_id, arguments.condition, arguments.timeout, engine=engine)
         if not node:
             say(f"{printable(arguments.name, NAMED)} has no document")
             return
         say(printable(f"{node.id[:12]} is {node.status}, health {node.health}, at {node.ip or '-'}:{node.port}"))
+
+
+async def _node_called(name: str, store: Store, engine: DockerEngine) -> str | None:
+    """The node with that id, beginning of an id, or name of its container. ConfigError when there are several."""
+    if is_container_id(name):
+        return name
+    recorded = await store.find(name)
+    try:
+        named = await engine.resolve(name)
+    except EngineError:  # it is away, or knows several containers, of which one is a node
+        if recorded is None:
+            raise
+        return recorded.node_id
+    if recorded and named and recorded.node_id != named:
+        ids = f"{recorded.node_id[:12]} begins with it, {named[:12]} is called so"
+        raise ConfigError(f"{printable(name, NAMED)}: two nodes go by it, give more of the id: {ids}")
+    return recorded.node_id if recorded else named
 
 
 async def replay(arguments: argparse.Namespace, settings: Settings) -> None:

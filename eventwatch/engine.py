@@ -658,8 +658,11 @@ async def split_lines(
 def _tls_context(cert_path: str | None) -> ssl.SSLContext:
     folder = Path(cert_path or Path.home() / ".docker")
     try:
-        context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
-        context.load_cert_chain(str(folder / "cert.pem"), str(folder / "key.pem"))
+        ca, cert, key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
+        own = cert.exists() or key.exists()  # a Docker context need not have both: a certificate, an authority
+        context = ssl.create_default_context(cafile=str(ca) if ca.exists() or not own else None)
+        if own or not ca.exists():
+            context.load_cert_chain(str(cert), str(key))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"DOCKER_CERT_PATH: {folder} must hold ca.pem, cert.pem and key.pem for DOCKER_TLS_VERIFY: {error}"

@@ -1,4 +1,4 @@
-"""Where settings are written: the environment, `.env`, secret files, the manager's `DB_*`.
+"""Where settings are written: the environment, `.env`, secret files, the manager's `DB_*`, Docker's contexts.
 
 Why one source instead of pydantic-settings' several: a value keeps its name and place (file and line) up to the
 error that cites it, a mistyped name is an error in every layer, and `DB_*` rank below all of ours.
@@ -25,6 +25,7 @@ from pydantic_settings import (
     SecretsSettingsSource,
 )
 
+from eventwatch.docker_context import ContextError, current_context
 from eventwatch.text import path_of, why_unreadable
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 PREFIX = "EVENTWATCH_"
 _TEST_PREFIX = "EVENTWATCH_TEST_"
 _DOCKER_NAMES = {"docker_tls_verify": "DOCKER_TLS_VERIFY", "docker_cert_path": "DOCKER_CERT_PATH"}
+_CONTEXT_NAMES = ("DOCKER_CONTEXT", "DOCKER_CONFIG")
 _MANAGER_NAMES = ("DB_HOST", "DB_PORT", "DB_USERNAME", "DB_PASSWORD", "DB_COLLECTION")
-_OURS = re.compile(r"\b(EVENTWATCH_|DB_|DOCKER_(HOST|TLS_VERIFY|CERT_PATH))")
+_OURS = re.compile(r"\b(EVENTWATCH_|DB_|DOCKER_(HOST|TLS_VERIFY|CERT_PATH|CONTEXT|CONFIG))")
 _EMPTY_IS_OFF = frozenset({"EVENTWATCH_HTTP_LISTEN", "EVENTWATCH_REGISTER_LABEL"})
 _HOST = re.compile(r"[\w.-]+|\[?([0-9A-Fa-f.]*:){2,}[0-9A-Fa-f.]*\]?")
 
@@ -229,6 +231,23 @@ def _manager_database(given: Mapping[str, Text]) -> tuple[_Found, _Problems]:
     return ({} if problems else found), problems
 
 
+def _docker_context(given: Mapping[str, Text]) -> tuple[_Found, _Problems]:
+    """Engine and certificates of the Docker context that is current, which has none of the environment's."""
+    named, folder = (given.get(name, Text("", name, "")) for name in _CONTEXT_NAMES)
+    source = named.name if named else folder.name
+    try:
+        context = current_context(named, folder)
+    except ContextError as error:
+        return {}, {source: Problem(str(error), error.place)}
+    if context is None:
+        return {}, {}
+    return {
+        "docker_host": Text(context.host, source, context.place),
+        "docker_tls_verify": Text("1" if context.tls else "", source, context.place),
+        "docker_cert_path": Text(context.tls, source, context.place),
+    }, {}
+
+
 class WrittenSource(PydanticBaseSettingsSource):
     """Environment, `.env` and secret files as one source, so that `DB_*` ranks below all of ours."""
 
@@ -249,7 +268,7 @@ class WrittenSource(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Read every place; the first one that sets a field wins."""
         fields = self.settings_cls.model_fields
-        known = {*(name for field in fields for name in _names(field)), *_MANAGER_NAMES}
+        known = {*(name for field in fields for name in _names(field)), *_CONTEXT_NAMES, *_MANAGER_NAMES}
         env_file, problems = _from_env_file(self._env_file)
         secret_files, unreadable = _from_secret_files(self._secret_files, known)
         layers = (secret_files, env_file, _from_environment())  # the last one wins
@@ -270,4 +289,8 @@ class WrittenSource(PydanticBaseSettingsSource):
             from_manager, unusable = _manager_database(given)
             problems |= unusable
             values = from_manager | values
+        if "docker_host" not in values and "docker_host" not in self.current_state:
+            from_context, unusable = _docker_context(given)
+            problems |= unusable
+            values |= from_context
         return {**values, **problems}

@@ -6,7 +6,8 @@ at start, never a silent default. A mistyped name is found as surely as a mistyp
 Contract:
 - Every setting is `EVENTWATCH_` plus the field's name in capitals. Names are matched exactly; any other name
   that starts with `EVENTWATCH_` is an error. Other names belong to others and are ignored, save Docker's own
-  (`DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH`) and the manager's `DB_*`.
+  (`DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH`, `DOCKER_CONTEXT`, `DOCKER_CONFIG`) and the manager's
+  `DB_*`.
 - First found wins: keyword argument, environment, `.env`, secret file, default. An empty value counts as not
   set, except where empty means off.
 - `Settings(...)` raises pydantic's `ValidationError`; `load_settings` raises `ConfigError` with one line that
@@ -282,8 +283,9 @@ class Settings(BaseSettings):
     database in the path of the URL serves the login only."""
 
     docker_host: Annotated[_DockerHost | None, _Optional] = None
-    """URL of the Docker Engine to watch. Empty: Docker's own DOCKER_HOST, and without that the local socket,
-    so that eventwatch looks where the docker command looks."""
+    """URL of the Docker Engine to watch. Empty: Docker's own DOCKER_HOST, without that the current Docker context
+    (DOCKER_CONTEXT, or what `docker context use` chose), and without one the local socket: eventwatch looks where
+    the docker command looks."""
 
     docker_tls_verify: Annotated[_Flag, BeforeValidator(_docker_flag)] = False
     """Docker's own name: any text means on, as it does for the docker command. Checks the certificate of an

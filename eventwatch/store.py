@@ -1006,6 +1006,8 @@ class Store:
 
     async def find(self, name: str) -> Recorded | None:
         """The node whose id or short id begins with `name`; ConfigError when there are several."""
+        if not name:
+            return None  # and not all of them
         prefix = {"$regex": f"^{re.escape(name)}"}
         async with _deadline("looking for a node"):
             rows = await self._nodes.find({"$or": [{"_id": prefix}, {"short_id": prefix}]}, _PROJECTION).to_list(2)

@@ -71,9 +71,10 @@ PROBE_RATE: Final = 100.0
 BURST: Final = 20
 #: Seconds that a client may have to wait for its turn.
 LONGEST_TURN: Final = 3.0
-#: One node costs little, and a manager may ask for many at the same time.
+#: One node costs little, and a manager may ask, and wait, for thousands at the same time.
 NODE_RATE: Final = 500.0
 NODE_BURST: Final = 500
+LONGEST_NODE_TURN: Final = 10.0
 #: Seconds for which a client may wait for a node, and for which it does unless it says how long.
 LONGEST_WAIT: Final = 600.0
 WAIT: Final = 30.0
@@ -290,7 +291,7 @@ class Pages:
         begin, seen = request.query.get("from", "kept"), request.headers.get("Last-Event-ID", "")
         if begin not in {"kept", "now"}:
             return _refusal(400, "from must be now, or absent")
-        after = int(seen) if re.fullmatch(r"[0-9]{1,20}", seen, re.ASCII) else None
+        after = int(seen) if re.fullmatch(r"[0-9]{1,20}", seen, re.ASCII) else -1 if seen else None
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         await response.write(b"retry: 500\n: changes of node documents\n\n")
@@ -374,7 +375,7 @@ def _taking_turns() -> Middleware:
     """Keep the connection of a request open, and its answer waiting while there are too many."""
     pages = Turns(rate=RATE, burst=BURST, longest=LONGEST_TURN)
     probes = Turns(rate=PROBE_RATE, burst=BURST, longest=LONGEST_TURN)
-    single = Turns(rate=NODE_RATE, burst=NODE_BURST, longest=LONGEST_TURN)
+    single = Turns(rate=NODE_RATE, burst=NODE_BURST, longest=LONGEST_NODE_TURN)
 
     @web.middleware
     async def take_turns(request: web.Request, handler: Handler) -> web.StreamResponse:

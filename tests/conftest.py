@@ -26,6 +26,9 @@ from tests.nodes import SLOW, Nodes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
+# The engine of the tests is that of `DOCKER_HOST`, or the local one, whatever context their user has chosen.
+os.environ.setdefault("DOCKER_CONTEXT", "default")
+
 MONGOD_START_TIMEOUT = 30.0 * SLOW
 REPLICA_SET = "eventwatch-tests"
 NETWORKS_DEADLINE = 20.0 * SLOW

@@ -1,8 +1,9 @@
 """The changes that the watcher of this process writes, for the host application that it runs in.
 
 Contract: a change is passed on once the database has acknowledged it, in the order of the writes. Nothing that a
-callback or a slow reader does harms the watcher or another reader. Not promised: changes that somebody else wrote,
-and those of other watchers; `/api/changes` and the documents themselves tell of these.
+callback or a slow reader does harms the watcher or another reader; a reader that nobody holds any more, as after a
+`break` out of its loop, is forgotten. Not promised: changes that somebody else wrote, and those of other watchers;
+`/api/changes` and the documents themselves tell of these.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Self
+from weakref import WeakSet
 
 from loguru import logger
 
@@ -27,7 +29,9 @@ class Changes:
 
     def __init__(self) -> None:
         self._callbacks: dict[object, Callable[[Change], object]] = {}
-        self._readers: set[ChangeReader] = set()
+        self._readers: WeakSet[ChangeReader] = WeakSet()
+        #: Those that wait for a change: what they wait in may be all that refers to them.
+        self._waiting: set[ChangeReader] = set()
         self._closed = False
 
     def on(self, callback: Callable[[Change], object]) -> Callable[[], None]:
@@ -47,7 +51,7 @@ class Changes:
 
     def read(self) -> ChangeReader:
         """Every change from now on, as an asynchronous iterator."""
-        reader = ChangeReader(self._readers.discard)
+        reader = ChangeReader(self._readers.discard, self._waiting)
         if self._closed:
             reader.end()
         else:
@@ -59,7 +63,9 @@ class Changes:
         for callback in list(self._callbacks.values()):
             try:
                 callback(change)
-            except Exception as error:  # noqa: BLE001 - a host's mistake must not keep a document from its node
+            # A host's mistake must not keep a document from its node. A cancellation is no one's who waits for us:
+            # nothing here is awaited, so the callback made it up.
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 logger.opt(exception=error).error("A callback for changes failed: {!r}", error)
         for reader in list(self._readers):
             reader.put(change)
@@ -74,8 +80,9 @@ class Changes:
 class ChangeReader(AsyncIterator[Change]):
     """Changes in order. Ends with the watcher; ChangesLostError when more than `MOST_WAITING` were not read."""
 
-    def __init__(self, leave: Callable[[ChangeReader], object]) -> None:
+    def __init__(self, leave: Callable[[ChangeReader], object], waiting: set[ChangeReader]) -> None:
         self._leave = leave
+        self._all_waiting = waiting
         self._waiting: deque[Change] = deque()
         self._news = asyncio.Event()
         self._lost = self._ended = False
@@ -109,7 +116,11 @@ class ChangeReader(AsyncIterator[Change]):
             if self._ended:
                 raise StopAsyncIteration
             self._news.clear()
-            await self._news.wait()
+            self._all_waiting.add(self)
+            try:
+                await self._news.wait()
+            finally:
+                self._all_waiting.discard(self)
         return self._waiting.popleft()
 
     async def aclose(self) -> None:

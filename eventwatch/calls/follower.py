@@ -5,15 +5,20 @@ change stream of the database, for the other nodes, where the server has such st
 neither tells of everything. None of them is believed: the document is read.
 
 Contract: after a write it is read within milliseconds, of the watcher here or, on a replica set, of anybody; else
-after `POLL` at the latest. However many documents are followed, one query at a time reads what may have changed.
-While the database is away the follower goes on trying.
+after a tenth of the time for which somebody has waited for the node, and `POLL` at the latest. Each node has its
+pace: who comes or waits long changes nothing for those who wait for others. However many documents are followed,
+one query at a time reads what may have changed. While the database is away the follower goes on trying. It runs in
+no caller's context, and so by nobody's deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import contextvars
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from heapq import heappop, heappush
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -24,17 +29,21 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from eventwatch.backoff import Pace
-from eventwatch.calls.here import get_here
+from eventwatch.calls.here import Here, get_here
 from eventwatch.documents import node_collection, tolerant
 from eventwatch.model import Change
 from eventwatch.text import printable
 
-#: Seconds between two looks at everything that is followed: just after somebody came, and the longest.
+#: Seconds between two looks at a node that is followed: just after somebody came, and the longest; between them,
+#: this part of the time since then. Looks that are due within `SHORT_POLL` go together.
 SHORT_POLL: Final = 0.02
 POLL: Final = 0.5
-#: The longest while a change stream is open, or the watcher here keeps all that is followed true.
+PART: Final = 0.1
+#: The longest while a change stream is open, or the watcher here keeps the node true, and the part then.
 TOLD_POLL: Final = 1.0
-GROWTH: Final = 1.3
+TOLD_PART: Final = 0.3
+#: Those who wait and are told at once, before others have a turn.
+SLICE: Final = 32
 #: Documents in one query, and seconds for it.
 AT_ONCE: Final = 500
 DEADLINE: Final = 5.0
@@ -73,11 +82,17 @@ class Follower:
         self.source = collection
         self._collection = tolerant(collection)
         self._followed: dict[str, set[Followed]] = {}
+        #: When somebody last began to follow a node, and when each is looked at next, by the loop's time (s).
+        self._since: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+        self._looks: list[tuple[float, str]] = []
         self._unread: dict[str, None] = {}
         self._has_unread = asyncio.Event()
-        self._came = asyncio.Event()
+        self._sooner = asyncio.Event()
         self._wants_stream = asyncio.Event()
         self._streaming = self._ending = False
+        self._listens_to: Here | None = None
+        self._stop_listening: Callable[[], None] = _nothing
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -87,37 +102,47 @@ class Follower:
         self._followed.setdefault(node_id, set()).add(followed)
         if not self._tasks:
             self._start()
-        here = get_here()
-        stop_listening = here.changes.on(self._note) if here else None
-        if here is None or not here.keeps(node_id):
-            self._wants_stream.set()
-        self._came.set()
+        self._listen()
+        self._is_kept(node_id)
+        self._look_often(node_id)
         self._mark(node_id)
         try:
             yield followed
         finally:
-            if stop_listening:
-                stop_listening()
             others = self._followed[node_id]
             others.discard(followed)
             if not others:
-                del self._followed[node_id]
+                del self._followed[node_id], self._since[node_id], self._due[node_id]
             if not self._followed:
                 await self._stop()
 
     def _start(self) -> None:
         self._ending = False
         runs = {"reader": self._read(), "poller": self._poll(), "stream": self._stream()}
-        self._tasks = [asyncio.create_task(run, name=f"document-{name}") for name, run in runs.items()]
+        self._tasks = [
+            asyncio.create_task(run, name=f"document-{name}", context=contextvars.Context())
+            for name, run in runs.items()
+        ]
 
     async def _stop(self) -> None:
         tasks, self._tasks, self._ending = self._tasks, [], True
+        self._stop_listening()
+        self._listens_to = None
+        self._looks.clear()
         self._wants_stream.clear()
         while tasks:
             for task in tasks:
                 task.cancel()
             _, left = await asyncio.wait(tasks, timeout=INSIST)
             tasks = list(left)
+
+    def _listen(self) -> None:
+        """Hear of the changes of the watcher here; once, however many nodes are followed."""
+        here = get_here()
+        if here is not self._listens_to:
+            self._stop_listening()
+            self._listens_to = here
+            self._stop_listening = here.changes.on(self._note) if here else _nothing
 
     def _note(self, change: Change) -> None:
         if change.node_id in self._followed:
@@ -139,16 +164,17 @@ class Follower:
                 self._has_unread.clear()
             try:
                 found = await self._find(chosen)
-            except UNREADABLE as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait need the next attempt
                 self.trouble = reason_of(error)
                 self._mark(*chosen)
                 await asyncio.sleep(backoff.next_delay())
                 continue
             self.trouble = ""
             backoff.succeeded_for(0)
-            for node_id in chosen:
-                for followed in self._followed.get(node_id, ()):
-                    followed.take(found.get(node_id))
+            for number, followed in enumerate([each for i in chosen for each in self._followed.get(i, ())], 1):
+                followed.take(found.get(followed.node_id))
+                if number % SLICE == 0:
+                    await asyncio.sleep(0)  # what those do now must not hold up the rest of the program
 
     async def _find(self, node_ids: list[str]) -> dict[str, dict[str, Any]]:
         if not node_ids:
@@ -156,19 +182,45 @@ class Follower:
         with pymongo.timeout(DEADLINE):
             return {row["_id"]: row async for row in self._collection.find({"_id": {"$in": node_ids}})}
 
+    def _look_often(self, node_id: str) -> None:
+        """Somebody came for this node."""
+        now = self._since[node_id] = asyncio.get_running_loop().time()
+        if self._due.get(node_id, math.inf) > now + SHORT_POLL:
+            self._look_at(node_id, now + SHORT_POLL)
+
+    def _look_at(self, node_id: str, due: float) -> None:
+        self._due[node_id] = due  # what was planned for it before is passed over
+        heappush(self._looks, (due, node_id))
+        if self._looks[0][1] == node_id:
+            self._sooner.set()
+
     async def _poll(self) -> None:
-        delay = SHORT_POLL
+        loop = asyncio.get_running_loop()
         while not self._ending:
-            try:
-                async with asyncio.timeout(delay):
-                    await self._came.wait()
-            except TimeoutError:
-                longest = TOLD_POLL if self._streaming or not self._wants_stream.is_set() else POLL
-                delay = min(delay * GROWTH, longest)
-                self._mark(*self._followed)
-            else:
-                self._came.clear()
-                delay = SHORT_POLL
+            self._sooner.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._looks[0][0] if self._looks else None):
+                    await self._sooner.wait()
+            now = loop.time()
+            while self._looks and self._looks[0][0] <= now + SHORT_POLL / 2:
+                due, node_id = heappop(self._looks)
+                if self._due.get(node_id) == due:
+                    self._mark(node_id)
+                    self._look_at(node_id, now + self._pause(node_id, now))
+
+    def _pause(self, node_id: str, now: float) -> float:
+        """Seconds until a node is looked at again."""
+        is_told = self._is_kept(node_id) or self._streaming
+        part, longest = (TOLD_PART, TOLD_POLL) if is_told else (PART, POLL)
+        return min(longest, max(SHORT_POLL, (now - self._since[node_id]) * part))
+
+    def _is_kept(self, node_id: str) -> bool:
+        """Whether the watcher here keeps a node true now; a change stream has to tell of the others."""
+        here = get_here()
+        is_kept = here is not None and here.keeps(node_id)
+        if not is_kept:
+            self._wants_stream.set()
+        return is_kept
 
     async def _stream(self) -> None:
         backoff = RETRY.start()
@@ -180,8 +232,8 @@ class Follower:
                 if not error.has_error_label("ResumableChangeStreamError"):  # no replica set, or no right to it
                     logger.debug("No change stream, so documents are looked at again and again: {}", error)
                     return
-            except PyMongoError as error:
-                logger.debug("The change stream broke: {}", error)
+            except Exception as error:  # noqa: BLE001 - such as what cannot be decoded: it is opened anew
+                logger.debug("The change stream broke: {!r}", error)
             await asyncio.sleep(backoff.next_delay())
 
     async def _follow_stream(self) -> None:
@@ -201,6 +253,10 @@ class Follower:
                         self._mark(node_id)
             finally:
                 self._streaming = False
+
+
+def _nothing() -> None:
+    """Nobody is listened to."""
 
 
 _followers: WeakKeyDictionary[asyncio.AbstractEventLoop, Follower] = WeakKeyDictionary()

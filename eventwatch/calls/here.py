@@ -12,12 +12,16 @@ from eventwatch.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What a running watcher lends: its settings, its engine, its changes, and which nodes it keeps true now."""
+    """What a running watcher lends: its settings, its engine, its changes, and which nodes it keeps true now.
+
+    `idle_timeout` tells after how many seconds a node is idle, as far as it knows; 0 or infinite: never.
+    """
 
     settings: Settings
     engine: Engine
     changes: Changes
     keeps: Callable[[str], bool]
+    idle_timeout: Callable[[str], float]
 
 
 _here: Here | None = None

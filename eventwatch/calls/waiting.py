@@ -11,8 +11,14 @@ Not promised: that a state which lasted for milliseconds is seen.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import pymongo
 from pydantic import ValidationError
@@ -20,6 +26,7 @@ from pydantic import ValidationError
 from eventwatch.calls.follower import DEADLINE, UNREADABLE, Followed, Follower, get_follower, reason_of
 from eventwatch.calls.here import get_here
 from eventwatch.documents import ToolServerNode, node_collection, tolerant
+from eventwatch.durations import parse_duration
 from eventwatch.engine import DockerEngine
 from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
 from eventwatch.model import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
@@ -33,6 +40,7 @@ UNCONFIRMED: Final = 2.0
 #: Seconds between two looks at the engine, of which both must find that the node has ended.
 SECOND_LOOK: Final = 0.2
 ENGINE_DEADLINE: Final = 5.0
+NOT_AWAITED: Final = "a condition is a plain function of the document: a coroutine function would not be awaited"
 #: Seconds after which the engine is asked again about a node whose document says that it ended.
 LOOK_AGAIN: Final = 1.0
 
@@ -48,34 +56,61 @@ class Inspecting(Protocol):
 async def wait_for(
     node_id: str,
     condition: Condition,
-    timeout: float | None = 30.0,  # noqa: ASYNC109 - the error that it ends with is ours
+    timeout: float | timedelta | None = 30.0,  # noqa: ASYNC109 - the error that it ends with is ours
     *,
     engine: Inspecting | None = None,
 ) -> ToolServerNode | None:
     """Wait until a node's document meets a condition, and return it as it then is (None for `deleted`).
 
-    `node_id` is the full container id, `timeout` is in seconds (None: for ever). `condition` is `healthy` (it
-    runs, and its health check says so), `running`, `exited` (it has ended) or `deleted` (it has no document), or
-    a function of the document. `engine` is asked why a node ended: that of `watch()`, else that of the settings.
+    `node_id` is the full container id, `timeout` is in seconds, or a timedelta (None: for ever; 0: look once, and
+    at nothing but the document). `condition` is `healthy` (it runs, and its health check says so), `running`,
+    `exited` (it has ended) or `deleted` (it has no document), or a function of the document. `engine` is asked why
+    a node ended: that of `watch()`, else that of the settings.
 
     Raises WaitTimeoutError; NodeGoneError when there is no document, or it was deleted; NodeDiedError when the
     node ended, with exit code and last health output; StoreError when Beanie is not initialised or the document
-    cannot be read; ValueError for what is no container id or condition. What a function raises passes through.
+    cannot be read; ValueError for what is no container id, condition or timeout, TypeError for a coroutine
+    function. What a function raises passes through.
     """
     if not is_container_id(node_id):
         raise ValueError(f"{node_id!r:.80} is no full container id")
     if not callable(condition) and condition not in CONDITIONS:
         raise ValueError(f"{condition!r:.80} is no condition: use one of {', '.join(CONDITIONS)}, or a function")
+    if inspect.iscoroutinefunction(condition):
+        raise TypeError(NOT_AWAITED)
+    seconds = None if timeout is None or timeout == math.inf else _seconds(timeout)
     follower = get_follower()
+    if seconds == 0:
+        return await _look_once(node_id, condition)
     async with follower.following(node_id) as followed:
         waiter = _Waiter(followed, condition, engine)
         try:
-            async with asyncio.timeout(timeout) as deadline:
+            async with asyncio.timeout(seconds) as deadline:
                 return await waiter.wait()
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise WaitTimeoutError(_late(followed, condition, timeout or 0, follower)) from None
+            raise WaitTimeoutError(_late(followed, condition, seconds or 0, follower)) from None
+
+
+def _seconds(timeout: object) -> float:
+    try:
+        return parse_duration(timeout)
+    except ValueError as error:
+        raise ValueError(f"{timeout!r:.80} is no timeout: it {error}") from None
+
+
+async def _look_once(node_id: str, condition: Condition) -> ToolServerNode | None:
+    node = await find_node(node_id)
+    if node is None and condition == "deleted":
+        return None
+    if node is None:
+        raise NodeGoneError(f"Node {node_id[:12]} has no document")
+    if not meets(node, condition):
+        raise WaitTimeoutError(
+            f"Node {node_id[:12]} is not {_wanted(condition)} now: {_state(dict(node), condition)}"
+        )
+    return node
 
 
 class _Waiter:
@@ -113,10 +148,10 @@ class _Waiter:
     async def _raise_if_ended(self, node: ToolServerNode) -> None:
         """NodeDiedError if the node has ended, as the engine says too or cannot say."""
         try:
-            ending = await self._ending(node.id)
+            ending, began = await _ending(node.id, self._engine)
             if ending is not None:
                 await asyncio.sleep(SECOND_LOOK)  # `docker restart` ends it as well, for an instant
-                ending = await self._ending(node.id)
+                ending, _ = await _ending(node.id, self._engine, not_before=began + SECOND_LOOK)
         except EngineError as error:
             if await self._changes_within(UNCONFIRMED):
                 return
@@ -137,19 +172,52 @@ class _Waiter:
             return False
         return True
 
-    async def _ending(self, node_id: str) -> Ending | None:
-        """How it ended; None if it did not, or is gone, which its document will tell. Raises EngineError."""
-        try:
-            async with asyncio.timeout(ENGINE_DEADLINE):
-                container = await _inspect(node_id, self._engine)
-        except TimeoutError:
-            raise EngineError(f"it did not answer within {ENGINE_DEADLINE:.0f} s") from None
-        if container is None:
-            raise EngineError("it has no such container")
-        try:
-            return parse_ending(container)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EngineError(f"its answer is no inspection: {printable(repr(error), 80)}") from None
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """An inspection of a node that is said to have ended, and when it began (the loop's time, s)."""
+
+    began: float
+    task: asyncio.Task[Ending | None]
+
+
+#: Those under way, by node and engine.
+_looks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Look]] = WeakKeyDictionary()
+
+
+async def _ending(
+    node_id: str, engine: Inspecting | None, *, not_before: float = -math.inf
+) -> tuple[Ending | None, float]:
+    """How it ended, and when that was asked: once for all who ask at the same time, not before that moment.
+
+    None: it did not end, or is gone, which its document will tell. Raises EngineError.
+    """
+    loop = asyncio.get_running_loop()
+    looks, key = _looks.setdefault(loop, {}), (node_id, id(engine))
+    look = looks.get(key)
+    if look is None or look.task.done() or look.began < not_before:
+        task = asyncio.create_task(_look(node_id, engine), name="node-ending", context=contextvars.Context())
+        look = looks[key] = _Look(loop.time(), task)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # which maybe nobody awaits
+    try:
+        return await asyncio.shield(look.task), look.began
+    finally:
+        if look.task.done() and looks.get(key) is look:
+            del looks[key]
+
+
+async def _look(node_id: str, engine: Inspecting | None) -> Ending | None:
+    try:
+        async with asyncio.timeout(ENGINE_DEADLINE):
+            container = await _inspect(node_id, engine)
+    except TimeoutError:
+        raise EngineError(f"it did not answer within {ENGINE_DEADLINE:.0f} s") from None
+    if container is None:
+        raise EngineError("it has no such container")
+    try:
+        return parse_ending(container)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"its answer is no inspection: {printable(repr(error), 80)}") from None
 
 
 async def _inspect(node_id: str, engine: Inspecting | None) -> Mapping[str, Any] | None:
@@ -179,7 +247,12 @@ def meets(node: ToolServerNode, condition: Condition) -> bool:
             return node.status in ENDED
         case "deleted":
             return False
-    return bool(condition(node))
+    answer = condition(node)
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError(NOT_AWAITED)
+    return bool(answer)
 
 
 async def find_ids(beginning: str) -> list[str]:
@@ -216,13 +289,20 @@ def read_node(document: Mapping[str, Any]) -> ToolServerNode:
 
 
 def _late(followed: Followed, condition: Condition, timeout: float, follower: Follower) -> str:
-    wanted = condition if isinstance(condition, str) else "what was asked for"
-    text = f"Node {followed.node_id[:12]} is not {wanted} after {timeout:g} s"
+    text = f"Node {followed.node_id[:12]} is not {_wanted(condition)} after {timeout:g} s"
     if follower.trouble or not followed.was_read:
         return f"{text}: its document cannot be read: {follower.trouble or 'the database does not answer'}"
     document = followed.document
     if document is None:
         return f"{text}: it has no document"
+    return f"{text}: {_state(document, condition)}"
+
+
+def _wanted(condition: Condition) -> str:
+    return condition if isinstance(condition, str) else "what was asked for"
+
+
+def _state(document: Mapping[str, Any], condition: Condition) -> str:
     status, health = (printable(document.get(name), 20) for name in ("status", "health"))
     hint = "; it has no health check: wait for running" if (condition, health) == ("healthy", "none") else ""
-    return f"{text}: status {status}, health {health}{hint}"
+    return f"status {status}, health {health}{hint}"

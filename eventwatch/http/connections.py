@@ -4,8 +4,9 @@ Why not asyncio's own server: it accepts without bound, and when descriptors run
 attempt and stops listening for a second each time. The descriptors belong to the engine and the database first.
 
 Contract: at most `cap` connections (and a few that are just being closed) are open. A newcomer above that takes
-the place of the one that has been idle longest; where none is idle, it is closed. An eighth of the places is for
-the machine's own probes only.
+the place of the one that has been idle longest, one that was answered before one that has asked for nothing yet;
+where none is idle, it is refused. Who is refused before it was answered is told so (503, to come again), save over
+TLS, where that would take a handshake. An eighth of the places is for the machine's own probes only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import resource
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -27,25 +29,34 @@ from loguru import logger
 
 from eventwatch.http.access import is_loopback
 
-MOST_CONNECTIONS: Final = 512
+MOST_CONNECTIONS: Final = 4096
 #: Requests that wait for something to happen; they cost little, and have places of their own.
 MOST_PARKED: Final = 4096
 #: Seconds for a first request, header and TLS handshake included, and between two requests.
 FIRST_REQUEST: Final = 5.0
 NEXT_REQUEST: Final = 15.0
-#: Seconds for which a newcomer keeps its place even when others want it, between looks at idle ones, after an
-#: accept that failed, and between two lines of log.
+#: Seconds for which a connection keeps its place even when others want it: between two requests, and before the
+#: first, which may have come and wait to be read; between looks at idle ones, after an accept that failed, and
+#: between two lines of log.
 GRACE: Final = 0.1
+FIRST_GRACE: Final = 1.0
 LOOK: Final = 1.0
 RETRY: Final = 0.5
 QUIET: Final = 60.0
 #: Connections above the cap that may be on their way out.
 LEAVING: Final = 16
-BACKLOG: Final = 128
+BACKLOG: Final = 1024
+#: Seconds for which nobody is looked for who could make room, after nobody was found.
+LOOK_AGAIN: Final = 0.05
+#: What is sent to whom there is no room for.
+NO_ROOM: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nCache-Control: no-store\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 21\r\n\r\ntoo many connections\n"
+)
 
 
 def default_cap() -> int:
-    """A quarter of the descriptors that this process may have open, and at most 512."""
+    """A quarter of the descriptors that this process may have open, and at most 4096."""
     return max(8, min(MOST_CONNECTIONS, _descriptors() // 4))
 
 
@@ -116,7 +127,11 @@ class Connections:
         self._tls = tls
         self._open: dict[Any, _Connection] = {}  # by protocol; what has been idle longest comes first
         self._starting: set[asyncio.Task[None]] = set()
+        #: Those that were refused, and are still reading that; the oldest first.
+        self._refused: deque[socket.socket] = deque()
         self._tell = _Tell()
+        #: Until when no place is looked for, as there was none just now (monotonic, s).
+        self._full_until = 0.0
         self._parked = 0
         self._most_parked = min(MOST_PARKED, _descriptors() // 2)
 
@@ -132,7 +147,7 @@ class Connections:
             for task in (*tasks, *self._starting):
                 task.cancel()
             await asyncio.gather(*tasks, *self._starting, return_exceptions=True)
-            for each in listeners:
+            for each in (*listeners, *self._refused):
                 each.close()
 
     @contextmanager
@@ -182,14 +197,18 @@ class Connections:
                 self._say(f"no connection can be accepted: {error.strerror or error}")
                 await asyncio.sleep(RETRY)
                 continue
-            self._admit(server, accepted, local=is_loopback(str(address[0])))
+            try:
+                self._admit(server, accepted, local=is_loopback(str(address[0])))
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with this one, the next ones are accepted
+                accepted.close()
+                self._say(f"a connection could not be admitted: {error!r}")
             await asyncio.sleep(0)  # many may be waiting, and each is accepted without a pause of its own
 
     def _admit(self, server: web.Server, accepted: socket.socket, *, local: bool) -> None:
         limit = self.cap if local else self.cap - self.cap // 8
         if self._count >= limit and not self._make_room(limit):
-            accepted.close()
-            self._say(f"{limit} connections are open, what comes above is closed at once")
+            self._refuse(accepted)
+            self._say(f"{limit} connections are open, what comes above is refused")
             return
         protocol = _Protocol(
             server,
@@ -202,6 +221,19 @@ class Connections:
         start = asyncio.create_task(self._start(protocol, connection), name="http-connection")
         self._starting.add(start)
         start.add_done_callback(self._starting.discard)
+
+    def _refuse(self, accepted: socket.socket) -> None:
+        """Tell a newcomer that there is no room, and close it when it had the time to read that.
+
+        To close it at once, with a request that nobody has read, would take the answer back.
+        """
+        if self._tls is not None:
+            accepted.close()
+            return
+        _tell_no_room(accepted)
+        self._refused.append(accepted)
+        if len(self._refused) > self.cap // 8:
+            self._refused.popleft().close()
 
     async def _start(self, protocol: _Protocol, connection: _Connection) -> None:
         deadline = FIRST_REQUEST if self._tls else None
@@ -223,21 +255,41 @@ class Connections:
         if self._count >= self.cap + LEAVING:
             return False
         now = time.monotonic()
+        if now < self._full_until:
+            return False
+        connection = self._longest_idle(now, answered=True) or self._longest_idle(now, answered=False)
+        if connection is None:
+            self._full_until = now + LOOK_AGAIN
+            return False
+        self._say(f"{limit} connections are open, those that are idle longest make room")
+        if not connection.requests and self._tls is None:
+            _tell_no_room(connection.socket)
+        _end(connection)
+        return True
+
+    def _longest_idle(self, now: float, *, answered: bool) -> _Connection | None:
+        grace = GRACE if answered else FIRST_GRACE
         for connection in self._open.values():
-            if not connection.busy and not connection.leaving and now - connection.since > GRACE:
-                self._say(f"{limit} connections are open, those that are idle longest make room")
-                _end(connection)
-                return True
-        return False
+            if bool(connection.requests) != answered or connection.busy or connection.leaving:
+                continue
+            if now - connection.since <= grace:
+                return None  # the others are idle for less long
+            if not _has_asked(connection.socket):
+                return connection
+        return None
 
     async def _close_idle(self) -> None:
         while True:
+            refused = len(self._refused)
             await asyncio.sleep(LOOK)
+            for _ in range(min(refused, len(self._refused))):  # a look ago they were there already
+                self._refused.popleft().close()
             self._forget_closed()
             now = time.monotonic()
             for connection in self._open.values():
                 patience = NEXT_REQUEST if connection.requests else FIRST_REQUEST
-                if not connection.busy and now - connection.since > patience:
+                late = not connection.busy and now - connection.since > patience
+                if late and not _has_asked(connection.socket):
                     _end(connection)
 
     def _forget_closed(self) -> None:
@@ -255,6 +307,21 @@ def _end(connection: _Connection) -> None:
     connection.leaving = True
     with contextlib.suppress(OSError):
         connection.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _has_asked(held: socket.socket) -> bool:
+    """Whether something has come that nobody has read yet, as there was no time for it."""
+    try:
+        return bool(held.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
+
+
+def _tell_no_room(refused: socket.socket) -> None:
+    """Answer a connection on which nothing was answered before, whatever it asks for, and nothing after that."""
+    with contextlib.suppress(OSError):
+        refused.send(NO_ROOM)
+        refused.shutdown(socket.SHUT_WR)
 
 
 async def _listeners(host: str, port: int) -> list[socket.socket]:

@@ -1,8 +1,9 @@
 """The changes that readers follow over HTTP: the last ones and each new one, with numbers to resume from.
 
 Contract: a reader that names the last number it has seen gets what came after it, each change once and in order,
-also after a restart of eventwatch as far as the history reaches; where that is not certain it is told that it may
-have missed some (`Missed`), and gets all that is kept. A reader that is too slow is cut off, to come back.
+also after a restart of eventwatch as far as the history reaches; where that is not certain, as with a number that
+is none of ours, it is told that it may have missed some (`Missed`), and gets all that is kept. A reader that is
+too slow is cut off, to come back.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class ChangeFeed:
         try:
             if after is None:
                 kept = kept if old else []
-            elif after < self._complete_after:
+            elif not self._complete_after <= after <= self._last:
                 yield Missed()
             else:
                 kept = [change for change in kept if change.number > after]

@@ -59,7 +59,7 @@ CLAIM_RESERVE: Final = 30.0
 ACTIVITY_GAP: Final = 3.0
 ACTIVITY_LOOKS: Final = 10
 AT_EXIT: Final = "stopped by eventwatch as it ended (setting EVENTWATCH_STOP_NODES_ON_EXIT)"
-#: Nodes whose own timeouts are told to be wrong.
+#: Problems of nodes that are remembered, so that they are told once.
 MOST_PROBLEMS: Final = 1000
 
 
@@ -97,8 +97,8 @@ class IdleStopper:
         self._looks = asyncio.Semaphore(ACTIVITY_LOOKS)
         self._under_way: dict[str, Stop] = {}
         self._essentials = Essentials()
-        #: What is wrong with the nodes' own timeouts, as told.
-        self._problems: dict[str, str] = {}
+        #: What is wrong with a node, by its id and the kind of problem, as told.
+        self._problems: dict[tuple[str, str], str] = {}
         #: When idle stops begin (monotonic, s), once that is known.
         self._begin_at: float | None = None
         #: Whether the engine (a socket proxy, rather) refused to stop a container. Nothing is claimed then: a
@@ -121,7 +121,9 @@ class IdleStopper:
         return Idleness(idle=False, left=None, reason=reason) if reason else verdict
 
     def _timeout(self, recorded: Recorded, seen: Observation) -> float:
-        return self._told(seen.node_id, self._limit(recorded, seen))
+        own = self._limit(recorded, seen)
+        self._tell(seen.node_id, "idle timeout", own.problem)
+        return own.seconds
 
     def _limit(self, recorded: Recorded, seen: Observation) -> Timeout:
         return idle_timeout_of(recorded.idle_timeout, seen.labels, self._settings.idle_timeout)
@@ -135,14 +137,20 @@ class IdleStopper:
         return idle_reason(idle, limit=limit.seconds, source=limit.source)
 
     def _grace(self, seen: Observation) -> float:
-        return self._told(seen.node_id, stop_timeout_of(seen.labels, self._settings.stop_timeout))
-
-    def _told(self, node_id: str, own: Timeout) -> float:
-        """The time, once what is wrong with it is told; again only when that changes."""
-        if own.problem and self._problems.get(node_id) != own.problem and len(self._problems) < MOST_PROBLEMS:
-            self._problems[node_id] = own.problem
-            logger.warning("Node {}: {}", node_id[:12], own.problem)
+        own = stop_timeout_of(seen.labels, self._settings.stop_timeout)
+        self._tell(seen.node_id, "stop timeout", own.problem)
         return own.seconds
+
+    def _tell(self, node_id: str, kind: str, problem: str) -> None:
+        """Tell what is wrong with a node; of each kind once, and again only when it is something else."""
+        if not problem or self._problems.get((node_id, kind)) == problem:
+            return
+        if len(self._problems) >= MOST_PROBLEMS:
+            known = self._reconciler.known
+            self._problems = {key: text for key, text in self._problems.items() if key[0] in known}
+        if len(self._problems) < MOST_PROBLEMS:
+            self._problems[node_id, kind] = problem
+            logger.warning("Node {}: {}", node_id[:12], problem)
 
     def why_not_to_stop(self, seen: Observation) -> str:
         """Why this container may not be stopped at all; empty when it may be."""
@@ -286,7 +294,7 @@ class IdleStopper:
                     thresholds=settings.activities,
                 )
         if found.works is None:
-            self._told(node_id, Timeout(0.0, f"past its idle time, and not stopped, as {found.reason}"))
+            self._tell(node_id, "usage", f"past its idle time, and not stopped, as {found.reason}")
         elif found.works:
             self._reconciler.note_work(node_id, self._time.now())
             logger.info("Node {} is past its idle time, but works: {}", node_id[:12], found.reason)

@@ -19,6 +19,7 @@ SETTING = re.compile(r"((?:^# .*\n)+)^#(\w+)=(.*)$", re.MULTILINE)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("EVENTWATCH_", "DOCKER_", "DB_"))]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))  # whatever context its user has chosen
     monkeypatch.chdir(tmp_path)
 
 
