@@ -66,13 +66,14 @@ def _is_name(text: object) -> bool:
 
 
 class Cause(StrEnum):
-    """Why a document was changed: which of the three tiers saw it, a look, or our own idle stop."""
+    """Why a document was changed: which of the three tiers or a look saw it, an idle stop, or that we made it."""
 
     EVENT = "event"
     SETTLE = "settle"
     SWEEP = "sweep"
     LOOK = "look"
     IDLE = "idle"
+    REGISTER = "register"
 
 
 @dataclass(frozen=True, slots=True)
