@@ -11,7 +11,7 @@ SEED ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run check fast test test-engines soak bench clean
+.PHONY: help setup engine run check fast test test-engines soak bench publish clean
 # setup and engine may both need apt, which allows one user at a time.
 .NOTPARALLEL:
 
@@ -53,6 +53,9 @@ soak: setup engine ## random faults on two engines with one database, 5 minutes 
 
 bench: setup engine $(BENCH_READY) ## measure every figure beside its floor, about 6 minutes (BENCH="--rounds 5")
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+publish: ## build, try and upload this version (IMAGE=REGISTRY/NAME INDEX=URL; .ci/publish says what else)
+	@.ci/publish
 
 clean: ## remove .venv, caches and builds
 	@echo "==> removing .venv, caches and builds"

@@ -49,6 +49,8 @@ from eventwatch.errors import (
 from eventwatch.history import History, read_changes
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
+from eventwatch.http.rows import Facts, Rows
+from eventwatch.http.series import Series, totals
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
 from eventwatch.nearby import is_standby
@@ -133,11 +135,13 @@ class Application:
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
         self.feed = ChangeFeed()
+        self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of)
         self.pages: Pages | None = None
         self._changes = Changes()
         self._elector: Elector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
+        self.series = Series(self.metrics, self._clock)
         self._time = KindestClock(self._clock, settings.idle_timeout)
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
@@ -150,6 +154,7 @@ class Application:
         self._embedded = embedded
         #: Where the documents are, once `ready` is set: also that of the embedded database. May hold a password.
         self.mongo_url = ""
+        self._info: EngineInfo | None = None
         #: What it is waiting to be over, if it waits for the engine or the database.
         self.trouble = ""
 
@@ -213,6 +218,57 @@ class Application:
         return known | {
             "node_id": document.id,
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
+        }
+
+    def _facts(self, node_id: str) -> Facts | None:
+        reconciler = self.reconciler
+        node = reconciler.known.get(node_id) if reconciler else None
+        if reconciler is None or node is None:
+            return None
+        told = reconciler.reasons.row(node_id)
+        del told["unhealthy_for"]  # which changes all the time
+        observed, observed_at = reconciler.observed(node_id)
+        return Facts(
+            recorded=node,
+            told=told,
+            started_at=reconciler.started_at(node_id),
+            used_at=reconciler.used_at(node_id),
+            inspected=node_id not in reconciler.unanswered,
+            observed=observed,
+            observed_at=observed_at / 1e9,
+        )
+
+    def _idle_of(self, node_id: str, _: Facts) -> dict[str, Any]:
+        """When the node is idle as things stand (Unix time, s; null: never), and why."""
+        node = self.node(node_id) or {}
+        left = node.get("idle_left")
+        return {"idle_at": None if left is None else round(self._time.now().timestamp() + left)}
+
+    def overview(self) -> dict[str, Any]:
+        """The head of the status page: who watches what, and how well. Ages and times in s."""
+        settings, info, watcher, sweeper = self.settings, self._info, self.watcher, self.sweeper
+        now = self._clock.monotonic()
+        holder = self._elector.holder if self._elector else None
+        reasons = self.doubts()
+        return {
+            "now": self._clock.time_ns() / 1e9,
+            "version": eventwatch_version(),
+            "host": socket.gethostname(),
+            "engine": info and {"name": info.name, "version": info.version, "api_version": info.api_version},
+            "database": settings.mongo_database,
+            "role": "leader" if self.reconciler else "standby" if holder else "starting",
+            "leader": holder and {"checker": holder.manager_id, "host": holder.host, "pid": holder.pid},
+            "ready": not reasons,
+            "reasons": reasons,
+            "notes": self.notes(),
+            "stream_age": watcher and watcher.connected_at and now - watcher.connected_at,
+            "sweep_age": None if sweeper is None or sweeper.last_success is None else now - sweeper.last_success,
+            "sweep_interval": settings.sweep_interval,
+            "drift": sum(totals(self.metrics.drift).values()),
+            "idle_timeout": settings.idle_timeout,
+            "dry_run": settings.dry_run,
+            "register_label": settings.register_label,
+            "network": settings.node_network,
         }
 
     def states(self) -> Iterable[tuple[str | None, str | None]]:
@@ -315,6 +371,7 @@ class Application:
                 states=self.states, doubts=self.doubts, notes=self.notes, find=find_ids,
                 engines=self.read_engines, engine_id=lambda: self._engine_id, read_page=self.read_page,
                 read=self.read_node, wait=self.wait_for_node, changes=self.read_changes,
+                rows=self.rows, overview=self.overview, series=self.series.as_json,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
             await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
@@ -351,6 +408,7 @@ class Application:
     def _watch_clock(self) -> None:
         """Look at our own clock now and then, standing by as well: a leap must be seen before it is judged by."""
         self._time.sample()
+        self.series.tick()
         self._clock_timer = self._clock.call_later(CLOCK_LOOK, self._watch_clock)
 
     def _unwatch_clock(self) -> None:
@@ -424,7 +482,7 @@ class Application:
         lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
 
         async def lead_once() -> _Outcome:
-            info = await self._patiently(engine.identify)
+            info = self._info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
             await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
@@ -510,6 +568,7 @@ class Application:
         reconciler.request_sweep = sweeper.request
         store.on_return = sweeper.request_later
         reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note
+        reconciler.listeners += self.rows.publish, self.series.publish
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock, engine_id=lease.engine_id)

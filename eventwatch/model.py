@@ -66,12 +66,13 @@ def _is_name(text: object) -> bool:
 
 
 class Cause(StrEnum):
-    """Why a document was changed: which of the three tiers saw it, or our own idle stop."""
+    """Why a document was changed: which of the three tiers saw it, our own idle stop, or that we made it."""
 
     EVENT = "event"
     SETTLE = "settle"
     SWEEP = "sweep"
     IDLE = "idle"
+    REGISTER = "register"
 
 
 @dataclass(frozen=True, slots=True)

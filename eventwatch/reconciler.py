@@ -98,6 +98,9 @@ class _Node:
     used_at: datetime | None = None
     worked_at: datetime | None = None
     idle_label: str | None = None
+    #: What the last inspections say of the document's fields, unless an event came since; and since when.
+    observed: Fields | None = None
+    observed_at: int = 0
     waiting: list[int] = field(default_factory=list)
     failures: Backoff = field(default_factory=lambda: Pace(base=0.1, cap=5.0).start())
 
@@ -186,6 +189,7 @@ class Reconciler:
             return
         node = self._node(event.node_id)
         node.events += 1
+        node.observed = None
         self.reasons.on_event(event)
         hint = hint_of(event, health_check=self._settings.health_check)
         stale = is_older(event.time_nano, node.as_of)
@@ -334,7 +338,10 @@ class Reconciler:
                 "Node {} {}, so it gets no ip: attach it to {}, or set EVENTWATCH_NODE_NETWORK",
                 seen.node_id[:12], where_it_is(seen), self._settings.node_network,
             )  # fmt: skip
-        return desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
+        wanted = desired_fields(seen, node_port=self._settings.node_port, health_check=self._settings.health_check)
+        if node.observed != wanted:
+            node.observed, node.observed_at = wanted, self.clock.time_ns()
+        return dict(wanted)
 
     def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
         if not seen.found and cause is not Cause.SWEEP and self.engine_id:
@@ -421,6 +428,11 @@ class Reconciler:
         if node is None or node.worked_at is None:
             return node.used_at if node else None
         return max(node.used_at, node.worked_at) if node.used_at else node.worked_at
+
+    def observed(self, node_id: str) -> tuple[Fields | None, int]:
+        """What inspections say the document should hold, unless an event came since; since when (Unix, ns)."""
+        node = self._nodes.get(node_id)
+        return (node.observed, node.observed_at) if node else (None, 0)
 
     def note_work(self, node_id: str, moment: datetime) -> None:
         """Count what the node did as a use of it (aware UTC)."""
@@ -533,6 +545,10 @@ class Reconciler:
         if registered:
             self.metrics.writes.labels("register").inc()
             logger.info("Node {} registered: {} at {}:{}", node.short_id, seen.name, node.ip, node.port)
+            new: dict[str, str | int] = {"status": node.status, "health": node.health}
+            new |= {"ip": node.ip, "port": node.port}
+            now = self.clock.time_ns()
+            self._tell(Change(node.id, node.short_id, dict.fromkeys(new), new, False, Cause.REGISTER, now, None))
 
     # -- writing -------------------------------------------------------------------------------------
 
@@ -664,10 +680,13 @@ class Reconciler:
                 node_id, old.short_id, {name: getattr(old, name) for name in new}, new, change.delete,
                 change.cause, now, latency, event_ns, reason, details.name, details.image,
             )  # fmt: skip
-            for listener in self.listeners:
-                listener(written)
+            self._tell(written)
         if new.get("status") in ENDED:
             self.reasons.ended(node_id)
+
+    def _tell(self, written: Change) -> None:
+        for listener in self.listeners:
+            listener(written)
 
     def _follow_up(self, refused: Refused) -> None:
         for node_id in refused.vanished:

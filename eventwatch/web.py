@@ -43,6 +43,7 @@ from eventwatch.http.answers import (
 )
 from eventwatch.http.connections import Connections
 from eventwatch.http.feed import MOST_READERS, ChangeFeed, Missed
+from eventwatch.http.rows import Rows
 from eventwatch.metrics import Metrics
 from eventwatch.model import CONDITIONS, is_container_id
 from eventwatch.nearby import IDENTITY
@@ -79,6 +80,7 @@ LONGEST_NODE_TURN: Final = 10.0
 LONGEST_WAIT: Final = 600.0
 WAIT: Final = 30.0
 _STATUSES: Final = {ValueError: 400, NodeGoneError: 404, WaitTimeoutError: 408, NodeDiedError: 410}
+_JSON: Final = {"Content-Type": JSON}
 #: Characters of a path; all of ours are shorter.
 LONGEST_PATH: Final = 200
 LONGEST_ID: Final = 64
@@ -109,6 +111,10 @@ class Pages:
     wait: Callable[[str, str, float], Awaitable[Mapping[str, Any] | None]]
     #: A node's changes on record, newest first, whether or not it has a document. Raises StoreError.
     changes: Callable[[str], Awaitable[list[dict[str, Any]]]]
+    #: What the status page shows of all nodes; of who watches what; and of the last hour.
+    rows: Rows
+    overview: Callable[[], Mapping[str, Any]]
+    series: Callable[[], Mapping[str, Any]]
     identity: str
     access: Access = field(default_factory=Access)
     _answers: Answers = field(default_factory=Answers)
@@ -134,6 +140,9 @@ class Pages:
                 web.get("/api/nodes/{id}", self.show_node),
                 web.get("/api/engines", self.show_engines),
                 web.get("/api/nodes/{id}/changes", self.show_changes),
+                web.get("/api/rows", self.show_rows),
+                web.get("/api/overview", self.show_overview),
+                web.get("/api/series", self.show_series),
                 web.get("/api/changes", self.follow_changes),
             ]
         )
@@ -197,7 +206,7 @@ class Pages:
             body, last = await (
                 self._read_page(other, after, limit) if other else nodes.page(after=after, limit=limit)
             )
-            headers = {"Content-Type": JSON}
+            headers = dict(_JSON)
             if last is not None:
                 query: dict[str, str | int] = {"engine": engine} if engine else {}
                 last = self.shown(last.encode()).decode()
@@ -222,12 +231,49 @@ class Pages:
 
         async def make() -> Answer:
             rows = [row | {"own": row["engine_id"] == self.engine_id()} for row in await self.engines()]
-            return Answer(await dumps_many(rows), {"Content-Type": JSON})
+            return Answer(await dumps_many(rows), _JSON)
 
         try:
             return await _send(request, await self._fleet.get("engines", make))
         except EventwatchError as error:
             return _refusal(503, str(error))
+
+    async def show_rows(self, request: web.Request) -> web.StreamResponse:
+        """What the status page shows of each node, as far as it changed since the version that it names."""
+        have = request.query.get("since", "")
+
+        async def make() -> Answer:
+            return Answer(self.shown(await self.rows.answer(have)), _JSON)
+
+        return await _send(request, await self._answers.get(("rows", have), make))
+
+    async def show_overview(self, request: web.Request) -> web.StreamResponse:
+        """Who watches what, and how well."""
+
+        async def make() -> Answer:
+            await self.rows.refresh()
+            counts = {"statuses": +self.rows.statuses, "problems": +self.rows.problems}
+            return Answer(self.shown(dumps({**self.overview(), **counts}).encode()), _JSON)
+
+        return await _send(request, await self._answers.get("overview", make))
+
+    async def show_series(self, request: web.Request) -> web.StreamResponse:
+        """The last hour by minutes: latency, events, writes."""
+
+        async def make() -> Answer:
+            return Answer(dumps(self.series()).encode(), _JSON)
+
+        return await _send(request, await self._answers.get("series", make))
+
+    async def show_changes(self, request: web.Request) -> web.StreamResponse:
+        """A node's changes on record, newest first; of one that is gone by its whole id, for a while by less."""
+        asked = request.match_info["id"]
+        try:
+            node_id = await self._node_named(asked, gone=True)
+            changes = await self.changes(node_id)
+        except (EventwatchError, ValueError) as error:
+            return _refusal(_STATUSES.get(type(error), 503), str(error))
+        return _json(changes, bytes if asked == node_id else self.shown)
 
     async def show_node(self, request: web.Request) -> web.StreamResponse:
         """One node, by its id or the beginning of it; with `until` and `timeout`, once it is what is waited for.
@@ -242,43 +288,38 @@ class Pages:
                 row = await self.read(node_id)
                 if row is None:
                     raise NodeGoneError(f"Node {node_id[:12]} has no document")
-                return _row(row, show)
+                return _json(row, show)
             with request.config_dict[CONNECTIONS].parking(request.protocol) as parked:
                 if not parked:
                     return _busy("too many wait already\n")
                 row = await self.wait(node_id, until, seconds) or {"node_id": node_id, "deleted": True}
-                return _row(row, show)
+                return _json(row, show)
         except (EventwatchError, ValueError) as error:
             return _refusal(_STATUSES.get(type(error), 503), str(error))
-
-    async def show_changes(self, request: web.Request) -> web.StreamResponse:
-        """A node's changes on record, newest first: by its whole id also once it has no document any more."""
-        asked = request.match_info["id"]
-        try:
-            node_id, _, _ = await self._asked_for(request)
-            changes = await self.changes(node_id)
-        except (EventwatchError, ValueError) as error:
-            return _refusal(_STATUSES.get(type(error), 503), str(error))
-        show = bytes if asked == node_id else self.shown
-        return web.Response(body=show(dumps(changes).encode()), content_type="application/json")
 
     async def _asked_for(self, request: web.Request) -> tuple[str, str | None, float]:
         """Which node, what it is waited for to be, and for how long (s). Raises ValueError, NodeGoneError."""
-        asked, until = request.match_info["id"], request.query.get("until")
-        longest = self.longest_beginning
-        if not is_container_id(asked) and re.fullmatch(rf"[0-9a-f]{{4,{longest}}}", asked, re.ASCII) is None:
-            raise ValueError(f"a node is asked for by its id, or by 4 to {longest} digits of its beginning")
+        until = request.query.get("until")
         seconds = parse_duration(request.query.get("timeout", WAIT))
         if until not in {None, *CONDITIONS} or seconds > LONGEST_WAIT:
             raise ValueError(
                 f"until must be one of {', '.join(CONDITIONS)}, and timeout at most {LONGEST_WAIT:.0f}s"
             )
+        return await self._node_named(request.match_info["id"]), until, seconds
+
+    async def _node_named(self, asked: str, *, gone: bool = False) -> str:
+        """The whole id; `gone`: also of one that was deleted lately. Raises ValueError, EventwatchError."""
+        longest = self.longest_beginning
+        if not is_container_id(asked) and re.fullmatch(rf"[0-9a-f]{{4,{longest}}}", asked, re.ASCII) is None:
+            raise ValueError(f"a node is asked for by its id, or by 4 to {longest} digits of its beginning")
         found = [asked] if is_container_id(asked) else await self.find(asked)
+        if not found and gone:
+            found = [node_id for node_id in self.feed.node_ids if node_id.startswith(asked)]
         if not found:
             raise NodeGoneError(f"no node's id begins with {asked}")
         if len(found) > 1:
             raise ValueError(f"several nodes' ids begin with {asked}")
-        return found[0], until, seconds
+        return found[0]
 
     async def follow_changes(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: the recent changes, then each new one; `?from=now` leaves the recent ones out.
@@ -410,8 +451,8 @@ def _guarding(access: Access) -> Middleware:
     return guard
 
 
-def _row(row: Mapping[str, Any], show: Callable[[bytes], bytes]) -> web.Response:
-    return web.Response(body=show(dumps(row).encode()), content_type="application/json", charset="utf-8")
+def _json(value: object, show: Callable[[bytes], bytes]) -> web.Response:
+    return web.Response(body=show(dumps(value).encode()), headers=_JSON)
 
 
 def _refusal(status: int, text: str) -> web.Response:

@@ -31,6 +31,7 @@ class Numbered:
 
     number: int
     data: bytes
+    node_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class ChangeFeed:
         if not self._last:
             self._complete_after = written.at_ns - 1
         self._last = max(self._last + 1, written.at_ns)
-        change = Numbered(self._last, dumps({**asdict(written), "cause": str(written.cause)}).encode())
+        change = Numbered(
+            self._last, dumps({**asdict(written), "cause": str(written.cause)}).encode(), written.node_id
+        )
         if len(self.recent) >= KEPT_CHANGES:
             self._complete_after = self.recent.popleft().number
         self.recent.append(change)
@@ -71,7 +74,7 @@ class ChangeFeed:
         first = self.recent[0].number if self.recent else changes[0]["at_ns"] + 1
         for change in changes[: KEPT_CHANGES - len(self.recent)]:
             first = min(first - 1, change["at_ns"])
-            self.recent.appendleft(Numbered(first, dumps(change).encode()))
+            self.recent.appendleft(Numbered(first, dumps(change).encode(), change["node_id"]))
         self._last = max(self._last, self.recent[-1].number)
         self._complete_after = self._last  # the history may lack what was written last
         self.close()
@@ -81,6 +84,11 @@ class ChangeFeed:
         for reader in self._readers:
             reader.put_nowait(None)
         self._readers.clear()
+
+    @property
+    def node_ids(self) -> set[str]:
+        """The ids of the nodes that the last changes are about."""
+        return {change.node_id for change in self.recent}
 
     @property
     def is_full(self) -> bool:

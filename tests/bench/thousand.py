@@ -36,7 +36,7 @@ from tests.engines import PrivateMongo
 DATABASE: Final = "thousand"
 SWEEP_INTERVAL: Final = 30.0
 AWAY: Final = 20.0
-GIVE_UP: Final = 120.0
+GIVE_UP: Final = 300.0
 THOUSAND: Final = 1000
 
 

@@ -20,7 +20,7 @@ from tests.certificates import make_certificates
 from tests.conftest import free_address
 from tests.e2e.test_embedding import environment
 from tests.e2e.test_operator import ask
-from tests.e2e.test_page import browser, shows, text_of
+from tests.e2e.test_page import browser, complaints, shows, text_of
 from tests.e2e.watching import World, eventually, program, run_program
 
 TOKEN = "correct-horse-battery"
@@ -193,8 +193,8 @@ async def test_the_page_works_with_the_token_as_password_and_over_several_pages_
         await shows(driver, started[0].id[:12], "exited")
         await eventually(lambda: text_of(driver, "readiness").startswith("Ready"))
         # The row may come with the next look at all nodes, before the change itself.
-        await eventually(lambda: "status running" in text_of(driver, "changes"))
-        assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+        await eventually(lambda: "running → exited" in text_of(driver, "changes"))
+        assert complaints(driver) == []
 
 
 async def test_a_name_is_served_once_it_is_allowed(world: World) -> None:

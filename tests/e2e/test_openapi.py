@@ -62,6 +62,9 @@ async def test_every_answer_is_as_the_file_says(world: World) -> None:
             ],
             "/api/nodes/{id}/changes": [f"{one}/changes", f"{one[:-50]}/changes", "/api/nodes/x/changes"],
             "/api/changes": ["/api/changes?from=then"],
+            "/api/rows": ["/api/rows", "/api/rows?since=x"],
+            "/api/overview": ["/api/overview"],
+            "/api/series": ["/api/series"],
         }
         met = {path: {check_one(path, await client.get(url)) for url in urls} for path, urls in asked.items()}
         assert met["/api/nodes/{id}"] == {200, 400, 404, 408}

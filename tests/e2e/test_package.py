@@ -183,7 +183,7 @@ async def test_it_watches_with_the_embedded_database_and_ends_on_sigterm(
 
         await eventually(ready)
         assert "text/html" in (await client.get("/")).headers["content-type"]
-        assert (await client.get("/static/page.js")).status_code == 200
+        assert (await client.get("/static/main.js")).status_code == 200
         running.process.send_signal(signal.SIGTERM)
         assert await running.ends() == 0
         assert "Traceback" not in running.output

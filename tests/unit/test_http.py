@@ -27,8 +27,9 @@ from eventwatch.http import answers, connections, feed
 from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
 from eventwatch.http.feed import ChangeFeed
+from eventwatch.http.rows import Facts, Rows
 from eventwatch.metrics import Metrics
-from eventwatch.model import Cause, Change
+from eventwatch.model import Cause, Change, Recorded
 from eventwatch.web import Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
@@ -61,6 +62,9 @@ class Served:
 
     async def read(self, node_id: str) -> dict[str, Any] | None:
         return self.node(node_id) if node_id in self.nodes else None
+
+    def facts(self, node_id: str) -> Facts:
+        return Facts(recorded=Recorded(node_id, node_id[:12], status=self.nodes[node_id]))
 
     async def wait(self, node_id: str, condition: str, seconds: float) -> dict[str, Any] | None:
         self.waiting += 1
@@ -98,6 +102,8 @@ class Served:
             doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find, engines=self.read_engines,
             engine_id=lambda: "own", read_page=self.read_page,
             read=self.read, wait=self.wait, changes=self.changes, access=access or Access(),
+            rows=Rows(node_ids=lambda: self.nodes, facts=self.facts, more=lambda *_: {}),
+            overview=dict, series=dict,
         )  # fmt: skip
         async with serve(host, self.port, pages):
             yield self
@@ -630,9 +636,9 @@ async def test_no_answer_is_kept_or_tells_what_serves_it() -> None:
             reply = await client.get(path)
             assert reply.headers["Cache-Control"] == "no-store", path
             assert "Server" not in reply.headers
-        script = await client.get("/static/page.js")
+        script = await client.get("/static/main.js")
         assert script.headers["Cache-Control"] == "no-cache"
-        again = await client.get("/static/page.js", headers={"If-None-Match": script.headers["ETag"]})
+        again = await client.get("/static/main.js", headers={"If-None-Match": script.headers["ETag"]})
         assert again.status_code == 304
 
 
@@ -643,7 +649,7 @@ def basic(user: str, password: str) -> dict[str, str]:
 async def test_a_token_is_asked_for_except_by_the_probes() -> None:
     served = Served(many(1), doubts=[f"lease: standing by, checker {ID[:32]} watches this engine"])
     async with served.running(Access(token=b"s3cret:1")), served.client() as client:
-        for path in ("/", "/api/nodes", "/api/changes", "/metrics", "/static/page.js", "/nothing"):
+        for path in ("/", "/api/nodes", "/api/changes", "/metrics", "/static/main.js", "/nothing"):
             refused = await client.get(path)
             assert refused.status_code == 401, path
             assert refused.headers["WWW-Authenticate"].startswith("Basic ")

@@ -1,0 +1,261 @@
+// One node's own view, at `#/node/ID`: what it is, why it is so, what happened to it, and what comes next.
+
+import { byId, element, link, setText, svg } from "./dom.js";
+import { entryOf, belongs, extend, isVisible, whatHappened, why } from "./changes.js";
+import { healthClass, problemName, statusClass } from "./problems.js";
+import { ask } from "./server.js";
+import { nodes, now, on, place } from "./state.js";
+import { address, age, clock, count, duration, moment } from "./words.js";
+
+const TALL = 34;
+// ms until the history, which is written once a second, holds a change.
+const WRITTEN = 1500;
+
+let shown = null;
+let told = null;
+let past = [];
+let missing = "";
+let back = "#/";
+let asked = 0;
+
+const date = (text) => {
+  if (!text) return null;
+  const made = new Date(/(Z|[+-]\d\d:?\d\d)$/.test(text) ? text.replace(" ", "T") : `${text.replace(" ", "T")}Z`);
+  return Number.isNaN(made.getTime()) ? null : made;
+};
+
+function since(when) {
+  return when ? `${moment(when)} (${age(now() - when.getTime() / 1000)} ago)` : "–";
+}
+
+function row() {
+  if (nodes.has(shown)) return nodes.get(shown);
+  for (const [id, node] of nodes) if (id.startsWith(shown)) return node;
+  return null;
+}
+
+async function load() {
+  const id = shown;
+  const number = (asked += 1);
+  const [node, changes] = await Promise.allSettled([ask(`api/nodes/${id}`), ask(`api/nodes/${id}/changes`)]);
+  if (number !== asked || id !== shown) return;
+  if (node.status === "fulfilled") {
+    told = node.value;
+    missing = "";
+  } else if (node.reason.status === 404) {
+    missing = "It has no document any more.";
+  }
+  if (changes.status === "fulfilled") past = changes.value;
+  draw();
+}
+
+// Changes on record, newest first, in the words of those that come live.
+function written() {
+  return past.map((change) => ({
+    ...change, at_ns: date(change.until).getTime() * 1e6, first_ns: date(change.at).getTime() * 1e6,
+  }));
+}
+
+function entries() {
+  const made = [];
+  for (const change of written().filter(isVisible).reverse()) {
+    const last = made[made.length - 1];
+    if (change.count === 1 && last && belongs(last, change)) {
+      extend(last, change);
+    } else {
+      made.push(entryOf(change));
+      made[made.length - 1].first = change.first_ns / 1e6;
+    }
+    made[made.length - 1].reason = change.reason || made[made.length - 1].reason;
+  }
+  return made.reverse();
+}
+
+// -- parts --------------------------------------------------------------------------------------------------
+
+function fact(list, name, ...values) {
+  const value = element("dd");
+  value.append(...values.map((each) => (each instanceof Node ? each : document.createTextNode(each))));
+  list.append(element("dt", name), value);
+}
+
+function facts(node) {
+  const list = element("dl", null, "facts");
+  fact(list, "Status", element("span", node.status, statusClass({ problems: [], ...node })),
+    node.since ? ` for ${duration(now() - node.since)}` : "");
+  fact(list, "Health", element("span", node.health, healthClass(node)));
+  fact(list, "Address", element("code", address(node) || "–"));
+  fact(list, "Image", element("code", node.image || "–"));
+  fact(list, "Id", element("code", node.node_id));
+  if (!told) return list;
+  fact(list, "Created", since(date(told.created_at)));
+  fact(list, "Started", since(date(told.started_at)));
+  if (told.finished_at) fact(list, "Last ended", since(date(told.finished_at)), told.ran ? `, after ${duration(told.ran)}` : "");
+  fact(list, "Restarts", String(told.restart_count ?? "–"), told.restart_count ? " by its restart policy" : "");
+  fact(list, "Networks", (told.networks || []).join(", ") || "–");
+  fact(list, "Last request", since(date(told.last_req_time)));
+  fact(list, "Owner", `engine ${told.engine_id || "nobody yet"}`, told.epoch ? `, epoch ${told.epoch}` : "");
+  return list;
+}
+
+// What the next decision about an idle stop will be, and why.
+function decision(node) {
+  if (!told || told.idle_reason === undefined) return "";
+  const limit = told.idle_limit ? `Its idle time is ${duration(told.idle_limit)}, by ${told.idle_source}.` : "";
+  if (node.idle_at === null || node.idle_at === undefined) return `It will not be stopped as idle: ${told.idle_reason}. ${limit}`;
+  const left = node.idle_at - now();
+  const when = clock(new Date(node.idle_at * 1000));
+  return left > 0
+    ? `It will be stopped as idle at ${when}, in ${duration(left)}, unless a request comes in. ${limit}`
+    : `Its idle time is used up since ${when}: the next sweep stops it unless a request comes in. ${limit}`;
+}
+
+function reasons(node) {
+  const parts = [];
+  const problems = node.problems || [];
+  if (problems.length) parts.push(element("p", problems.map(problemName).join(", "), "verdict"));
+  const listed = told && told.failures && told.failures.length && /^its last health check said/.test(told.reason);
+  if (told && told.reason && !listed) parts.push(element("p", told.reason));
+  if (told && told.error) parts.push(element("p", `The engine says: ${told.error}`));
+  if (node.disagreement && Object.keys(node.disagreement).length) {
+    const said = Object.entries(node.disagreement).map(([name, value]) => `${name} ${value || "–"}`).join(", ");
+    parts.push(element("p", `The engine says something else than the document: ${said}`));
+  }
+  if (told && told.failures && told.failures.length) {
+    parts.push(element("h3", "Failed health checks"));
+    const list = element("ol", null, "failures");
+    for (const failure of told.failures) {
+      const item = element("li");
+      item.append(element("span", `${since(date(failure.at))}, exit code ${failure.exit_code ?? "–"}`, "why"),
+        element("pre", failure.output || "(no output)"));
+      list.append(item);
+    }
+    parts.push(list);
+  }
+  return parts;
+}
+
+function timeline(wide) {
+  const steps = written().filter((change) => change.deleted || change.new.status !== undefined)
+    .sort((one, other) => one.first_ns - other.first_ns);
+  const plot = svg("svg", { class: "timeline", role: "img", viewBox: `0 0 ${wide} ${TALL}`, height: TALL });
+  if (!steps.length) return null;
+  const begin = steps[0].first_ns / 1e6;
+  const end = now() * 1000;
+  const x = (at) => ((at - begin) / Math.max(1, end - begin)) * wide;
+  const words = [];
+  steps.forEach((change, place) => {
+    const from = change.first_ns / 1e6;
+    const to = place + 1 < steps.length ? steps[place + 1].first_ns / 1e6 : change.deleted ? from : end;
+    const status = change.deleted ? "removed" : change.new.status;
+    const bar = svg("rect", { class: `t-${status}`, x: x(from), y: 2, width: Math.max(1.5, x(to) - x(from)), height: TALL - 16 });
+    const text = `${status} from ${moment(new Date(from))}${change.count > 1 ? `, ${change.count} times` : ""}${change.reason ? `: ${change.reason}` : ""}`;
+    bar.append(svg("title", {}, text));
+    words.push(text);
+    plot.append(bar);
+    if (change.count > 1) {
+      const until = change.at_ns / 1e6;
+      plot.append(svg("rect", { class: "t-again", x: x(from), y: TALL - 16, width: Math.max(2, x(until) - x(from)), height: 4 }));
+    }
+  });
+  plot.append(svg("text", { class: "mark", x: 0, y: TALL - 2 }, moment(new Date(begin))),
+    svg("text", { class: "mark end", x: wide, y: TALL - 2 }, steps[steps.length - 1].deleted ? "now, removed" : "now"));
+  plot.setAttribute("aria-label", `Its life: ${words.slice(-6).join("; ")}`);
+  return plot;
+}
+
+function labels() {
+  const pairs = Object.entries((told && told.labels) || {});
+  if (!pairs.length) return null;
+  const list = element("ul", null, "labels");
+  list.append(...pairs.map(([key, value]) => element("li", value ? `${key}=${value}` : key)));
+  return list;
+}
+
+function changes() {
+  const list = element("ol", null, "past");
+  list.append(...entries().map((entry) => {
+    const item = element("li");
+    item.append(element("span", whatHappened(entry)), " ", element("span", why(entry), "why"));
+    if (entry.reason) item.append(element("span", entry.reason, "reason"));
+    return item;
+  }));
+  return list;
+}
+
+function part(title, ...content) {
+  const made = element("section");
+  made.append(element("h3", title), ...content.filter(Boolean));
+  return made;
+}
+
+function draw() {
+  const where = byId("node");
+  if (where.hidden) return;
+  const known = row();
+  const last = past[0] || {};
+  const node = { node_id: shown, name: last.name, image: last.image, status: missing ? "removed" : "–", health: "–", problems: [],
+    ...(told || {}), ...(known || {}) };
+  const up = link("← All nodes", back, "back");
+  const title = element("h2", node.name || node.short_id || shown.slice(0, 12));
+  title.id = "node-title";
+  title.tabIndex = -1;
+  const line = timeline(Math.max(240, where.clientWidth - 4));
+  const next = missing ? "" : decision(node);
+  renew(where, [up, title, ...(missing ? [element("p", missing, "verdict")] : []),
+    ...[
+      reasons(node).length ? part("Why", ...reasons(node)) : null,
+      part("What it is", facts(node)),
+      next ? part("What comes next", element("p", next)) : null,
+      line ? part("Its life", line) : null,
+      labels() ? part("Labels", labels()) : null,
+      part(past.length ? `Changes on record (${count(past.length, "entry", "entries")})` : "No changes on record",
+        past.length ? changes() : null),
+    ].filter(Boolean)]);
+}
+
+// Put in only what differs: what is selected, focused or read aloud stays.
+function renew(where, parts) {
+  parts.forEach((made, at) => {
+    const there = where.children[at];
+    if (!there) where.append(made);
+    else if (!there.isEqualNode(made)) there.replaceWith(made);
+  });
+  while (where.children.length > parts.length) where.lastElementChild.remove();
+}
+
+function open() {
+  const { node } = place();
+  byId("node").hidden = !node;
+  if (!node) {
+    shown = null;
+    return;
+  }
+  if (node === shown) return;
+  shown = node;
+  told = null;
+  past = [];
+  missing = "";
+  draw();
+  setText(byId("shown"), "");
+  const title = byId("node-title");
+  if (title) title.focus({ preventScroll: true });
+  scrollTo(0, 0);
+  load();
+}
+
+export function begin() {
+  on("place", open);
+  on("left", (address_) => { back = address_; });
+  on("change", ({ change, live }) => {
+    if (!live || !shown || !(change.node_id.startsWith(shown) || shown.startsWith(change.node_id))) return;
+    load();
+    setTimeout(() => { if (shown) load(); }, WRITTEN);
+  });
+  setInterval(() => { if (shown) draw(); }, 1000);
+  setInterval(() => { if (shown) load(); }, 10000);
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && shown) location.hash = back;
+  });
+}
+

@@ -1,0 +1,111 @@
+"""`make publish`, to a registry (Debian's docker-registry) and an index (pypiserver) of the test's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_port
+from tests.container.sidecars import fetch
+from tests.container.standin import PYTHON, RELEASE, ROOT, TOOLS, ensure_base, fetched, sh
+from tests.e2e.watching import eventually
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+#: Seconds for a build of everything on a slow machine.
+LONGEST = 840.0
+
+
+@contextmanager
+def serving(*command: str | Path, folder: Path) -> Iterator[None]:
+    with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """Its address, which Docker takes without TLS as it is on loopback."""
+    program, address = fetched("registry", RELEASE, "docker-registry") / "usr/bin/docker-registry", free_port()
+    storage = {"filesystem": {"rootdirectory": str(folder / "images")}}
+    config = {"version": "0.1", "storage": storage, "http": {"addr": f"127.0.0.1:{address}"}}
+    (folder / "registry.yaml").write_text(json.dumps(config))  # JSON is YAML
+    with serving(program, "serve", folder / "registry.yaml", folder=folder):
+        yield f"127.0.0.1:{address}"
+
+
+@contextmanager
+def index(folder: Path) -> Iterator[str]:
+    packages, port = folder / "packages", free_port()
+    packages.mkdir()
+    command = (sys.executable, "-m", "pypiserver", "run", "-i", "127.0.0.1", "-p", str(port), "-a", ".", "-P", ".")
+    with serving(*command, packages, folder=folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.timeout(900)
+async def test_one_command_builds_tries_and_uploads_a_version_once(tmp_path: Path) -> None:
+    ensure_base()
+    with registry(tmp_path) as images, index(tmp_path) as packages:
+        await eventually(lambda: answers(f"http://{images}/v2/"), 30)
+        await eventually(lambda: answers(f"{packages}/"), 30)
+        name, dist = f"{images}/eventwatch", tmp_path / "dist"
+        env = {
+            "BUILD_IMAGE": TOOLS,
+            "RUNTIME_IMAGE": PYTHON,
+            "BUILD_OPTIONS": "--network host",
+            "DOCKER_BUILDKIT": "0",
+            "DIST": str(dist),
+            "DIRTY": "yes",
+            "PYTHON": sys.executable,
+            "TWINE_USERNAME": "anybody",
+            "TWINE_PASSWORD": "anything",
+        }
+        command = ("make", "publish", f"IMAGE={name}", f"INDEX={packages}/")
+        try:
+            code, said = sh(*command, env=env, within=LONGEST, check=False)
+            assert code == 0, said
+            wheel, sdist = f"eventwatch-{VERSION}-py3-none-any.whl", f"eventwatch-{VERSION}.tar.gz"
+            for file in (wheel, sdist):
+                assert sha256((tmp_path / "packages" / file).read_bytes()).digest() == digest(dist / file)
+            assert await tags(images) == [VERSION]
+            assert f"{name}@sha256:" in said.splitlines()[-1]
+            # What is there already is left as it is.
+            code, said = sh(*command, env=env, check=False)
+            assert (code, f"error: {dist} is there already" in said) == (2, True)
+        finally:
+            sh("docker", "rmi", "-f", f"{name}:{VERSION}", check=False)
+
+
+def digest(file: Path) -> bytes:
+    return sha256(file.read_bytes()).digest()
+
+
+async def answers(url: str) -> bool:
+    return (await fetch(url))[0] == 200
+
+
+async def tags(address: str) -> list[str]:
+    return list(json.loads((await fetch(f"http://{address}/v2/eventwatch/tags/list"))[1])["tags"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["INDEX=https://index.example/"], "say where to: make publish IMAGE=REGISTRY/NAME INDEX=URL"),
+        (["IMAGE=a/b:1", "INDEX=https://index.example/"], "IMAGE is without a tag, which is the version: a/b:1"),
+    ],
+)
+def test_without_a_place_nothing_is_built(words: list[str], told: str, tmp_path: Path) -> None:
+    code, said = sh("make", "publish", *words, env={"DIST": str(tmp_path / "dist")}, check=False)
+    assert (code, said.splitlines()[0]) == (2, f"error: {told}")
+    assert not (tmp_path / "dist").exists()
