@@ -11,7 +11,7 @@ SEED ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine run check fast test test-engines soak bench publish clean
+.PHONY: help setup engine rights run check fast test test-engines soak bench publish clean
 # setup and engine may both need apt, which allows one user at a time.
 .NOTPARALLEL:
 
@@ -23,7 +23,10 @@ setup: $(READY) ## create .venv with eventwatch and its tools (again only when p
 engine: ## make sure that a Docker engine answers (as root on Debian: install and start what is missing)
 	@.ci/engine
 
-run: setup engine ## run eventwatch beside two demo nodes until Ctrl-C
+rights:
+	@.ci/engine check
+
+run: rights setup engine ## run eventwatch beside two demo nodes until Ctrl-C
 	@$(BIN)/python -m tests.demo
 
 check: setup ## lint, formatting, types, import layers

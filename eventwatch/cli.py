@@ -26,6 +26,7 @@ from eventwatch.settings import Settings, load_settings
 from eventwatch.text import printable
 from eventwatch.version import eventwatch_version
 
+SHELLS: Final = ("bash", "zsh")
 #: The columns of `status`, and those that it shows unless told otherwise.
 NODE_COLUMNS: Final = (
     "node", "id", "name", "image", "status", "age", "health", "address", "idle", "restarts", "agrees", "reason",
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep_parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     _add_status_options(add("status", "list the nodes, their idle time left, and whether the engine agrees"))
+    add("top", "show the nodes on a full screen, renewed each second: sort, filter, and one node in full")
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
     explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
     explain_parser.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -114,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("healthcheck", "for HEALTHCHECK: end with 0 if eventwatch runs here and is ready or standing by", __name__)
     add("config", "print every setting with its value, secrets masked", __name__)
+    completion_parser = add("completion", "print a script that completes eventwatch's words in a shell")
+    completion_parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
+    completion_parser.set_defaults(parser=_parser)
     return parser
 
 

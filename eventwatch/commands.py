@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from getpass import getpass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -163,6 +165,25 @@ async def status(arguments: argparse.Namespace, settings: Settings) -> None:
         away = "the engine does not answer" if not engine_id else f"the engine does not answer for {silent} nodes"
         disagree = f"{wrong} of {len(reports)} nodes disagree with the engine"
         raise EventwatchError("; ".join([disagree] * (wrong > 0) + [away] * (silent > 0 or not engine_id)))
+
+
+async def top(_: argparse.Namespace, settings: Settings) -> None:
+    """`eventwatch top`."""
+    if find_spec("textual") is None:
+        raise ConfigError("top needs the extra `top` (textual); without it there is eventwatch status --watch")
+    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+        raise ConfigError("top needs a terminal; elsewhere: eventwatch status")
+    logger.remove()  # a line of the log would be one in the middle of the screen
+    view = pkgutil.resolve_name("eventwatch.top:TopView")
+    async with _both(settings) as (store, engine):
+        await view(store, engine, settings).run_async()
+
+
+async def completion(arguments: argparse.Namespace, _: Settings) -> None:
+    """`eventwatch completion`."""
+    if find_spec("shtab") is None:
+        raise ConfigError("completion needs the extra `completion` (shtab)")
+    print(pkgutil.resolve_name("shtab:complete")(arguments.parser(), arguments.shell))  # noqa: T201
 
 
 async def engines(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -299,6 +299,12 @@ def parse_name(row: Mapping[str, Any]) -> Named | None:
         return None
     name, image = (printable(row.get(key) or "", LONGEST) for key in ("name", "image"))
     return Named(str(node_id), name, image, as_utc(at))
+
+
+async def read_last_changes(store: Store, node_ids: Collection[str]) -> dict[str, PastChange]:
+    """The newest change of each of these nodes, by node id, as far as any is on record. Raises StoreError."""
+    rows = [row for document in await store.read_histories(node_ids) for row in _rows(document)]
+    return {change.node_id: change for row in rows if (change := parse_change(row)) is not None}
 
 
 def _rows(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

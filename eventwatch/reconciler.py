@@ -138,6 +138,8 @@ class Reconciler:
         self.clock = clock or SystemClock()
         self.metrics = metrics or Metrics()
         self.known: dict[str, Recorded] = {}
+        #: Whether what a sweep corrects is drift: not where nobody has watched before.
+        self._counts_drift = lease is None or lease.epoch > 1
         #: Why the nodes are as they are.
         self.reasons = Reasons(clock=self.clock, metrics=self.metrics, health_check=settings.health_check)
         #: Our own claims under way.
@@ -373,6 +375,10 @@ class Reconciler:
         """When the container started, by the last inspection of it."""
         node = self._nodes.get(node_id)
         return node.started_at if node else None
+
+    def swept(self) -> None:
+        """A sweep has ended: from now on, what one corrects is drift."""
+        self._counts_drift = True
 
     def inspection_failed(self, node_id: str, error: EngineError, *, urgent: bool = False) -> None:
         """Have the node inspected again later: by one timer each, and of many that fail at once only some.
@@ -671,9 +677,9 @@ class Reconciler:
                 said = {"field": name, "old": getattr(old, name), "new": new[name], "cause": str(change.cause)}
                 told = logger.bind(node=node_id, **said)
                 told.info("Node {} {} updated: {} -> {}", old.short_id, name, said["old"], said["new"])
-                if change.cause is Cause.SWEEP:
+                if change.cause is Cause.SWEEP and self._counts_drift:
                     self.metrics.drift.labels(name).inc()
-        if change.delete and change.cause is Cause.SWEEP:
+        if change.delete and change.cause is Cause.SWEEP and self._counts_drift:
             self.metrics.drift.labels("deleted").inc()
         if self.listeners and (new.keys() - STAMP or change.delete):
             written = Change(

@@ -42,7 +42,13 @@ from eventwatch.store import Store
 from eventwatch.sweeper import CONCURRENCY
 from eventwatch.text import printable
 
-_COLOURS = {"running": "green", "stopping": "yellow", "paused": "yellow", "exited": "red", "dead": "red"}
+STATUS_COLOURS: Final = {
+    "running": "green",
+    "stopping": "yellow",
+    "paused": "yellow",
+    "exited": "red",
+    "dead": "red",
+}
 #: Nodes that are listed when no engine says whose to list.
 MOST: Final = 1000
 #: Characters shown of one value on a terminal.
@@ -285,7 +291,7 @@ def node_table(reports: Iterable[NodeReport], columns: Sequence[str]) -> Table:
         table.add_column(heading, no_wrap=heading in {"node", "id"}, overflow="fold")
     for report in reports:
         styles = {
-            "status": _COLOURS.get(report.recorded.status or "", "default"),
+            "status": STATUS_COLOURS.get(report.recorded.status or "", "default"),
             "agrees": "red" if report.agrees is False else "",
         }
         # As texts: what is in brackets is no markup, whoever wrote it.

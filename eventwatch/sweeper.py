@@ -258,6 +258,7 @@ class Sweeper:
         self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
         if report.failed < report.checked or not report.checked:
             self.last_success = self._clock.monotonic()
+            self._reconciler.swept()
             self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
         return report
 

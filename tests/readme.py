@@ -12,12 +12,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from eventwatch.setting_sources import env_name
 from eventwatch.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 EXAMPLE = ROOT / "settings.env.example"
 BEGIN = "<!-- settings: made by `python -m tests.readme` -->"
 END = "<!-- end of settings -->"
@@ -32,15 +35,32 @@ def settings_table() -> str:
     """The table between its two markers."""
     defaults = Settings.model_construct().effective()  # whatever the environment says
     rows = [
-        (f"`{env_name(field)}`", _shown(defaults[env_name(field)]), " ".join((info.description or "").split()))
+        (
+            f"`{env_name(field)}`",
+            _type_of(info.annotation),
+            _shown(defaults[env_name(field)]),
+            " ".join((info.description or "").split()),
+        )
         for field, info in Settings.model_fields.items()
     ]
-    lines = ["| name | default | what it does |", "|---|---|---|"]
-    lines += [f"| {name} | {default} | {text} |" for name, default, text in (*rows, _manager_row())]
+    lines = ["| name | type | default | what it does |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in (*rows, _manager_row())]
     return "\n".join((BEGIN, "", *lines, "", END))
 
 
-def _manager_row() -> tuple[str, str, str]:
+def _type_of(annotation: Any) -> str:
+    """A keyword's type as a user writes it; a bar would end the table's cell."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type_of(get_args(annotation)[0])
+    if origin in {Union, UnionType}:
+        return " or ".join(map(_type_of, get_args(annotation)))
+    if origin is Literal:
+        return "one of these words"
+    return "None" if annotation is NoneType else str(annotation.__name__)
+
+
+def _manager_row() -> tuple[str, str, str, str]:
     """The manager's own names share one text."""
     found = _MANAGER.search(EXAMPLE.read_text())
     if found is None:
@@ -48,7 +68,12 @@ def _manager_row() -> tuple[str, str, str]:
     pairs = [line.removeprefix("#").partition("=")[::2] for line in found[2].splitlines()]
     names = " ".join(f"`{name}`" for name, _ in pairs)
     defaults = ", ".join(f"`{name}` {_shown(value)}" for name, value in pairs if value)
-    return names, f"{defaults}, else empty", " ".join(found[1].replace("\n# ", " ").removeprefix("# ").split())
+    return (
+        names,
+        "environment only",
+        f"{defaults}, else empty",
+        " ".join(found[1].replace("\n# ", " ").removeprefix("# ").split()),
+    )
 
 
 def _shown(default: str) -> str:

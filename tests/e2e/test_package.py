@@ -36,7 +36,7 @@ DERIVED: Final = (".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").r
 #: Beside the package, in the sdist: what it takes to test it, to build the image, and to run that.
 NEEDED: Final = (
     *("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "pyproject.toml", "Makefile", "settings.env.example"),
-    *("Dockerfile", ".dockerignore", "compose.yaml"),
+    *("CONTRIBUTING.md", "Dockerfile", ".dockerignore", "compose.yaml"),
 )
 PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 #: Without a mongod on it, so that an embedded database is that of the extra.

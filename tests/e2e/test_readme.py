@@ -177,6 +177,20 @@ async def status_json(place: Place, command: str) -> None:
     assert row["id"] == place.node.id
 
 
+async def status_some(place: Place, command: str) -> None:
+    code, said = await place.ended(command)
+    assert (code, said.split()) == (0, ["node", "name", "age", "reason"]), said  # the one node is healthy
+
+
+async def top(place: Place, command: str) -> None:
+    """It needs a terminal; tests/e2e/test_top.py presses its keys."""
+    assert await place.ended(command) == (2, "eventwatch: top needs a terminal; elsewhere: eventwatch status\n")
+
+
+async def completion(place: Place, command: str) -> None:
+    assert "complete -o" in await place.done(command)
+
+
 async def wait(place: Place, command: str) -> None:
     async with place.started("eventwatch run") as running:
         await running.says("Nodes status checker started.")
@@ -292,6 +306,9 @@ EVENTWATCH: Final[dict[str, Callable[[Place, str], Awaitable[None]]]] = {
     "eventwatch status": status,
     "eventwatch status --watch": status_watch,
     "eventwatch status --json": status_json,
+    "eventwatch status --unhealthy --sort age --columns node,name,age,reason": status_some,
+    "eventwatch top": top,
+    "eventwatch completion bash": completion,
     "eventwatch explain ID": explain,
     "eventwatch engines": engines,
     "eventwatch engines forget ID": engines_forget,
@@ -339,9 +356,9 @@ def test_a_command_of_another_program_names_what_is_there(command: str) -> None:
         text = (ROOT / words[words.index("-c") + 1]).read_text()
         assert [variable for variable in variables if f"${{{variable}:" not in text] == []
     elif words[:2] == ["pip", "install"] and not variables:
-        name, extra = re.fullmatch(r"(\w+)\[(\w+)\]", words[2]).groups()  # type: ignore[union-attr]
+        extras = re.fullmatch(r"\.\[([\w,]+)\]", words[2]).group(1).split(",")  # type: ignore[union-attr]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        assert (name, extra in project["optional-dependencies"]) == (project["name"], True)
+        assert set(extras) <= project["optional-dependencies"].keys()
     else:
         pytest.fail("nothing runs this command")
 

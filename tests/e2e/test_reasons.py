@@ -116,6 +116,24 @@ async def test_our_own_stop_tells_idle_time_limit_and_where_the_limit_comes_from
         assert (row["idle_limit"], row["idle_source"]) == (2.0, "label eventwatch.idle-timeout")
 
 
+async def test_what_the_first_sweep_of_a_new_database_writes_is_no_drift(world: World) -> None:
+    node = await world.start("new")
+    async with world.watching() as watched:
+        await world.becomes_true()
+        assert watched.count("eventwatch_writes_total", kind="sweep") >= 1
+        assert watched.count("eventwatch_drift_corrections_total", field="status") == 0
+        await world.collection.update_one({"_id": node.id}, {"$set": {"status": "dead"}})
+        watched.app.sweep_now()
+        await eventually(
+            lambda: watched.count("eventwatch_drift_corrections_total", field="status") == 1, within=SLOWLY
+        )
+    await world.collection.update_one({"_id": node.id}, {"$set": {"status": "dead"}})
+    async with world.watching() as watched:  # what went wrong while nobody watched is drift
+        await eventually(
+            lambda: watched.count("eventwatch_drift_corrections_total", field="status") == 1, within=SLOWLY
+        )
+
+
 async def test_a_crash_loop_is_told_and_counted(world: World) -> None:
     await world.start("looping", command=["sh", "-c", "exit 7"], restart="always")
     address = free_address()

@@ -28,6 +28,7 @@ COMMANDS = (
     "run",
     "sweep",
     "status",
+    "top",
     "explain",
     "engines",
     "wait",
@@ -36,6 +37,7 @@ COMMANDS = (
     "doctor",
     "healthcheck",
     "config",
+    "completion",
 )
 NESTED = {"engines-forget": ("engines", "forget", "--help")}
 SHAPE = {"COLUMNS": "80", "NO_COLOR": "1"}

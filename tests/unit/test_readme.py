@@ -14,7 +14,17 @@ import pytest
 
 from eventwatch import cli
 from eventwatch.policy import KNOWN_ACTIONS
-from tests.readme import EXAMPLE, README, ROOT, blocks, code_spans, commands, settings_table, with_settings_table
+from tests.readme import (
+    CONTRIBUTING,
+    EXAMPLE,
+    README,
+    ROOT,
+    blocks,
+    code_spans,
+    commands,
+    settings_table,
+    with_settings_table,
+)
 
 TEXT = README.read_text()
 PACKAGE = ROOT / "eventwatch"
@@ -22,8 +32,11 @@ PACKAGE = ROOT / "eventwatch"
 LISTED = set(re.findall(r"^    (\w+) ", cli._parser().format_help(), re.MULTILINE))
 
 
-def section(heading: str) -> str:
-    return TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def section(heading: str, text: str = TEXT) -> str:
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+WHERE = section("Where things are", CONTRIBUTING.read_text())
 
 
 def first_cells(text: str) -> list[str]:
@@ -93,13 +106,13 @@ def test_every_event_is_in_the_table() -> None:
 def test_every_module_has_its_role_and_nothing_else_has() -> None:
     there = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
     there |= {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    named = re.findall(r"`([^`]+)`", " ".join(first_cells(section("Where things are"))[1:]))
+    named = re.findall(r"`([^`]+)`", " ".join(first_cells(WHERE)[1:]))
     assert sorted(named) == sorted(there)
 
 
 def test_the_path_of_an_event_can_be_followed() -> None:
     source = "".join(path.read_text() for path in PACKAGE.glob("*.py"))
-    steps = re.findall(r"`(\w+)\.(\w+)`", section("Where things are").rpartition("Follow one event")[2])
+    steps = re.findall(r"`(\w+)\.(\w+)`", WHERE.rpartition("Follow one event")[2])
     assert len(steps) == 4
     for owner, method in steps:
         body = re.split(rf"^class {owner}\b", source, flags=re.MULTILINE)[1].partition("\nclass ")[0]

@@ -1,0 +1,51 @@
+"""Shell completion, in the shells themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.container.standin import RELEASE, ROOT, fetched, sh
+
+BASH = """
+source "$1"
+complete -p eventwatch
+COMP_WORDS=(eventwatch st) COMP_CWORD=1; COMPREPLY=(); _shtab_eventwatch; echo "${COMPREPLY[@]}"
+COMP_WORDS=(eventwatch status --un) COMP_CWORD=2; COMPREPLY=(); _shtab_eventwatch; echo "${COMPREPLY[@]}"
+COMP_WORDS=(eventwatch completion z) COMP_CWORD=2; COMPREPLY=(); _shtab_eventwatch; echo "${COMPREPLY[@]}"
+"""
+ZSH = """
+module_path=("$2"/usr/lib/*/zsh/*(/)) fpath=("$2"/usr/share/zsh/functions/**/*(/))
+autoload -Uz compinit && compinit -u -D
+eval "$(<"$1")"
+print -r -- "$_comps[eventwatch]"
+whence -w _shtab_eventwatch
+"""
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("completion")
+    paths = {}
+    for shell in ("bash", "zsh"):
+        paths[shell] = folder / shell
+        command = [sys.executable, "-m", "eventwatch", "completion", shell]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
+        paths[shell].write_bytes(done.stdout)
+    return paths
+
+
+def test_bash_completes_commands_options_and_choices(scripts: dict[str, Path]) -> None:
+    _, said = sh("bash", "-c", BASH, "-", scripts["bash"])
+    registered, *completed = said.splitlines()
+    assert registered.endswith(" -F _shtab_eventwatch eventwatch")
+    assert completed == ["status", "--unhealthy", "zsh"]
+
+
+def test_zsh_takes_its_script(scripts: dict[str, Path]) -> None:
+    folder = fetched("zsh", RELEASE, "zsh", "zsh-common")
+    _, said = sh(folder / "bin/zsh", "-fc", ZSH, "-", scripts["zsh"], folder)
+    assert said.splitlines() == ["_shtab_eventwatch", "_shtab_eventwatch: function"]

@@ -1,0 +1,128 @@
+"""`eventwatch top` on a real engine and a real database, driven by keys; and without its extra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static
+
+from eventwatch.engine import DockerEngine
+from eventwatch.errors import StoreError
+from eventwatch.store import Store, open_store
+from eventwatch.top import TopView
+from tests.e2e.test_operator import ask
+from tests.e2e.watching import Failing, World, eventually, manager_document
+
+SLOWLY = 30.0
+
+
+@asynccontextmanager
+async def shown(world: World) -> AsyncIterator[tuple[TopView, Pilot[None]]]:
+    settings = world.settings()
+    engine = DockerEngine(settings)
+    try:
+        async with open_store(world.mongo_url, world.database_name) as store:
+            view = TopView(store, engine, settings)
+            async with view.run_test(size=(160, 40)) as pilot:
+                yield view, pilot
+    finally:
+        await engine.close()
+
+
+def lines(view: TopView) -> list[str]:
+    table = view.query_one("#nodes", DataTable)
+    return ["  ".join(map(str, table.get_row_at(number))) for number in range(table.row_count)]
+
+
+def text_of(view: TopView, name: str) -> str:
+    return str(view.query_one(name, Static).render())
+
+
+async def test_nodes_are_shown_sorted_filtered_and_explained(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = await world.start("b-well")
+    dead = await world.start("a-dead", command=["sh", "-c", "until [ -e /go ]; do sleep 0.1; done; exit 3"])
+    hostile = "e" * 64
+    await world.collection.insert_one(
+        manager_document(hostile, short_id="[red]x\x1b[2J", status="running", health="unhealthy")
+    )
+    async with world.watching():
+        await eventually(lambda: world.says(dead, status="running"), within=SLOWLY)
+        asked = Failing(monkeypatch).asked
+        async with shown(world) as (view, pilot):
+            await eventually(lambda: any(well.name in line for line in lines(view)), within=SLOWLY)
+            await dead.exec(["touch", "/go"], check=False)
+            await eventually(lambda: any("exit code 3, after" in line for line in lines(view)), within=SLOWLY)
+            assert text_of(view, "#summary").startswith("3 nodes: 1 exited, 2 running · 1 unhealthy")
+            assert all(char.isprintable() for line in lines(view) for char in line)
+            assert any(line.startswith(r"[red]x\x1b[2J") for line in lines(view))
+            names = [line.split()[1] for line in lines(view) if "[red]" not in line]
+            assert names == sorted(names)
+            await pilot.press("s")
+            assert "by status" in text_of(view, "#summary")
+            assert dead.id[:12] in lines(view)[0]
+            await pilot.press("r")
+            assert dead.id[:12] in lines(view)[-1]
+            await pilot.press("u")
+            assert len(lines(view)) == 1
+            await pilot.press("u", "slash", *"status:exited")
+            await eventually(lambda: len(lines(view)) == 1, within=SLOWLY)
+            asked.clear()
+            await pilot.press("enter", "enter")
+            await eventually(lambda: "Last changes" in text_of(view, "#text"), within=SLOWLY)
+            assert f"Node      {dead.id}" in text_of(view, "#text")
+            assert "Why       exit code 3, after" in text_of(view, "#text")
+            assert set(asked) == {dead.id}  # the others are read, not inspected
+            await pilot.press("escape", "escape")
+            await eventually(lambda: len(lines(view)) == 3, within=SLOWLY)
+            assert not view.query_one("#details").has_class("asked")
+            await well.remove()
+            await eventually(lambda: len(lines(view)) == 2, within=SLOWLY)
+            await pilot.press("q")
+
+
+async def test_without_a_database_what_was_read_stays_and_is_told_to_be_old(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.collection.insert_one(manager_document("a" * 64))
+    real = Store.read_own
+    async with shown(world) as (view, _):
+        await eventually(lambda: len(lines(view)) == 1, within=SLOWLY)
+
+        async def away(*_: object, **__: object) -> None:
+            raise StoreError("Database is away")
+
+        monkeypatch.setattr(Store, "read_own", away)
+        await eventually(lambda: "as of before: Database is away" in text_of(view, "#summary"), within=SLOWLY)
+        assert len(lines(view)) == 1
+        monkeypatch.setattr(Store, "read_own", real)
+        await eventually(partial(is_well, view), within=SLOWLY)
+
+
+def is_well(view: TopView) -> bool:
+    return "as of before" not in text_of(view, "#summary")
+
+
+@pytest.mark.parametrize("words", [("top",), ("completion", "bash")])
+async def test_without_its_extra_a_command_says_so_in_one_line(
+    world: World, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['textual'] = sys.modules['shtab'] = None\n"
+    )
+    code, text = await ask(world, tmp_path, *words, PYTHONPATH=f"{tmp_path}:{':'.join(filter(None, sys.path))}")
+    assert code == 2
+    assert text.count("\n") == 1
+    assert f"eventwatch: {words[0]} needs the extra `{words[0]}`" in text
+
+
+async def test_top_needs_a_terminal(world: World, tmp_path: Path) -> None:
+    code, text = await ask(world, tmp_path, "top")
+    assert (code, text) == (2, "eventwatch: top needs a terminal; elsewhere: eventwatch status\n")
