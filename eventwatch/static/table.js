@@ -7,7 +7,7 @@ import { byId, element, link, button, setClass, setText, throttled } from "./dom
 import { matches, parse } from "./filter.js";
 import { healthClass, problemName, statusClass, urgency } from "./problems.js";
 import { listAddress, nodes, now, on, place, state, tell } from "./state.js";
-import { address, age, duration } from "./words.js";
+import { address, age } from "./words.js";
 
 const COLUMNS = [
   ["name", "Node"], ["image", "Image"], ["status", "Status"], ["health", "Health"], ["address", "Address"],
@@ -18,16 +18,15 @@ const FRESH = 1500;
 const phone = matchMedia("(max-width: 700px)");
 const KEYS = {
   problems: (node) => -urgency(node),
-  name: (node) => node.name || node.short_id,
-  image: (node) => node.image,
+  name: nameOrder,
+  image: (node) => inOrder(node.image),
   status: (node) => node.status,
   health: (node) => (node.status === "running" ? "" : "~") + node.health,
-  address: (node) => address(node).split(/[.:]/).map((part) => part.padStart(5, "0")).join(".") || "~",
+  address: (node) => inOrder(address(node)) || "~",
   idle: (node) => node.idle_at ?? Infinity,
   restarts: (node) => node.restarts,
   since: (node) => node.since ?? 0,
 };
-const collator = new Intl.Collator("en", { numeric: true });
 
 const drawn = new Map();
 let shown = [];
@@ -36,21 +35,30 @@ function height() {
   return phone.matches ? 122 : 46;
 }
 
-function compare(sort) {
-  const down = sort.startsWith("-");
+// A text that sorts as people do: without capitals, and numbers by their size.
+function inOrder(text) {
+  return String(text).toLowerCase().replace(/\d+/g, (digits) => digits.padStart(12, "0"));
+}
+
+function nameOrder(node) {
+  node.order ??= inOrder(node.name || node.short_id);
+  return node.order;
+}
+
+// Sorted by keys that are made once: comparing names as names costs a quarter of a second at 5,000.
+function sorted(chosen, sort) {
+  const sign = sort.startsWith("-") ? -1 : 1;
   const key = KEYS[sort.replace(/^-/, "")] || KEYS.problems;
-  return (one, other) => {
-    const [a, b] = [key(one), key(other)];
-    const order = typeof a === "string" ? collator.compare(a, b) : a === b ? 0 : a < b ? -1 : 1;
-    return (down ? -order : order) || collator.compare(one.name || one.short_id, other.name || other.short_id)
-      || (one.node_id < other.node_id ? -1 : 1);
-  };
+  const order = (one, other) => (one === other ? 0 : one < other ? -1 : 1);
+  return chosen.map((node) => [key(node), nameOrder(node), node])
+    .sort((one, other) => sign * order(one[0], other[0]) || order(one[1], other[1]) || order(one[2].node_id, other[2].node_id))
+    .map(([, , node]) => node);
 }
 
 export function choose() {
   const { words, sort } = place();
   const conditions = parse(words);
-  shown = [...nodes.values()].filter((node) => matches(node, conditions)).sort(compare(sort));
+  shown = sorted([...nodes.values()].filter((node) => matches(node, conditions)), sort);
   setText(byId("shown"), nodes.size === 0 ? "No nodes." : `${shown.length} of ${nodes.size} nodes shown.`);
   byId("table").setAttribute("aria-rowcount", String(shown.length + 1));
   showEmpty(words);
@@ -133,7 +141,7 @@ function fill(row, node, at) {
   setText(health.children[0], node.health);
   setClass(health.children[0], healthClass(node));
   setText(where, address(node) || "–");
-  setText(idle, node.idle_at === null || node.idle_at === undefined ? "–" : duration(node.idle_at - now()));
+  setText(idle, node.idle_at === null || node.idle_at === undefined ? "–" : age(node.idle_at - now()));
   setText(restarts, node.restarts ? String(node.restarts) : "–");
   row.setAttribute("aria-rowindex", String(at + 2));
   const fresh = node.touched && performance.now() - node.touched < FRESH;
