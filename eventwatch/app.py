@@ -339,12 +339,16 @@ class Application:
         records = await self._store.read_engines(MOST_ENGINES) if self._store else []
         return [as_json(record) for record in ordered(records)]
 
-    async def read_page(self, engine_id: str, after: str, limit: int) -> list[dict[str, Any]]:
-        """The documents of any engine by id, `limit` of those after this one. Raises StoreError."""
-        nodes = await self._store.read_page(engine_id, after=after, limit=limit) if self._store else []
-        return [
-            {name: getattr(node, name) for name in RECORDED} | {"claim": None, "idle_left": None} for node in nodes
-        ]
+    async def read_page(self, engine_id: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """The documents of any engine by id, `limit` of those after this one, and after which id there are more.
+
+        Raises StoreError.
+        """
+        if not self._store:
+            return [], None
+        nodes, last = await self._store.read_page(engine_id, after=after, limit=limit)
+        beside = {"claim": None, "idle_left": None}
+        return [{name: getattr(node, name) for name in RECORDED} | beside for node in nodes], last
 
     async def run(self) -> None:
         """Watch until `stop` is called or the checker's document is deleted. Raises ConfigError, nothing else."""

@@ -1,7 +1,8 @@
 """What operators ask of a fleet: which engines there are, how they are, and whether a dead one may be forgotten.
 
 Contract of `forget`: deletes the documents of one engine that nobody watches, and nothing else; never those of an
-engine that lives, that has a live lease or a standby, that showed a sign of life lately, or of one's own. A
+engine that lives, that has a live lease or a standby, that showed a sign of life lately, that never had a watcher
+(its manager may use the checker functions alone), or of one's own. A
 document that another engine has taken over meanwhile stays, and so does all that a watcher which comes back in the
 middle of it has stamped anew.
 """
@@ -21,7 +22,7 @@ from eventwatch.pipeline.fleet import SILENCE, state_of
 from eventwatch.store import EngineRecord, Store
 from eventwatch.text import printable
 
-_COLOURS: Final = {"ready": "green", "unready": "red", "away": "yellow", "dead": "red"}
+_COLOURS: Final = {"ready": "green", "unready": "red", "unwatched": "", "away": "yellow", "dead": "red"}
 #: Characters shown of one value.
 CELL: Final = 60
 
@@ -65,12 +66,17 @@ async def examine_forgetting(engine_id: str, store: Store, engine: Engine) -> tu
         raise ConfigError(f"no engine {printable(engine_id, CELL)} is on record: `eventwatch engines` lists them")
     if record is not None and (record.alive or record.standbys):
         raise ConfigError(f"engine {printable(engine_id, CELL)} is watched by {printable(_watcher(record), CELL)}")
-    if record is not None and state_of(record) != "dead":
+    if record is None or state_of(record) == "unwatched":
+        raise ConfigError(
+            f"engine {printable(engine_id, CELL)} had no watcher that is on record, and its manager may keep its "
+            f"documents by itself: nothing is deleted ({count} documents)"
+        )
+    if state_of(record) != "dead":
         raise ConfigError(
             f"engine {printable(engine_id, CELL)} was seen {ago(record.age)} ago, and may just be restarting: "
             f"wait until that is {timedelta(seconds=SILENCE)}"
         )
-    return record or EngineRecord(engine_id), count
+    return record, count
 
 
 def describe(record: EngineRecord, count: int) -> str:

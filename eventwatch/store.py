@@ -32,7 +32,15 @@ from beanie import init_beanie
 from bson import ObjectId
 from bson.errors import BSONError
 from loguru import logger
-from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
+from pymongo import (
+    AsyncMongoClient,
+    DeleteOne,
+    IndexModel,
+    ReadPreference,
+    ReturnDocument,
+    UpdateOne,
+    WriteConcern,
+)
 from pymongo.asynchronous import pool, topology
 from pymongo.errors import (
     BulkWriteError,
@@ -181,15 +189,16 @@ class Peer:
 class EngineRecord:
     """What is on record of an engine: who watches it, and what its watcher last told of itself.
 
-    `alive`: it has a live lease. `seen_at` (aware UTC) and `age` (s, by the database's clock) are of the last sign
-    of life, None without any. `nodes` are counts by status; `sweep_age`, `p50` and `p99` (of the latency of
-    events) are in seconds; `reasons` say why it was not ready, as of `seen_at`.
+    `alive`: it has a live lease; `watched`: somebody has or had it. `seen_at` (aware UTC) and `age` (s, by the
+    database's clock) are of the last sign of life, None without any. `nodes` are counts by status; `sweep_age`,
+    `p50` and `p99` (of the latency of events) are in seconds; `reasons` say why it was not ready, as of `seen_at`.
     """
 
     engine_id: str
     host: str = ""
     version: str = ""
     alive: bool = False
+    watched: bool = False
     leader: str = ""
     standbys: tuple[str, ...] = ()
     seen_at: datetime | None = None
@@ -283,11 +292,16 @@ class Store:
     async def create_indexes(self, names: Iterable[str] = INDEXES) -> list[str]:
         """Create those of `INDEXES` that are not there, and say which cannot be. Raises StoreError."""
         problems = []
+        async with _deadline("asking whether it is a replica set"):
+            is_set = "setName" in await self._database.command("hello")
+        # By default a member that is down holds it up for ever.
+        quorum: dict[str, Any] = {"commitQuorum": "majority"} if is_set else {}
         for name in names:
             for keys, options in INDEXES[name]:
                 async with _deadline(f"creating an index of {name}"):
                     try:
-                        await self._database[name].create_index([*keys.items()], **options)
+                        wanted = IndexModel([*keys.items()], **options)
+                        await self._database[name].create_indexes([wanted], **quorum)
                     except OperationFailure as error:
                         if error.code in _PASSING:
                             raise
@@ -831,12 +845,16 @@ class Store:
             rows[row["_id"]] = {**rows.get(row["_id"], {}), **row}
         return [record for row in rows.values() if (record := _parse_engine(row)) is not None]
 
-    async def read_page(self, engine_id: str, *, after: str, limit: int) -> list[Recorded]:
-        """The documents of an engine in the order of their ids, `limit` of those after this one."""
+    async def read_page(self, engine_id: str, *, after: str, limit: int) -> tuple[list[Recorded], str | None]:
+        """The documents of an engine in the order of their ids, `limit` of those after this one.
+
+        With the id after which there are more, if there are. Documents that cannot be read are left out.
+        """
         query = {"engine_id": engine_id, "_id": {"$gt": after}}
         async with _deadline("reading an engine's nodes"):
-            rows = await self._nodes.find(query, _PROJECTION).sort("_id", 1).limit(limit).to_list()
-        return [*self._parse_all(rows).values()]
+            rows = await self._nodes.find(query, _PROJECTION).sort("_id", 1).limit(limit + 1).to_list()
+        more = len(rows) > limit
+        return [*self._parse_all(rows[:limit]).values()], str(rows[limit - 1]["_id"]) if more else None
 
     async def count_to_forget(self, engine_id: str) -> int:
         """How many documents `forget_engine` would delete. Raises StoreError."""
@@ -1170,6 +1188,7 @@ def _parse_engine(row: Mapping[str, Any]) -> EngineRecord | None:
         host=_short(row.get("host")),
         version=_short(row.get("version")),
         alive=row.get("holds") is True,
+        watched="renewed_at" in row or "ended_at" in row,
         leader=_short(row.get("manager_id")),
         standbys=tuple(_short(each.get("host")) for each in standbys or () if isinstance(each, dict)),
         seen_at=as_utc(seen_at) if seen_at is not None else None,

@@ -29,7 +29,14 @@ from eventwatch.backoff import TIMED_OUT, Pace
 from eventwatch.clock import Clock, KindestClock, Slices, SystemClock
 from eventwatch.documents import NodeChecker, ToolServerNode, node_collection
 from eventwatch.engine import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
-from eventwatch.errors import ConfigError, EngineChangedError, EngineError, EventwatchError, LeaseLostError
+from eventwatch.errors import (
+    ConfigError,
+    EngineChangedError,
+    EngineError,
+    EventwatchError,
+    LeaseLostError,
+    StoreError,
+)
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict
 from eventwatch.pipeline.idle import IdleStopper
@@ -474,9 +481,16 @@ class Sweeper:
 async def create_indexes(store: Store) -> None:
     """Create the indexes by which the cost stays that of the own documents. Raises StoreError.
 
-    A login that may not is a warning: all works without them, and slows down with every other engine.
+    A login that may not is a warning: all works without them, and slows down with every other engine. So is a
+    server that takes its time over it.
     """
-    for problem in await store.create_indexes():
+    try:
+        problems = await store.create_indexes()
+    except StoreError as error:
+        if not error.timed_out:
+            raise
+        problems = [str(error)]
+    for problem in problems:
         logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
 
 

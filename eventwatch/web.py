@@ -102,7 +102,7 @@ class Pages:
     engines: Callable[[], Awaitable[list[dict[str, Any]]]]
     engine_id: Callable[[], str]
     #: The rows of an engine's nodes: `limit` at most of those after an id. Raises StoreError.
-    read_page: Callable[[str, str, int], Awaitable[list[dict[str, Any]]]]
+    read_page: Callable[[str, str, int], Awaitable[tuple[list[dict[str, Any]], str | None]]]
     #: The ids of two nodes at most that begin so, whoever keeps them. Raises StoreError.
     find: Callable[[str], Awaitable[list[str]]]
     #: A node's row as the database has it; None: there is none. Raises StoreError.
@@ -222,9 +222,8 @@ class Pages:
 
     async def _read_page(self, engine: str, after: str, limit: int) -> tuple[bytes, str | None]:
         # An id may have been cut: then it stands for all that begin so.
-        rows = await self.read_page(engine, f"{after}~" if after else "", limit + 1)
-        last = rows[limit - 1]["node_id"] if len(rows) > limit else None
-        return self.shown(await dumps_many(rows[:limit])), last
+        rows, last = await self.read_page(engine, f"{after}~" if after else "", limit)
+        return self.shown(await dumps_many(rows)), last
 
     async def show_engines(self, request: web.Request) -> web.StreamResponse:
         """Every engine on record with what its watcher last told; `own` is the one that is watched here."""

@@ -18,7 +18,7 @@ from loguru import logger
 
 from eventwatch.clock import Clock
 from eventwatch.errors import StoreError
-from eventwatch.metrics import Metrics
+from eventwatch.metrics import STATUSES, Metrics
 from eventwatch.model import Change
 from eventwatch.store import EngineRecord, Store
 from eventwatch.text import printable
@@ -60,7 +60,8 @@ def report(
 ) -> dict[str, Any]:
     """What a watcher tells of itself, as `EngineRecord` reads it; `reasons` why it is not ready."""
     return {
-        "nodes": dict(Counter(status or "unknown" for status in statuses).most_common(20)),
+        # Keys of a document: not what a manager may have written.
+        "nodes": dict(Counter(status if status in STATUSES else "other" for status in statuses)),
         "sweep_age": sweep_age,
         "drift": drift,
         "p50": latencies.percentile(0.5),
@@ -90,15 +91,20 @@ def as_json(record: EngineRecord) -> dict[str, Any]:
 
 
 def state_of(record: EngineRecord) -> str:
-    """In one word: `ready`, `unready` (its reasons say why), `away` for a while, or `dead`."""
+    """In one word: `ready`, `unready` (its reasons say why), `unwatched`, `away` for a while, or `dead`.
+
+    `unwatched`: no watcher ever held its lease. A manager may keep its documents by the checker functions.
+    """
     if record.alive:
         return "unready" if record.reasons else "ready"
+    if not record.watched:
+        return "unwatched"
     return "dead" if record.age is None or record.age > SILENCE else "away"
 
 
 def ordered(records: Iterable[EngineRecord]) -> list[EngineRecord]:
     """Those that need somebody first, then by host."""
-    rank: Mapping[str, int] = {"dead": 0, "away": 1, "unready": 2, "ready": 3}
+    rank: Mapping[str, int] = {"dead": 0, "away": 1, "unready": 2, "unwatched": 3, "ready": 4}
     return sorted(records, key=lambda record: (rank[state_of(record)], record.host, record.engine_id))
 
 

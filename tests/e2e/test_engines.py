@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 
+from eventwatch import check_nodes_status
 from eventwatch.clock import SystemClock
-from eventwatch.engine import as_engine
+from eventwatch.engine import Engine, EngineInfo, as_engine
 from eventwatch.engines import examine_forgetting
 from eventwatch.errors import ConfigError
 from eventwatch.metrics import Metrics
@@ -18,7 +22,7 @@ from eventwatch.pipeline.fleet import SILENCE, DeadEngines
 from eventwatch.store import ENGINES, OWNERS, checker_id, open_store
 from tests.conftest import free_address
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import Document, World, ago, eventually
+from tests.e2e.watching import Document, World, ago, eventually, logged, texts
 
 DEAD = "A dead engine"
 EPOCH = 7
@@ -88,6 +92,46 @@ async def test_every_engine_is_listed_with_what_its_watcher_tells(world: World, 
     code, text = await ask(world, tmp_path, "engines", "--json")
     [left] = [row for row in json.loads(text) if row["engine_id"] == own]
     assert (code, left["state"], left["nodes"]) == (0, "away", {"exited": 1, "running": 1})
+
+
+async def test_an_engine_whose_manager_checks_its_nodes_itself_is_not_dead(world: World) -> None:
+    node = await world.start("ours")
+    engine = as_engine(world.docker, world.settings())
+    own = (await engine.identify()).id
+    elsewhere = cast(
+        "Engine", SimpleNamespace(identify=AsyncMock(return_value=EngineInfo("elsewhere", "", "", "")))
+    )
+    async with open_store(world.mongo_url, world.database_name) as store:
+        await check_nodes_status(engine=world.docker, settings=world.settings())
+        await world.database[ENGINES].update_one({"_id": checker_id(own)}, {"$set": {"seen_at": ago(2 * SILENCE)}})
+        with pytest.raises(ConfigError, match="had no watcher that is on record"):
+            await examine_forgetting(own, store, elsewhere)
+    assert await world.collection.count_documents({"_id": node.id}) == 1
+
+
+async def test_a_status_that_no_key_may_be_costs_no_lease(world: World) -> None:
+    await world.start("ours")
+    await world.insert("f" * 64, status="a\x00b")
+    own = str((await world.docker.system.info())["ID"])
+
+    async def renewed() -> bool:
+        row = await world.checkers.find_one({"_id": checker_id(own)})
+        return bool(row and row.get("report") and row["report"]["nodes"].get("other") == 1)
+
+    with logged() as lines:
+        async with world.watching(lease_duration=3):
+            await eventually(renewed, within=20)
+    assert not [text for text in texts(lines) if "lease" in text]
+
+
+async def test_a_bad_document_of_another_engine_hides_no_page(world: World) -> None:
+    for node_id in ids(6):
+        await world.insert(node_id, engine_id=DEAD, **({"ip": 7} if node_id == ids(6)[1] else {}))
+    async with open_store(world.mongo_url, world.database_name) as store:
+        found, last = await store.read_page(DEAD, after="", limit=3)
+        assert ([row.node_id for row in found], last) == ([ids(6)[0], ids(6)[2]], ids(6)[2])
+        found, last = await store.read_page(DEAD, after=ids(6)[2], limit=3)
+        assert ([row.node_id for row in found], last) == (ids(6)[3:], None)
 
 
 async def test_only_a_dead_engine_is_forgotten_and_only_what_is_its_own_goes(world: World, tmp_path: Path) -> None:

@@ -109,9 +109,8 @@ async def test_a_replica_set_without_a_primary_is_waited_for(engine: PrivateEngi
             process.start()
             await process.logged("no primary")
             assert process.text().count("\n") == 1
-            for number in (1, 2):
-                await replica_set.start(number)
-            assert await Oracle(world).recovered() < 20
+            await replica_set.start(1)  # a majority is enough, also to make the first indexes
+            await Oracle(world).recovered(within=60)
             assert await process.terminate() == 0, process.tail()
 
 

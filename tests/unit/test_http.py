@@ -80,13 +80,13 @@ class Served:
         self.built += 1
         return [{"engine_id": name} for name in ("own", "other")]
 
-    async def read_page(self, engine_id: str, after: str, limit: int) -> list[dict[str, Any]]:
+    async def read_page(self, engine_id: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """What the database has of another engine: the nodes that are here, under another id."""
         self.built += 1
         if engine_id == "away":
             raise StoreError("the database is away")
         rows = [{"node_id": node_id, "engine_id": engine_id} for node_id in sorted(self.nodes) if node_id > after]
-        return rows[:limit]
+        return rows[:limit], rows[limit - 1]["node_id"] if len(rows) > limit else None
 
     async def changes(self, node_id: str) -> list[dict[str, Any]]:
         return [{"node_id": node_id, "new": {"status": "exited"}}] if node_id == ID else []
