@@ -54,9 +54,11 @@ from eventwatch.http.series import Series, totals
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
 from eventwatch.nearby import is_standby
+from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.fleet import DeadEngines, Latencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
@@ -479,19 +481,18 @@ class Application:
 
     async def _lead_again_and_again(self, engine: Engine, store: Store) -> None:
         elector = self._elector = Elector(
-            store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock
-        )
+            store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock,
+            deaths=DeathWatch(engine, self._clock), lookout=Lookout(engine), twins=self._twins,
+        )  # fmt: skip
         self.metrics.lease_left.set_function(elector.seconds_left)
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
-        lookout, twins = Lookout(engine), self._twins or TwinWatch(engine, store)
 
         async def lead_once() -> _Outcome:
             info = self._info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
             await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
-            meet = partial(twins.meet, engine_id=info.id)
-            lease = await self._patiently(partial(elector.acquire, info.id, look=lookout.look, meet=meet))
+            lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
             finally:
@@ -569,10 +570,12 @@ class Application:
             engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions,
             time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
         )  # fmt: skip
+        afterlook = Afterlook(store=store, reconciler=reconciler, longest=settings.sweep_interval, clock=clock)
         reconciler.request_sweep = sweeper.request
         store.on_return = sweeper.request_later
         reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note
         reconciler.listeners += self.rows.publish, self.series.publish
+        reconciler.listeners.append(afterlook.remember)
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock, engine_id=lease.engine_id)
@@ -618,6 +621,7 @@ class Application:
             last(undocumented.run(), "undocumented"),
             last(dead.run(), "dead-engines"),
             last(reconciler.run_orphanage(), "orphanage"),
+            last(afterlook.run(), "afterlook"),
         ]
         workers = [
             last(reconciler.run_writer(), "writer"),

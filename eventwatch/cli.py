@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import pkgutil
 import signal
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = pkgutil.resolve_name(arguments.command)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.enable()
         asyncio.run(command(arguments, settings))
     except EventwatchError as error:
         tell_failure(str(error), as_json=as_json)
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=f"{home}:{name}")  # imported when it is called
         return sub
 
-    add("run", "watch the engine and keep the documents true, until SIGTERM or Ctrl-C")
+    add("run", "watch the engine and keep the documents true, until SIGTERM or Ctrl-C", "eventwatch.running")
     sweep_parser = add("sweep", "inspect every node once, put its document right, and print the counts")
     sweep_parser.add_argument(
         "--dry-run", action="store_true", help="say what would be written, deleted and stopped; do none of it"

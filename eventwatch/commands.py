@@ -8,10 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import pkgutil
-import resource
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +21,7 @@ from typing import Final
 from loguru import logger
 from rich.live import Live
 
-from eventwatch.app import MOST_ENGINES, Application
+from eventwatch.app import MOST_ENGINES
 from eventwatch.calls.waiting import wait_for
 from eventwatch.doctor import examine
 from eventwatch.embedded import EmbeddedMongo, running_url
@@ -56,33 +53,9 @@ from eventwatch.text import printable
 NAMED: Final = 80
 #: Columns of a table of engines in a file.
 WIDE: Final = 200
-#: Descriptors that `run` asks for.
-DESCRIPTORS: Final = 16_384
 
 #: Seconds that a database which is just starting is waited for.
 DATABASE_START: Final = 60.0
-
-
-async def run(_: argparse.Namespace, settings: Settings) -> None:
-    """`eventwatch run`."""
-    # Each connection of a client that waits takes a descriptor; the usual limit of 1024 is for programs of old.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    app = Application(settings)
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        logger.info("{}: finishing what is pending; once more to exit at once", number.name)
-        app.stop()
-        for again in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(again, os._exit, 128 + again)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, app.sweep_now)
-    await app.run()
 
 
 @asynccontextmanager

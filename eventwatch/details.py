@@ -81,10 +81,13 @@ class Details:
         return max(0.0, (self.ending.finished_at - self.started_at).total_seconds())
 
 
-def details_of(seen: Observation) -> Details:
-    """What is kept of an inspection."""
-    kept = list(seen.labels.items())[:LABELS]
-    labels = {printable(key, LONGEST_LABEL): printable(value, LONGEST_LABEL) for key, value in kept}
+def details_of(seen: Observation, before: Details | None = None) -> Details:
+    """What is kept of an inspection; `before` is of an earlier one of the same container, whose labels stay."""
+    if before and before.labels and before.created_at == seen.created_at:
+        labels = before.labels
+    else:
+        kept = list(seen.labels.items())[:LABELS]
+        labels = {printable(key, LONGEST_LABEL): printable(value, LONGEST_LABEL) for key, value in kept}
     return Details(
         name=printable(seen.name, LONGEST_NAME),
         image=sys.intern(printable(seen.image, LONGEST_NAME)),  # many nodes have the same

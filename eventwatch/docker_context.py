@@ -54,8 +54,11 @@ def current_context(named: str = "", folder: str = "") -> DockerContext | None:
     """
     try:
         home = path_of(folder) if folder else Path.home() / ".docker"
-    except RuntimeError:  # nobody's home
-        home = Path()
+    except RuntimeError:  # nobody's: a user whom the system does not know, as in many a container
+        if named in {"", DEFAULT}:
+            return None
+        shown = printable(named, NAMED)
+        raise ContextError(f"there is no home with Docker context {shown}: set DOCKER_CONFIG") from None
     place = home / "config.json"
     name = named or _current_name(place, chosen=bool(folder))
     if name in {"", DEFAULT}:

@@ -60,6 +60,8 @@ class NodeChecker(Document):
     expires_at: datetime | None = None
     epoch: int | None = None
     """Grows with each takeover; a write of an earlier epoch matches no document."""
+    life: dict[str, Any] | None = None
+    """By what its holder can be seen to have ended: container, process, boot."""
     cursor: int | None = None
     """`timeNano` of the last event fully applied, ns."""
     settings: dict[str, Any] | None = None

@@ -5,12 +5,17 @@ clock, counted from *before* the renewal was sent, so a holder that was slow, cu
 before anyone else may begin. A process can still be paused between that check and its write; the epoch in
 every write's filter stops that one (see store.py).
 
+A holder that has provably ended (see pipeline/proof.py) is not waited for. One that has not been seen alive yet,
+by such a proof or by a renewal, is no reason to be called a standby: it may be our own predecessor.
+
 Not promised: mutual exclusion while nothing is written. Two processes may both watch; only one writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from loguru import logger
@@ -19,8 +24,10 @@ from eventwatch.backoff import Pace
 from eventwatch.clock import Clock
 from eventwatch.documents import NodeChecker
 from eventwatch.errors import CheckerDeletedError, LeaseLostError, StoreError
+from eventwatch.pipeline.proof import DeathWatch
+from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.readiness import standing_by
-from eventwatch.store import UNSEEN, Lease, Peer, Store, Witness
+from eventwatch.store import NO_LIFE, UNSEEN, Lease, Peer, Store, Witness
 
 #: Seconds between two looks at the engine while standing by.
 LOOK_INTERVAL: Final = 5.0
@@ -33,13 +40,33 @@ SECOND_LOOK: Final = 0.1
 
 
 class Elector:
-    """Candidate for, then holder of, the lease on one engine. `duration` in seconds."""
+    """Candidate for, then holder of, the lease on one engine. `duration` in seconds.
 
-    def __init__(self, *, store: Store, checker: NodeChecker, duration: float, clock: Clock) -> None:
+    `lookout` tells what we see on our engine, for others to compare; `twins` compares what the holder sees.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        checker: NodeChecker,
+        duration: float,
+        clock: Clock,
+        deaths: DeathWatch | None = None,
+        lookout: Lookout | None = None,
+        twins: TwinWatch | None = None,
+    ) -> None:
         self._store = store
         self._checker = checker
         self._duration = duration
         self._clock = clock
+        self._deaths = deaths
+        self._lookout = lookout
+        self._twins = twins
+        self._witness = UNSEEN
+        self._looked_at = float("-inf")
+        self._chores: asyncio.Task[None] | None = None
+        self._holder_lives = False
         self._trusted_until = float("-inf")
         #: Whether the database did not answer the last time that it was asked.
         self.unanswered = False
@@ -50,7 +77,9 @@ class Elector:
     def doubts(self) -> list[str]:
         """Why we may not write right now, or soon; empty when we may."""
         if self.holder is not None:
-            return [standing_by(self.holder.manager_id)]
+            if self._holder_lives:
+                return [standing_by(self.holder.manager_id)]
+            return [f"lease: held by checker {self.holder.manager_id}, of which nothing was seen yet"]
         reasons = ["database: it does not answer, the lease cannot be renewed"] if self.unanswered else []
         return reasons if self.holds() else [*reasons, "lease: not held, nothing is written"]
 
@@ -62,25 +91,29 @@ class Elector:
         """For how long the lease is certainly ours without another renewal; 0 when it is not."""
         return max(0.0, self._trusted_until - self._clock.monotonic())
 
-    async def acquire(
-        self,
-        engine_id: str,
-        *,
-        look: Callable[[], Awaitable[Witness]] | None = None,
-        meet: Callable[[Sequence[Peer]], Awaitable[None]] | None = None,
-    ) -> Lease:
-        """Wait for the lease, for as long as it takes.
+    async def acquire(self, engine_id: str) -> Lease:
+        """Wait for the lease, for as long as it takes."""
+        try:
+            return await self._acquire(engine_id)
+        finally:
+            if self._deaths:
+                await self._deaths.end()
+            if self._chores:
+                self._chores.cancel()
+                await asyncio.gather(self._chores, return_exceptions=True)
+                self._chores = None
 
-        `look` tells what we see on our engine, for others to compare; `meet` compares what the holder sees.
-        """
+    async def _acquire(self, engine_id: str) -> Lease:
         backoff = Pace(base=0.1, cap=1.0).start()
-        witness, looked_at = UNSEEN, float("-inf")
+        life = await self._deaths.introduce() if self._deaths else NO_LIFE
+        dead: Peer | None = None
         while True:
             asked = self._clock.monotonic()
             try:
                 answer = await self._store.acquire_lease(
-                    self._checker, engine_id=engine_id, duration=self._duration, witness=witness
-                )
+                    self._checker, engine_id=engine_id, duration=self._duration, witness=self._witness, life=life,
+                    dead=dead,
+                )  # fmt: skip
             except StoreError as error:
                 if error.permanent:
                     raise
@@ -96,17 +129,50 @@ class Elector:
                 self._trusted_until = asked + self._duration * TRUSTED
                 self._note_return()
                 return answer
-            if self.holder is None or self.holder.manager_id != answer.manager_id:
-                logger.info(
-                    "Standing by: checker {} (host {}, pid {}) watches this engine",
-                    answer.manager_id, answer.host, answer.pid,
-                )  # fmt: skip
-            self.holder = answer
-            if look and self._clock.monotonic() - looked_at >= LOOK_INTERVAL:
-                witness, looked_at = await look(), self._clock.monotonic()
-            if meet:
-                await meet([answer])
-            await self._clock.sleep(min(1.0, self._duration / RENEWALS))
+            if await self._has_ended(answer) and not (dead and _same_term(dead, answer)):
+                dead = answer
+                continue
+            await self._stand_by(answer, engine_id)
+
+    async def _has_ended(self, holder: Peer) -> bool:
+        """Whether the holder has provably ended; if not, tell of it."""
+        found = await self._deaths.judge(holder) if self._deaths else None
+        before = self.holder
+        is_new = before is None or before.manager_id != holder.manager_id
+        if is_new:
+            self._holder_lives = False
+        self.holder = holder
+        name = f"checker {holder.manager_id} (host {holder.host}, pid {holder.pid})"
+        if found and found.dead:
+            logger.info("Taking over at once from {}: {}", name, found.reason)
+            return True
+        renewed = before is not None and not is_new and before.renewed_at != holder.renewed_at
+        if not self._holder_lives and (renewed or (found and found.dead is False)):
+            self._holder_lives = True
+            logger.info("Standing by: {} watches this engine", name)
+        elif is_new:
+            logger.info("Waiting for {} to renew its lease, or to lose it: nothing was seen of it yet", name)
+        return False
+
+    async def _stand_by(self, holder: Peer, engine_id: str) -> None:
+        """Wait until it is time to ask again, or something happened to the holder."""
+        if self._chores is None or self._chores.done():
+            if self._chores:
+                self._chores.result()
+            # Beside the wait: an engine may be slow to tell of a container, most of all of one that just died.
+            self._chores = asyncio.create_task(self._do_chores(holder, engine_id), name="standby-chores")
+        seconds = min(1.0, self._duration / RENEWALS)
+        if self._deaths:
+            await self._deaths.wait(holder, seconds)
+        else:
+            await self._clock.sleep(seconds)
+
+    async def _do_chores(self, holder: Peer, engine_id: str) -> None:
+        if self._lookout and self._clock.monotonic() - self._looked_at >= LOOK_INTERVAL:
+            self._witness, self._looked_at = await self._lookout.look(), self._clock.monotonic()
+        if self._twins:
+            with suppress(StoreError):  # the next round tries again
+                await self._twins.meet([holder], engine_id=engine_id)
 
     async def keep(
         self,
@@ -173,3 +239,7 @@ class Elector:
             await self._store.release_lease(lease)
         except StoreError as error:
             logger.warning("The lease was not released and will expire: {}", error)
+
+
+def _same_term(one: Peer, other: Peer) -> bool:
+    return (one.manager_id, one.epoch) == (other.manager_id, other.epoch)

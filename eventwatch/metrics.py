@@ -124,7 +124,7 @@ class Metrics:
         )
         for action in actions:
             self.events.labels(action)
-        for kind in ("hint", "settle", "sweep", "idle", "delete", "register"):
+        for kind in ("hint", "settle", "sweep", "look", "idle", "delete", "register"):
             self.writes.labels(kind)
         for reason in RECONNECT_REASONS:
             self.reconnects.labels(reason)

@@ -66,11 +66,12 @@ def _is_name(text: object) -> bool:
 
 
 class Cause(StrEnum):
-    """Why a document was changed: which of the three tiers saw it, our own idle stop, or that we made it."""
+    """Why a document was changed: which of the three tiers or a look saw it, an idle stop, or that we made it."""
 
     EVENT = "event"
     SETTLE = "settle"
     SWEEP = "sweep"
+    LOOK = "look"
     IDLE = "idle"
     REGISTER = "register"
 

@@ -104,7 +104,7 @@ class Reasons:
         if not seen.found:
             return
         node = self._node(seen.node_id)
-        node.details = details_of(seen)
+        node.details = details_of(seen, node.details)
         if not node.looks or seen.restart_count != node.looks[-1][1]:
             started = seen.started_at
             since = self._clock.time_ns() / 1e9 - started.timestamp() if started else None

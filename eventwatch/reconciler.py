@@ -30,6 +30,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Final
 
 from loguru import logger
@@ -59,7 +60,7 @@ from eventwatch.policy import (
 )
 from eventwatch.reasons import Reasons
 from eventwatch.settings import Settings
-from eventwatch.store import Lease, Refused, Store, naive_utc
+from eventwatch.store import LOOKED_AT, Lease, Refused, Store, naive_utc
 from eventwatch.workqueue import WorkQueue
 
 #: A settle is put off while events keep coming, to at most this many times `settle_delay` after the first.
@@ -72,6 +73,7 @@ RETRIED: Final = 16
 ORPHAN_POLL: Final = (0.01, 0.25)
 #: Containers remembered as no nodes, and orphans waiting: bounds on memory, the sweep finds what they lose.
 REMEMBERED: Final = 10_000
+_looked_at: Final = attrgetter(*LOOKED_AT)
 #: Fields that say whose a node is. To take a node over is no change of it.
 STAMP: Final = frozenset({"engine_id", "epoch"})
 #: Seconds between attempts to write while the database is away.
@@ -94,6 +96,7 @@ class _Node:
     retry: Timer | None = None
     failed: int = 0
     elsewhere: bool = False
+    looked: bool = False
     started_at: datetime | None = None
     used_at: datetime | None = None
     worked_at: datetime | None = None
@@ -317,8 +320,9 @@ class Reconciler:
             self.inspect_soon(node_id, urgent=urgent)
             return
         if not urgent:
+            cause, node.looked = Cause.LOOK if node.looked else Cause.SETTLE, False
             if node.health_hints == before[1]:
-                self._accept(seen, Cause.SETTLE, node)
+                self._accept(seen, cause, node)
             return
         fields = self._desired(seen)
         if node.health_hints != before[1]:
@@ -476,6 +480,30 @@ class Reconciler:
             if timer:
                 timer.cancel()
 
+    def own_ids(self) -> list[str]:
+        """The containers that our engine has, as far as we were told, whether or not they have documents."""
+        return [*(self.owned if self._lease else self.known), *self._strangers]
+
+    def check_document(self, before: Recorded | None, fields: tuple[object, ...] | None) -> None:
+        """Take in what a look at a document found (`LOOKED_AT`; None: no document).
+
+        `before` is what we knew when the look began; what was read or written since is newer.
+        """
+        if before is None or self.known.get(before.node_id) is not before:
+            return
+        node_id = before.node_id
+        if fields is None:
+            self._forget(node_id)
+            self._wait_for_document(node_id)  # a manager may put it back
+        elif fields != _looked_at(before) and node_id not in self.unanswered:
+            self._node(node_id).looked = True
+            self.inspect_soon(node_id)
+
+    def adopt(self, documents: Mapping[str, Recorded]) -> None:
+        """Take over documents of containers that had none; what is known by now is newer."""
+        if new := {i: recorded for i, recorded in documents.items() if i not in self.known}:
+            self._adopt(new)
+
     async def run_orphanage(self) -> None:
         """Look for the documents of unknown containers, more and more rarely, for `orphan_grace`. Never ends."""
         shortest, longest = ORPHAN_POLL
@@ -498,6 +526,7 @@ class Reconciler:
     def _adopt(self, found: Mapping[str, Recorded]) -> None:
         for node_id, recorded in found.items():
             self.known[node_id] = recorded
+            self._strangers.pop(node_id, None)
             self._started.discard(node_id)
             if self._orphans.pop(node_id, None) is not None:
                 self._own(node_id)  # the engine told of it, though it may be gone by now

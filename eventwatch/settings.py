@@ -361,8 +361,8 @@ class Settings(BaseSettings):
     no one."""
 
     lease_duration: Duration = 15.0
-    """How long a lease lasts without renewal, and so how soon a standby takes over from a holder that died;
-    from 1s to 30m. 15 seconds survive a slow database without a needless takeover."""
+    """How long a lease lasts without renewal, and so how soon a standby takes over from a holder that cannot be
+    proven dead; from 1s to 30m. 15 seconds survive a slow database without a needless takeover."""
 
     drain_timeout: Duration = 10.0
     """At shutdown, the time in which pending changes may still be written; 0 drops them (the next start's

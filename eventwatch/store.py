@@ -24,7 +24,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -80,6 +80,8 @@ ENGINES: Final = "NodeEngine"
 #: highest one that is counted on from to the first that is not believed.
 MAX_EPOCH: Final = 2**48
 MAX_FLOOR: Final = 2**47
+#: Linux has no higher process ids.
+MAX_PID: Final = 2**22
 #: Seconds for which it is remembered whose a container was that is gone.
 GONE_MEMORY: Final = 24 * 3600
 #: Seconds that idle stops wait at most, whatever is on record.
@@ -119,6 +121,8 @@ INDEXES: Final[Mapping[str, Sequence[tuple[Mapping[str, int], Mapping[str, Any]]
 
 _FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
 _PROJECTION: Final = dict.fromkeys((*_FIELDS, "idle_timeout"), 1)
+#: What a look at a document compares.
+LOOKED_AT: Final = ("status", "health", "ip", "port")
 #: Server error codes of a refused login or missing rights: waiting does not help.
 _REFUSED: Final = {13, 18}
 _DUPLICATE: Final = 11000
@@ -152,6 +156,25 @@ class Witness:
 UNSEEN: Final = Witness()
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """By what a process can be seen to have ended; each part is empty where it is not known for sure.
+
+    `boot_id` is the machine's since it was booted, `namespaces`, `pid` and `started` (clock ticks since then) are
+    the process's, `container` and `container_started` (ns) those of its container on the engine that it watches.
+    """
+
+    boot_id: str = ""
+    namespaces: str = ""
+    pid: int = 0
+    started: int = 0
+    container: str = ""
+    container_started: int = 0
+
+
+NO_LIFE: Final = Life()
+
+
 @dataclass(slots=True)
 class Entry:
     """A change in a node's history, and how often it has come again between `at` and `until`.
@@ -176,13 +199,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby."""
+    """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby.
+
+    Of a holder, also `life`, the `epoch` of its lease, and when it last renewed that (naive UTC).
+    """
 
     manager_id: str
     host: str
     pid: int
     witness: Witness = UNSEEN
     holds: bool = False
+    life: Life = NO_LIFE
+    epoch: int = 0
+    renewed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +401,18 @@ class Store:
                     found[node.node_id] = node
                 await slices.turn()
         return found
+
+    async def look(self, node_ids: Collection[str]) -> dict[str, tuple[object, ...]]:
+        """What the documents of these say in the fields `LOOKED_AT`, whatever that is; cheaper than `read`."""
+        query = {"_id": {"$in": list(node_ids)}}
+        async with _deadline("looking at nodes"):
+            rows = await self._nodes.find(query, dict.fromkeys(LOOKED_AT, 1)).to_list()
+        return {row["_id"]: tuple(row.get(name) for name in LOOKED_AT) for row in rows}
+
+    async def count_engines(self) -> int:
+        """How many engines this database has ever served."""
+        async with _deadline("counting engines"):
+            return await self._engines.estimated_document_count()
 
     def _parse_all(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Recorded]:
         return {node.node_id: node for row in rows if (node := self._parse(row)) is not None}
@@ -623,15 +664,27 @@ class Store:
     # -- the lease ------------------------------------------------------------------------------------
 
     async def acquire_lease(
-        self, checker: NodeChecker, *, engine_id: str, duration: float, witness: Witness = UNSEEN
+        self,
+        checker: NodeChecker,
+        *,
+        engine_id: str,
+        duration: float,
+        witness: Witness = UNSEEN,
+        life: Life = NO_LIFE,
+        dead: Peer | None = None,
     ) -> Lease | Peer:
         """Take the engine's lease if it is free, expired or ours; else say who holds it, and that we wait for it.
 
         One atomic update on the database's clock, so clocks of the hosts do not matter; where the lease is held,
-        no other document is looked at. `duration` in seconds.
+        no other document is looked at. `duration` in seconds; `life` is ours; a lease that is still `dead`'s, and
+        of the same epoch, counts as free.
         """
         mine = {"$eq": ["$manager_id", {"$literal": checker.manager_id}]}
-        free = {"$or": [{"$not": ["$manager_id"]}, mine, {"$not": [_LEASE_HOLDS]}]}
+        reasons: list[dict[str, Any]] = [{"$not": ["$manager_id"]}, mine, {"$not": [_LEASE_HOLDS]}]
+        if dead is not None:
+            theirs = (("$manager_id", dead.manager_id), ("$epoch", dead.epoch))
+            reasons.append({"$and": [{"$eq": [name, {"$literal": value}]} for name, value in theirs]})
+        free = {"$or": reasons}
         me = {
             "manager_id": checker.manager_id,
             "host": checker.host,
@@ -668,6 +721,8 @@ class Store:
             },
             "containers": list(witness.containers),
             "look": witness.look,
+            # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
+            "life": {"$literal": {**asdict(life), "manager_id": checker.manager_id}},
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
         }
@@ -1170,7 +1225,30 @@ def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
         pid if isinstance(pid, int) else 0,
         Witness(tuple(i for i in ids if is_container_id(i)), look if isinstance(look, int) else 0),
         holds,
+        _parse_life(row),
+        _whole(row.get("epoch")) or 0,
+        row["renewed_at"] if isinstance(row.get("renewed_at"), datetime) else None,
     )
+
+
+def _parse_life(row: Mapping[str, Any]) -> Life:
+    """What the holder has left of itself; nothing at all where any of it is odd, or another's."""
+    told = row.get("life")
+    if not isinstance(told, dict) or told.get("manager_id") != row.get("manager_id"):
+        return NO_LIFE
+    texts = [told.get(name) for name in ("boot_id", "namespaces", "container")]
+    numbers = [_whole(told.get(name)) for name in ("pid", "started", "container_started")]
+    boot_id, namespaces, container = (text if isinstance(text, str) else None for text in texts)
+    pid, started, container_started = (
+        number if number is not None and number >= 0 else None for number in numbers
+    )
+    if boot_id is None or namespaces is None or container is None:
+        return NO_LIFE
+    if pid is None or pid > MAX_PID or started is None or container_started is None:
+        return NO_LIFE
+    if container and not is_container_id(container):
+        return NO_LIFE
+    return Life(boot_id, namespaces, pid, started, container, container_started)
 
 
 def _parse_engine(row: Mapping[str, Any]) -> EngineRecord | None:
@@ -1249,9 +1327,15 @@ _SANE_EPOCH: Final = {
 }
 
 
+def _whole(value: object) -> int | None:
+    """A whole number as the driver reads it, which makes a type of its own of those with 64 bits; else None."""
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _sane_cursor(value: object) -> int | None:
     """The cursor on record; None for what is none, or what an engine would not be asked for."""
-    return value if type(value) is int and 0 < value < _FARTHEST_CURSOR else None
+    cursor = _whole(value)
+    return cursor if cursor is not None and 0 < cursor < _FARTHEST_CURSOR else None
 
 
 def _is_ahead(field: str, *, horizon: int = _HORIZON) -> dict[str, Any]:

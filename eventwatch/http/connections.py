@@ -32,8 +32,9 @@ from eventwatch.http.access import is_loopback
 MOST_CONNECTIONS: Final = 4096
 #: Requests that wait for something to happen; they cost little, and have places of their own.
 MOST_PARKED: Final = 4096
-#: Seconds for a first request, header and TLS handshake included, and between two requests.
-FIRST_REQUEST: Final = 5.0
+#: Seconds for a first request, header and TLS handshake included, and between two requests: enough for a client
+#: that opens thousands on a busy machine; who has asked for nothing makes room long before, if that is needed.
+FIRST_REQUEST: Final = 15.0
 NEXT_REQUEST: Final = 15.0
 #: Seconds for which a connection keeps its place even when others want it: between two requests, and before the
 #: first, which may have come and wait to be read; between looks at idle ones, after an accept that failed, and

@@ -8,7 +8,7 @@ const TALL = 66;
 const MINUTES = 60;
 const CAUSES = [
   ["hint", "written at once by an event"], ["settle", "by an inspection once quiet"], ["sweep", "by a full pass"],
-  ["idle", "by an idle stop"], ["register", "registered"], ["delete", "deleted"],
+  ["look", "after another's write"], ["idle", "by an idle stop"], ["register", "registered"], ["delete", "deleted"],
 ];
 
 function chart(id, title) {

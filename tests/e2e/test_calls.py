@@ -610,14 +610,14 @@ async def test_when_a_part_of_the_watcher_ends_all_of_it_begins_anew(
         await real(self)
 
     monkeypatch.setattr(*part, run)
+    node = await world.start("one")
     with logged("ERROR") as lines:
         async with watch(world.settings()) as app:
-            await eventually(lambda: ended)
-            node = await world.start("one")
-            await eventually(lambda: any(f"{name} ended by itself" in text for text in texts(lines)))
-            await eventually(lambda: app.sweeper and app.sweeper.last_success is not None, 20)
+            await eventually(lambda: ended, 20)
+            await eventually(lambda: any(f"{name} ended by itself" in text for text in texts(lines)), 20)
+            await eventually(lambda: app.sweeper and app.sweeper.last_success is not None, 40)
             await node.kill()
-            await eventually(lambda: world.says(node, status="exited"), 20)
+            await eventually(lambda: world.says(node, status="exited"), 40)
 
 
 async def test_readers_whose_loop_was_left_are_forgotten_and_those_that_wait_are_not(world: World) -> None:

@@ -234,6 +234,8 @@ async def engines(place: Place, command: str) -> None:
     async with place.started("eventwatch run") as running:
         await running.says("Nodes status checker started.")
         assert "ready" in await place.done(command)
+        running.process.send_signal(signal.SIGTERM)  # one that is killed looks alive until its lease runs out
+        assert await running.ends() == 0
     rows = json.loads(await place.done(f"{command} --json"))
     assert [row["state"] for row in rows] == ["away"]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import end
 from tests.engines import PrivateMongo
+from tests.faults.epochs import followed
 from tests.faults.harness import CALL, Eventwatch, Oracle, Row, World, times
 from tests.faults.proxies import Wire
 
@@ -33,48 +32,6 @@ async def pair(world: World, tmp_path: Path) -> AsyncIterator[tuple[Eventwatch, 
         two.start()
         await two.logged(STANDS_BY)
         yield one, two
-
-
-class Epochs:
-    """The epoch of every document as it changes, from a change stream, which shows each write by itself."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, list[int]] = {}
-        self.writes = 0
-
-    def take(self, change: Mapping[str, Any]) -> None:
-        self.writes += 1
-        fields = change.get("fullDocument") or {}
-        if change["operationType"] == "update":
-            fields = change["updateDescription"]["updatedFields"]
-        if "epoch" in fields:
-            self.seen.setdefault(change["documentKey"]["_id"], []).append(fields["epoch"])
-
-    @property
-    def went_back(self) -> list[str]:
-        """Documents that a write with an older epoch than their own has reached."""
-        return [f"{node_id[:12]}: {epochs}" for node_id, epochs in self.seen.items() if epochs != sorted(epochs)]
-
-    @property
-    def all(self) -> set[int]:
-        return {epoch for epochs in self.seen.values() for epoch in epochs}
-
-
-@asynccontextmanager
-async def followed(world: World) -> AsyncIterator[Epochs]:
-    epochs = Epochs()
-
-    async def follow() -> None:
-        async for change in changes:
-            epochs.take(change)
-
-    async with await world.documents.watch(max_await_time_ms=100) as changes:
-        following = asyncio.create_task(follow(), name="epochs")
-        try:
-            yield epochs
-        finally:
-            await asyncio.sleep(0.3)  # for what the database has accepted and not told yet
-            await end(following)
 
 
 async def holder_pid(world: World) -> int | None:

@@ -26,13 +26,14 @@ from eventwatch.documents import ToolServerNode
 from eventwatch.engine import EngineInfo
 from eventwatch.errors import EngineError
 from eventwatch.metrics import Metrics
-from eventwatch.model import Event, Observation, Owner, Recorded, Usage, Write, parse_container
+from eventwatch.model import Change, Event, Observation, Owner, Recorded, Usage, Write, parse_container
+from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import Settings
-from eventwatch.store import Lease, Peer, Refused, Store
+from eventwatch.store import LOOKED_AT, Lease, Peer, Refused, Store
 from eventwatch.sweeper import Sweeper
 from eventwatch.timeline import Busy, Simulation
 from eventwatch.watcher import Watcher
@@ -401,6 +402,8 @@ class MemoryStore(Store):
         self.documents: dict[str, Recorded] = {}
         self.deleted: list[str] = []
         self.watchers: list[Callable[[Recorded], object]] = []
+        self.engines = 1
+        self.looks = 0
         self._chance = chance
         self._clock = clock
 
@@ -419,6 +422,15 @@ class MemoryStore(Store):
         async with self._call():
             documents = {i: self.documents[i] for i in node_ids if i in self.documents}
         return dict(documents)
+
+    async def look(self, node_ids: Collection[str]) -> dict[str, tuple[object, ...]]:
+        async with self._call():
+            self.looks += 1
+            documents = [self.documents[i] for i in node_ids if i in self.documents]
+            return {doc.node_id: tuple(getattr(doc, name) for name in LOOKED_AT) for doc in documents}
+
+    async def count_engines(self) -> int:
+        return self.engines
 
     async def read_own(
         self, engine_id: str, node_ids: Collection[str], *, leftovers: bool = False
@@ -480,6 +492,8 @@ class World:
     #: Sweeps happen as in a watcher: at each connect, on the timer, at the end. Without, only when a node's own
     #: inspection finds it gone, which is the sweep's to decide.
     sweeps: bool = True
+    #: Documents are looked at between sweeps, as in a watcher.
+    looks: bool = False
     settings: Settings = field(
         default_factory=lambda: Settings.model_construct(
             node_network=NETWORK, node_port=1, idle_timeout=0.0, settle_delay=0.25, sweep_interval=5.0
@@ -492,6 +506,7 @@ class World:
         self.clock = self.time.clock
         self.engine = SimulatedEngine(self.containers, self.stream, chance, self.clock)
         self.store = MemoryStore(chance, self.clock)
+        self.changes: list[Change] = []
         self._chance = chance
 
     @property
@@ -562,8 +577,12 @@ class World:
             engine=self.engine, notice=reconciler.notice, on_connect=on_connect, clock=self.clock,
             metrics=Metrics(), tasks=tasks, chance=random.Random(self.seed),
         )  # fmt: skip
+        afterlook = Afterlook(store=self.store, reconciler=reconciler, longest=5.0, clock=self.clock)
+        reconciler.listeners += [afterlook.remember, self.changes.append]
         jobs = [watcher.run(), sweeper.run(), reconciler.run_orphanage(), reconciler.run_writer()]
         jobs += [reconciler.run_inspector() for _ in range(INSPECTORS)]
+        if self.looks:
+            jobs.append(afterlook.run())
         return sweeper, [tasks.create_task(job) for job in jobs]
 
     def wrong(self) -> dict[str, tuple[object, object]]:

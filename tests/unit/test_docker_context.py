@@ -242,6 +242,20 @@ def test_a_current_context_that_is_no_name_is_one_line(home: Path, name: Any) ->
     assert "a currentContext that is no name" in problem()
 
 
+def test_a_user_without_a_home_has_no_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DOCKER_CONFIG")
+    monkeypatch.setattr(Path, "home", homeless)
+    (tmp_path / "config.json").write_text("that of somebody else, where this was started")
+    assert load_settings(None).docker_host is None
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    assert load_settings(None).docker_host is None
+    monkeypatch.setenv("DOCKER_CONTEXT", "one")
+    assert problem() == "DOCKER_CONTEXT: there is no home with Docker context one: set DOCKER_CONFIG"
+
+
 def test_a_home_that_nobody_may_look_into_has_no_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of a systemd unit with ProtectHome; but one that was named has to be readable."""
 

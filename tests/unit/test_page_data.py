@@ -106,8 +106,11 @@ async def test_a_version_of_another_process_or_of_too_long_ago_begins_anew(
     del world.nodes["c"]
     late = await world.ask(version)
     assert (late["reset"], [row["node_id"] for row in late["rows"]]) == (True, ["d"])
-    world.add("a")
-    assert (await world.ask(late["version"]))["rows"][0]["node_id"] == "a"
+    del world.nodes["d"]
+    await world.ask()
+    world.add("d")
+    again = await world.ask(late["version"])
+    assert ([row["node_id"] for row in again["rows"]], again["gone"]) == (["d"], [])
 
 
 async def test_since_when_a_node_is_as_it_is_comes_from_the_event() -> None:

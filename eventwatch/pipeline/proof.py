@@ -1,0 +1,225 @@
+"""Finds out whether the holder of the lease has provably ended, so that its successor need not wait.
+
+Why: after a SIGKILL nobody releases the lease, and all documents would be unattended until it expires.
+
+How: a holder leaves in its NodeChecker by what it can be seen to have ended (`Life`): its process, and its
+container if it runs in one of the engine that it watches. A candidate on the same machine, not booted since,
+believes
+- the kernel, about a process of its own pid and time namespace: there is no such process, or only a zombie of it,
+  or one of that number that started at another time;
+- else the engine, about the container: its `die` event, or an inspection that says that it has ended, or started
+  at another time; that there is none only from an engine that has another container which the holder named.
+A `die` event and the end of the process are waited for, and so are known at once.
+
+A process that is stopped, and a container that is paused, are alive. Host names and bare process ids prove
+nothing, nor does a record that is odd in any way. All else waits for the lease to expire: another machine, another
+pid namespace without the engine's word, a machine that was booted since.
+
+Not promised: exclusion. A copy of a machine that runs on as it was copied could prove what is not so; then, too,
+the epoch in every write's filter lets only one of the two write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import select
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from eventwatch.backoff import Pace
+from eventwatch.clock import Clock
+from eventwatch.engine import Engine
+from eventwatch.errors import EngineError
+from eventwatch.model import ENDED, Observation, nanos
+from eventwatch.pipeline.essentials import own_container_ids
+from eventwatch.store import NO_LIFE, Life, Peer
+
+#: Seconds for what the engine says of one container: it may be locked for long.
+INSPECT_DEADLINE: Final = 1.0
+#: States in which no process of a container runs.
+WITHOUT_PROCESS: Final = ENDED | {"restarting", "removing"}
+#: Between attempts to follow the engine's events (s).
+RETRY: Final = Pace(base=0.5, cap=5.0)
+_BOOT_ID: Final = re.compile(r"[0-9a-f-]{36}")
+#: Where the fields of /proc/PID/stat go on behind the name, the start time is this one.
+_START_TIME: Final = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether a holder has ended, and how that is known; `dead` is None when it is not."""
+
+    dead: bool | None
+    reason: str = ""
+
+
+class DeathWatch:
+    """One candidate's eyes on whoever holds the lease of its engine. `introduce` comes first, `end` last."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._own = NO_LIFE
+        self._wake = asyncio.Event()
+        #: Whom we watch, with what: the events of the engine, and the process.
+        self._watched = NO_LIFE
+        self._events: asyncio.Task[None] | None = None
+        self._process: int | None = None
+        #: Whose container's `die` event came.
+        self._died = NO_LIFE
+
+    async def introduce(self) -> Life:
+        """By what we ourselves can be seen to have ended."""
+        self._own = own_process()
+        ids = own_container_ids()
+        if len(ids) == 1:
+            (container,) = ids
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(INSPECT_DEADLINE):
+                    seen = await self._engine.inspect(container)
+                if seen.found and seen.status == "running" and seen.started_at:
+                    self._own = replace(self._own, container=container, container_started=nanos(seen.started_at))
+        return self._own
+
+    async def judge(self, holder: Peer) -> Finding:
+        """Whether the holder has ended, as far as it can be known."""
+        process = process_has_ended(holder.life, self._own)
+        if process is None:
+            return await self._judge_container(holder)
+        return Finding(process, "its process has ended" if process else "its process runs")
+
+    async def _judge_container(self, holder: Peer) -> Finding:
+        life = holder.life
+        if not life.container or not life.boot_id or life.boot_id != self._own.boot_id:
+            return Finding(dead=None)
+        if life == self._died:
+            return Finding(dead=True, reason="the engine says that its container died")
+        try:
+            async with asyncio.timeout(INSPECT_DEADLINE):
+                seen = await self._engine.inspect(life.container)
+                if not seen.found:
+                    here = await self._has_one_of(set(holder.witness.containers) - {life.container})
+                    return Finding(dead=here or None, reason="the engine says that its container is gone")
+        except (EngineError, TimeoutError):
+            return Finding(dead=None)
+        return _judge_seen(seen, life)
+
+    async def _has_one_of(self, containers: set[str]) -> bool:
+        for container in containers:
+            if (await self._engine.inspect(container)).found:
+                return True
+        return False
+
+    async def wait(self, holder: Peer, seconds: float) -> None:
+        """Return when the holder may have ended, or after so many seconds."""
+        if holder.life != self._watched:
+            await self.end()
+            self._watch(holder.life)
+        timer = self._clock.call_later(seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+            self._wake.clear()
+
+    def _watch(self, life: Life) -> None:
+        self._watched = life
+        if not life.boot_id or life.boot_id != self._own.boot_id:
+            return
+        if life.container:
+            self._events = asyncio.create_task(self._follow(life), name="holder-events")
+        if life.pid and life.namespaces == self._own.namespaces and life.pid != self._own.pid:
+            with suppress(OSError):
+                self._process = os.pidfd_open(life.pid)
+                asyncio.get_running_loop().add_reader(self._process, self._process_ended)
+
+    def _process_ended(self) -> None:
+        self._forget_process()
+        self._wake.set()
+
+    def _forget_process(self) -> None:
+        if self._process is not None:
+            asyncio.get_running_loop().remove_reader(self._process)
+            os.close(self._process)
+            self._process = None
+
+    async def _follow(self, life: Life) -> None:
+        backoff = RETRY.start()
+        while True:
+            with suppress(EngineError):
+                async with self._engine.events(None, lambda _: None) as events:
+                    self._wake.set()  # an inspection tells what happened before
+                    async for event in events:
+                        is_theirs = event.action == "die" and event.node_id == life.container
+                        if is_theirs and event.time_nano >= life.container_started:
+                            self._died = life
+                            self._wake.set()
+            await self._clock.sleep(backoff.next_delay())
+
+    async def end(self) -> None:
+        """Watch nobody any more."""
+        self._forget_process()
+        self._watched = NO_LIFE
+        if self._events:
+            self._events.cancel()
+            await asyncio.gather(self._events, return_exceptions=True)
+            self._events = None
+
+
+def _judge_seen(seen: Observation, life: Life) -> Finding:
+    if seen.status in WITHOUT_PROCESS:
+        return Finding(dead=True, reason=f"the engine says that its container is {seen.status}")
+    if seen.started_at and nanos(seen.started_at) != life.container_started:
+        return Finding(dead=True, reason="the engine says that its container was started anew")
+    return Finding(dead=False, reason="its container runs")
+
+
+def own_process(proc: Path = Path("/proc")) -> Life:
+    """By what this process can be seen to have ended; nothing where the kernel does not tell all of it."""
+    pid = os.getpid()
+    try:
+        boot_id = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # Of another pid namespace's /proc the numbers mean nothing here.
+        if (proc / "self").readlink().name != str(pid) or not _BOOT_ID.fullmatch(boot_id):
+            return NO_LIFE
+        spaces = proc / "self/ns"
+        namespaces = " ".join(str((spaces / kind).readlink()) for kind in ("pid", "time"))
+        os.close(os.pidfd_open(pid))
+    except (OSError, AttributeError, UnicodeError):  # no Linux, or one without these
+        return NO_LIFE
+    started = start_time(pid, proc)
+    return Life(boot_id, namespaces, pid, started) if started else NO_LIFE
+
+
+def start_time(pid: int, proc: Path = Path("/proc")) -> int | None:
+    """When a process started, in clock ticks since the machine was booted; None if that is not told."""
+    try:
+        behind_name = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        return int(behind_name.split()[_START_TIME])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def process_has_ended(life: Life, own: Life) -> bool | None:
+    """Whether that process has ended, as the kernel tells us (`own`); None if that cannot be told from here."""
+    if not (own.pid and life.pid) or (life.boot_id, life.namespaces) != (own.boot_id, own.namespaces):
+        return None
+    try:
+        process = os.pidfd_open(life.pid)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return None
+    try:
+        started = start_time(life.pid)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if poll.poll(0):  # also of a zombie
+            return True
+        return None if started is None else started != life.started
+    finally:
+        os.close(process)

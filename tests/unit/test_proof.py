@@ -1,0 +1,313 @@
+"""What proves that the holder of a lease has ended, and what does not, however it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from eventwatch.clock import VirtualClock
+from eventwatch.documents import NodeChecker
+from eventwatch.elector import Elector
+from eventwatch.errors import EngineError
+from eventwatch.model import Event, Observation, nanos
+from eventwatch.nearby import is_standby
+from eventwatch.pipeline.proof import DeathWatch, Finding, own_process, process_has_ended, start_time
+from eventwatch.store import NO_LIFE, Lease, Life, Peer, Store, Witness, _parse_life
+from tests.unit.simulated import UnaskedEngine
+
+HOLDER, NODE = "a" * 64, "b" * 64
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+OWN = own_process()
+#: A holder in a container on this machine, in a pid namespace of its own.
+CONTAINED = Life(OWN.boot_id, "pid:[1] time:[1]", 1, 5, HOLDER, nanos(STARTED))
+
+
+# -- a process ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        yield process
+        process.kill()
+
+
+def life_of(child: subprocess.Popen[bytes]) -> Life:
+    return replace(OWN, pid=child.pid, started=start_time(child.pid) or 0)
+
+
+def test_a_process_that_runs_or_is_stopped_has_not_ended(child: subprocess.Popen[bytes]) -> None:
+    assert OWN != NO_LIFE
+    assert process_has_ended(life_of(child), OWN) is False
+    child.send_signal(signal.SIGSTOP)
+    assert process_has_ended(life_of(child), OWN) is False
+    assert process_has_ended(OWN, OWN) is False
+
+
+def test_a_process_that_was_killed_has_ended_even_while_it_is_a_zombie(child: subprocess.Popen[bytes]) -> None:
+    life = life_of(child)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process_has_ended(life, OWN) is True
+    child.wait()
+    assert process_has_ended(life, OWN) is True
+
+
+def test_another_process_of_the_same_number_is_another(child: subprocess.Popen[bytes]) -> None:
+    assert process_has_ended(replace(life_of(child), started=1), OWN) is True
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"boot_id": "00000000-0000-0000-0000-000000000000"},
+        {"boot_id": ""},
+        {"namespaces": "pid:[1] time:[1]"},
+        {"pid": 0},
+    ],
+)
+def test_what_is_not_known_from_here_is_left_open(foreign: dict[str, Any]) -> None:
+    ended = replace(OWN, started=1)
+    assert process_has_ended(ended, OWN) is True
+    assert process_has_ended(replace(ended, **foreign), OWN) is None
+    assert process_has_ended(ended, NO_LIFE) is None
+
+
+# -- what is on record --------------------------------------------------------------------------------------
+
+
+def test_what_a_holder_left_is_read_as_it_was_written() -> None:
+    row = {"manager_id": "them", "life": {**asdict(CONTAINED), "manager_id": "them"}}
+    assert _parse_life(row) == CONTAINED
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"manager_id": "another, who had the lease before"},
+        {"manager_id": None},
+        {"pid": "1"},
+        {"pid": 2**22 + 1},
+        {"pid": -1},
+        {"pid": True},
+        {"started": 1.5},
+        {"container": "../../containers/json"},
+        {"container": {"$ne": ""}},
+        {"container_started": None},
+        {"boot_id": ["x"]},
+        {"namespaces": 5},
+    ],
+)
+def test_an_odd_record_proves_nothing(odd: dict[str, Any]) -> None:
+    row = {"manager_id": "them", "life": {**asdict(CONTAINED), "manager_id": "them", **odd}}
+    assert _parse_life(row) == NO_LIFE
+
+
+@pytest.mark.parametrize("life", [None, "dead", [], {}, 2**80])
+def test_a_record_that_is_none_proves_nothing(life: object) -> None:
+    assert _parse_life({"manager_id": "them", "life": life}) == NO_LIFE
+
+
+# -- a container --------------------------------------------------------------------------------------------
+
+
+class ToldEngine(UnaskedEngine):
+    """Says of containers what it was told to; events come when the test sends them."""
+
+    def __init__(self, **states: Observation | None) -> None:
+        self.states = states
+        self.sent: asyncio.Queue[Event] = asyncio.Queue()
+        self.listeners = 0
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:  # noqa: ARG002
+        seen = self.states.get(node_id, Observation(node_id, found=False))
+        if seen is None:
+            raise EngineError("broken")
+        return seen
+
+    @asynccontextmanager
+    async def events(
+        self,
+        since: int | None,  # noqa: ARG002
+        on_malformed: Callable[[str], object],  # noqa: ARG002
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        self.listeners += 1
+        try:
+            yield self._sent()
+        finally:
+            self.listeners -= 1
+
+    async def _sent(self) -> AsyncIterator[Event]:
+        while True:
+            yield await self.sent.get()
+
+
+def holder(life: Life = CONTAINED, **more: Any) -> Peer:
+    return Peer("them", "host", 1, Witness((NODE, HOLDER), 1), holds=True, life=life, epoch=3, **more)
+
+
+def state(status: str, started: datetime = STARTED) -> Observation:
+    return Observation(HOLDER, status=status, started_at=started)
+
+
+async def judge(holder: Peer, engine: ToldEngine) -> Finding:
+    deaths = DeathWatch(engine, VirtualClock())
+    await deaths.introduce()
+    return await deaths.judge(holder)
+
+
+@pytest.mark.parametrize(
+    ("told", "dead"),
+    [
+        (state("running"), False),
+        (state("paused"), False),
+        (state("exited"), True),
+        (state("dead"), True),
+        (state("restarting"), True),
+        (state("removing"), True),
+        (state("running", datetime(2026, 1, 2, tzinfo=UTC)), True),
+        (None, None),
+    ],
+)
+async def test_the_engine_says_whether_a_container_has_ended(told: Observation | None, dead: bool | None) -> None:
+    assert (await judge(holder(), ToldEngine(**{HOLDER: told}))).dead is dead
+
+
+async def test_a_container_that_is_gone_counts_only_on_an_engine_that_has_another_of_the_holders() -> None:
+    """Another engine of the same id has none of them."""
+    assert (await judge(holder(), ToldEngine())).dead is None
+    assert (await judge(holder(), ToldEngine(**{NODE: Observation(NODE, status="exited")}))).dead is True
+
+
+async def test_a_container_proves_nothing_on_another_machine_or_after_another_boot() -> None:
+    elsewhere = replace(CONTAINED, boot_id="00000000-0000-0000-0000-000000000000")
+    for life in (elsewhere, replace(CONTAINED, boot_id=""), replace(CONTAINED, container=""), NO_LIFE):
+        assert (await judge(holder(life), ToldEngine(**{HOLDER: state("exited")}))).dead is None
+
+
+async def test_the_kernel_counts_more_than_the_engine() -> None:
+    """An engine may have lost a container whose process lives on."""
+    living = replace(OWN, container=HOLDER, container_started=nanos(STARTED))
+    assert (await judge(holder(living), ToldEngine(**{HOLDER: state("exited")}))).dead is False
+
+
+async def test_the_end_of_a_container_ends_the_wait_and_is_proof() -> None:
+    engine = ToldEngine(**{HOLDER: None})  # locked, as it dies
+    deaths = DeathWatch(engine, VirtualClock())
+    await deaths.introduce()
+    await deaths.wait(holder(), 1000)  # ends as soon as events are listened to
+    waiting = asyncio.create_task(deaths.wait(holder(), 1000))
+    for event in (
+        Event("die", HOLDER, nanos(STARTED) - 1),  # of its earlier life
+        Event("die", NODE, nanos(STARTED) + 1),
+        Event("kill", HOLDER, nanos(STARTED) + 1),
+    ):
+        engine.sent.put_nowait(event)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert (await deaths.judge(holder())).dead is None
+    engine.sent.put_nowait(Event("die", HOLDER, nanos(STARTED) + 1))
+    async with asyncio.timeout(20):
+        await waiting
+    assert (await deaths.judge(holder())).dead is True
+    # Of a later life of the container it says nothing.
+    assert (await deaths.judge(holder(replace(CONTAINED, container_started=nanos(STARTED) + 5)))).dead is None
+    await deaths.end()
+    assert not engine.listeners
+
+
+async def test_the_end_of_a_process_ends_the_wait(child: subprocess.Popen[bytes]) -> None:
+    deaths = DeathWatch(ToldEngine(), VirtualClock())
+    await deaths.introduce()
+    waiting = asyncio.create_task(deaths.wait(holder(life_of(child)), 1000))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    child.kill()
+    async with asyncio.timeout(20):
+        await waiting
+    assert (await deaths.judge(holder(life_of(child)))).dead is True
+    await deaths.end()
+
+
+# -- what the candidate makes of it -------------------------------------------------------------------------
+
+
+class HeldStore:
+    """A lease that `them` hold and renew, until a candidate says that this holder is dead."""
+
+    def __init__(self, life: Life) -> None:
+        self.returns = 0
+        self.life = life
+        self.renewed_at = STARTED
+        self.proven: list[Peer] = []
+
+    async def acquire_lease(self, *_: object, dead: Peer | None, **__: object) -> Lease | Peer:
+        if dead:
+            self.proven.append(dead)
+            return Lease("us", "engine", 4)
+        return holder(self.life, renewed_at=self.renewed_at)
+
+
+async def candidate(store: HeldStore) -> tuple[Elector, VirtualClock, asyncio.Task[Lease]]:
+    clock = VirtualClock()
+    elector = Elector(
+        store=cast("Store", store), checker=NodeChecker.model_construct(manager_id="us"), duration=15.0,
+        clock=clock, deaths=DeathWatch(ToldEngine(), clock),
+    )  # fmt: skip
+    acquiring = asyncio.create_task(elector.acquire("engine"))
+    await settle()
+    return elector, clock, acquiring
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_holder_that_has_ended_is_succeeded_without_waiting() -> None:
+    store = HeldStore(replace(OWN, started=1))
+    _, _, acquiring = await candidate(store)
+    assert (await acquiring).epoch == 4
+    assert [(peer.manager_id, peer.epoch) for peer in store.proven] == [("them", 3)]
+
+
+async def test_a_holder_of_which_nothing_is_known_is_no_reason_to_be_called_a_standby_until_it_renews() -> None:
+    """It may be our own predecessor, and the health check must not call that healthy."""
+    store = HeldStore(NO_LIFE)
+    elector, clock, acquiring = await candidate(store)
+    for _ in range(5):
+        clock.advance(1.0)
+        await settle()
+        assert not is_standby(elector.doubts())
+        assert not elector.holds()
+    store.renewed_at = STARTED.replace(second=5)
+    clock.advance(1.0)
+    await settle()
+    assert is_standby(elector.doubts())
+    acquiring.cancel()
+    await asyncio.gather(acquiring, return_exceptions=True)
+    assert not store.proven
+
+
+async def test_a_holder_that_lives_is_stood_by_for_at_once(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGSTOP)  # alive, though it renews nothing
+    store = HeldStore(life_of(child))
+    elector, clock, acquiring = await candidate(store)
+    assert is_standby(elector.doubts())
+    clock.advance(1.0)
+    await settle()
+    assert not acquiring.done()
+    child.kill()
+    async with asyncio.timeout(20):
+        assert (await acquiring).epoch == 4
