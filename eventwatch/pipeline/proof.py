@@ -25,6 +25,7 @@ import asyncio
 import os
 import re
 import select
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,9 @@ from eventwatch.store import NO_LIFE, Life, Peer
 
 #: Seconds for what the engine says of one container: it may be locked for long.
 INSPECT_DEADLINE: Final = 1.0
+#: Nanoseconds by which the kernel's time of a start may be late, and from a process's to its container's start.
+ROUNDING: Final = 50_000_000
+START_LASTS: Final = 30_000_000_000
 #: States in which no process of a container runs.
 WITHOUT_PROCESS: Final = ENDED | {"restarting", "removing"}
 #: Between attempts to follow the engine's events (s).
@@ -81,8 +85,9 @@ class DeathWatch:
             with suppress(EngineError, TimeoutError):
                 async with asyncio.timeout(INSPECT_DEADLINE):
                     seen = await self._engine.inspect(container)
-                if seen.found and seen.status == "running" and seen.started_at:
-                    self._own = replace(self._own, container=container, container_started=nanos(seen.started_at))
+                began = started_with_first_process(seen)
+                if began:
+                    self._own = replace(self._own, container=container, container_started=began)
         return self._own
 
     async def judge(self, holder: Peer) -> Finding:
@@ -202,6 +207,20 @@ def start_time(pid: int, proc: Path = Path("/proc")) -> int | None:
         return int(behind_name.split()[_START_TIME])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def started_with_first_process(seen: Observation, proc: Path = Path("/proc")) -> int | None:
+    """When the container started (ns since the epoch), if the first process here is its own.
+
+    A container that uses another's network has that one's files mounted, and so takes itself for it: but its first
+    process begins after the other's start, where an engine puts a start on record just after the process began.
+    """
+    ticks = start_time(1, proc)
+    if not (seen.found and seen.status == "running" and seen.started_at) or ticks is None:
+        return None
+    booted = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    lead = nanos(seen.started_at) - (booted + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+    return nanos(seen.started_at) if -ROUNDING < lead < START_LASTS else None
 
 
 def process_has_ended(life: Life, own: Life) -> bool | None:

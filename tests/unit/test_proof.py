@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -21,7 +23,14 @@ from eventwatch.elector import Elector
 from eventwatch.errors import EngineError
 from eventwatch.model import Event, Observation, nanos
 from eventwatch.nearby import is_standby
-from eventwatch.pipeline.proof import DeathWatch, Finding, own_process, process_has_ended, start_time
+from eventwatch.pipeline.proof import (
+    DeathWatch,
+    Finding,
+    own_process,
+    process_has_ended,
+    start_time,
+    started_with_first_process,
+)
 from eventwatch.store import NO_LIFE, Lease, Life, Peer, Store, Witness, _parse_life
 from tests.unit.simulated import UnaskedEngine
 
@@ -311,3 +320,24 @@ async def test_a_holder_that_lives_is_stood_by_for_at_once(child: subprocess.Pop
     child.kill()
     async with asyncio.timeout(20):
         assert (await acquiring).epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("after", "ours"),
+    [
+        pytest.param(0.3, True, id="the engine puts it on record just after its process began"),
+        pytest.param(-0.4, False, id="of which another container uses the network, and began later"),
+        pytest.param(3600.0, False, id="that was started anew since"),
+    ],
+)
+def test_the_container_whose_files_are_mounted_is_ours_only_if_our_first_process_began_with_it(
+    tmp_path: Path, after: float, ours: bool
+) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "stat").write_text(f"1 (sh) S {' '.join(['0'] * 18)} {1000 * ticks} 0 0\n")
+    booted = (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+    seen = state("running", datetime.fromtimestamp(booted + 1000 + after, UTC))
+    assert started_with_first_process(seen, tmp_path) == (
+        nanos(seen.started_at) if ours and seen.started_at else None
+    )
