@@ -659,9 +659,10 @@ def _tls_context(cert_path: str | None) -> ssl.SSLContext:
     folder = Path(cert_path or Path.home() / ".docker")
     try:
         ca, cert, key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
-        own = cert.exists() or key.exists()  # a Docker context need not have both: a certificate, an authority
+        # Of a Docker context only, as for the docker command, either will do: a certificate, or an authority.
+        own = folder.parts[-4:-2] == ("contexts", "tls") and (cert.exists() or key.exists())
         context = ssl.create_default_context(cafile=str(ca) if ca.exists() or not own else None)
-        if own or not ca.exists():
+        if cert.exists() or key.exists() or not ca.exists():
             context.load_cert_chain(str(cert), str(key))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(

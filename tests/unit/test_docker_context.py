@@ -144,6 +144,14 @@ def test_an_authority_or_a_certificate_of_our_own_is_enough(home: Path, tmp_path
     DockerEngine(load_settings(None))
 
 
+def test_a_folder_of_certificates_without_an_authority_trusts_nobody(tmp_path: Path) -> None:
+    make_certificates(tmp_path, "127.0.0.1")
+    (tmp_path / "ca.pem").unlink()
+    settings = Settings(docker_host="tcp://127.0.0.1:2376", docker_tls_verify=True, docker_cert_path=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"must hold ca\.pem, cert\.pem and key\.pem"):
+        DockerEngine(settings)
+
+
 def test_an_engine_that_is_not_verified_is_refused(home: Path) -> None:
     meta = make(home, "loose", "tcp://engine:2376", SkipTLSVerify=True)
     choose(home, "loose")
