@@ -616,19 +616,19 @@ class Application:
         set_watching(sweeper)
         last = partial(self._last, tasks)
         intake = [
-            last(watcher.run(), "watcher"),
-            last(sweeper.run(), "sweeper"),
-            last(undocumented.run(), "undocumented"),
-            last(dead.run(), "dead-engines"),
-            last(reconciler.run_orphanage(), "orphanage"),
-            last(afterlook.run(), "afterlook"),
+            last(watcher.run, "watcher"),
+            last(sweeper.run, "sweeper"),
+            last(undocumented.run, "undocumented"),
+            last(dead.run, "dead-engines"),
+            last(reconciler.run_orphanage, "orphanage"),
+            last(afterlook.run, "afterlook"),
         ]
         workers = [
-            last(reconciler.run_writer(), "writer"),
-            last(keep_lease(), "lease-keeper"),
-            last(reconciler.run_owner_recorder(), "owner-recorder"),
-            last(history.run(), "history"),
-            *(last(reconciler.run_inspector(), f"inspector-{n}") for n in range(INSPECTORS)),
+            last(reconciler.run_writer, "writer"),
+            last(keep_lease, "lease-keeper"),
+            last(reconciler.run_owner_recorder, "owner-recorder"),
+            last(history.run, "history"),
+            *(last(reconciler.run_inspector, f"inspector-{n}") for n in range(INSPECTORS)),
         ]
         await self._stopping.wait()
         for task in intake:
@@ -640,16 +640,18 @@ class Application:
         for task in workers:
             task.cancel()
 
-    def _last(self, tasks: asyncio.TaskGroup, part: Awaitable[None], name: str) -> asyncio.Task[None]:
+    def _last(
+        self, tasks: asyncio.TaskGroup, part: Callable[[], Awaitable[None]], name: str
+    ) -> asyncio.Task[None]:
         return tasks.create_task(self._lasting(part, name), name=name)
 
-    async def _lasting(self, part: Awaitable[None], name: str) -> None:
+    async def _lasting(self, part: Callable[[], Awaitable[None]], name: str) -> None:
         """Run a part of a term that lasts as long as the term does: its end, whatever its cause, ends the term.
 
         A part that is missing, and that nobody misses, leaves documents wrong for ever.
         """
         try:
-            await part
+            await part()
         except asyncio.CancelledError as error:
             if _is_cancelled(error):
                 raise

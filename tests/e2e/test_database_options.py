@@ -74,7 +74,7 @@ async def test_reads_are_from_the_primary_and_what_decides_is_written_with_major
             claims = "stopping" in str(command.get("updates"))
             seen[name, collection] += 1
             assert sure or not (name == "delete" or collection in SURE or claims), command
-    for write in (("findAndModify", "NodeChecker"), ("delete", "NodeChecker"), ("delete", "ToolServerNode")):
+    for write in (("findAndModify", "NodeChecker"), ("delete", "ToolServerNode")):
         assert seen[write], seen
     assert seen["update", "NodeOwner"]
     assert seen["findAndModify", "NodeOwner"]
