@@ -67,6 +67,8 @@ class Elector:
         self._looked_at = float("-inf")
         self._chores: asyncio.Task[None] | None = None
         self._holder_lives = False
+        #: Of whose end was told.
+        self._dead_told = ""
         self._trusted_until = float("-inf")
         #: Whether the database did not answer the last time that it was asked.
         self.unanswered = False
@@ -144,7 +146,9 @@ class Elector:
         self.holder = holder
         name = f"checker {holder.manager_id} (host {holder.host}, pid {holder.pid})"
         if found and found.dead:
-            logger.info("Taking over at once from {}: {}", name, found.reason)
+            if self._dead_told != holder.manager_id:
+                logger.info("Taking over at once from {}: {}", name, found.reason)
+            self._dead_told = holder.manager_id
             return True
         renewed = before is not None and not is_new and before.renewed_at != holder.renewed_at
         if not self._holder_lives and (renewed or (found and found.dead is False)):
