@@ -29,6 +29,8 @@ from eventwatch.settings import Settings
 from eventwatch.text import printable
 
 PERCENTILES: Final = (50, 90, 99)
+#: Modules that log a line for each change or end.
+_LOUD: Final = ("eventwatch.reconciler", "eventwatch.reasons")
 
 
 # -- record -------------------------------------------------------------------------------------------------
@@ -113,11 +115,13 @@ def _quietly(settings: Settings) -> Iterator[None]:
     if settings.log_level in {"TRACE", "DEBUG"}:
         yield
         return
-    logger.disable("eventwatch.reconciler")
+    for module in _LOUD:
+        logger.disable(module)
     try:
         yield
     finally:
-        logger.enable("eventwatch.reconciler")
+        for module in _LOUD:
+            logger.enable(module)
 
 
 @contextmanager

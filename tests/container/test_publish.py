@@ -70,7 +70,7 @@ async def test_one_command_builds_tries_and_uploads_a_version_once(tmp_path: Pat
             "TWINE_USERNAME": "anybody",
             "TWINE_PASSWORD": "anything",
         }
-        command = ("make", "publish", f"IMAGE={name}", f"INDEX={packages}/")
+        command = ("make", "--no-print-directory", "publish", f"IMAGE={name}", f"INDEX={packages}/")
         try:
             code, said = sh(*command, env=env, within=LONGEST, check=False)
             assert code == 0, said
@@ -106,6 +106,8 @@ async def tags(address: str) -> list[str]:
     ],
 )
 def test_without_a_place_nothing_is_built(words: list[str], told: str, tmp_path: Path) -> None:
-    code, said = sh("make", "publish", *words, env={"DIST": str(tmp_path / "dist")}, check=False)
+    code, said = sh(
+        "make", "--no-print-directory", "publish", *words, env={"DIST": str(tmp_path / "dist")}, check=False
+    )
     assert (code, said.splitlines()[0]) == (2, f"error: {told}")
     assert not (tmp_path / "dist").exists()

@@ -125,7 +125,6 @@ async def test_a_container_made_long_before_its_start_becomes_true_at_its_start(
         {"manager_id": "m", "epoch": 1, "expires_at": ago(-23 * 3600)},
         {"manager_id": "m", "epoch": 1, "expires_at": ago(60), "standbys": [{"seen_at": DatetimeMS(2**60)}, 7]},
     ],
-    ids=str,
 )
 async def test_an_odd_checker_document_is_taken_over(world: World, row: Document) -> None:
     node = await world.start("one")

@@ -31,9 +31,10 @@ from typing import Final
 
 import pytest
 
+from eventwatch.store import checker_id
 from tests.conftest import free_address
 from tests.e2e.test_embedding import environment, served
-from tests.e2e.watching import Program, World, eventually, program, run_program
+from tests.e2e.watching import Program, World, ago, eventually, program, run_program
 from tests.nodes import Node
 from tests.readme import README, ROOT, Block, blocks, commands
 
@@ -243,6 +244,8 @@ async def engines(place: Place, command: str) -> None:
 async def engines_forget(place: Place, command: str) -> None:
     """Nobody is there to be asked, so nothing goes without `--yes`."""
     await place.world.insert("e" * 64, engine_id="gone", epoch=1)
+    last = {"manager_id": "m", "epoch": 1, "renewed_at": ago(3600), "expires_at": ago(3600)}
+    await place.world.checkers.insert_one({"_id": checker_id("gone"), "engine_id": "gone", **last})
     words = command.replace("ID", "gone")
     code, said = await place.ended(words)
     assert (code, "1 documents would be deleted" in said) == (2, True), said
