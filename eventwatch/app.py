@@ -56,7 +56,7 @@ from eventwatch.model import Change, Recorded, nanos
 from eventwatch.nearby import is_standby
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
-from eventwatch.pipeline.fleet import DeadEngines, Latencies, as_json, ordered, report
+from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
@@ -149,7 +149,7 @@ class Application:
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
         self._dead: DeadEngines | None = None
-        self._latencies = Latencies()
+        self._latencies = LastLatencies()
         self._engine_id = ""
         self._store: Store | None = None
         self._stopping = asyncio.Event()

@@ -41,6 +41,12 @@ _LATENCY_BUCKETS: Final = (
 )
 
 
+def quantile(values: Iterable[float], part: float) -> float | None:
+    """The smallest of the values that this part of them (0 to 1) does not exceed; None without any."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None
+
+
 class _Failures(Collector):
     """What has failed so far, which is counted where it fails."""
 

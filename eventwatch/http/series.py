@@ -15,7 +15,7 @@ from typing import Any, Final
 from prometheus_client import Counter
 
 from eventwatch.clock import Clock
-from eventwatch.metrics import Metrics
+from eventwatch.metrics import Metrics, quantile
 from eventwatch.model import Change
 
 MINUTES: Final = 60
@@ -42,11 +42,6 @@ class Latencies:
         if len(self.kept) >= KEPT:
             del self.kept[::2]
             self._stride *= 2
-
-    def quantile(self, part: float) -> float | None:
-        """The latency that this part of them does not exceed; None without any."""
-        ordered = sorted(self.kept)
-        return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +97,7 @@ class Series:
         return Minute(
             events - self._events,
             self._clock.monotonic() - self._began,
-            (self._latencies.quantile(0.5), self._latencies.quantile(0.99)),
+            (quantile(self._latencies.kept, 0.5), quantile(self._latencies.kept, 0.99)),
             {kind: count - self._writes.get(kind, 0.0) for kind, count in writes.items()},
         )
 

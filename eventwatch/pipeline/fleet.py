@@ -18,7 +18,7 @@ from loguru import logger
 
 from eventwatch.clock import Clock
 from eventwatch.errors import StoreError
-from eventwatch.metrics import STATUSES, Metrics
+from eventwatch.metrics import STATUSES, Metrics, quantile
 from eventwatch.model import Change
 from eventwatch.store import EngineRecord, Store
 from eventwatch.text import printable
@@ -33,21 +33,16 @@ NAMED: Final = 5
 LATENCIES: Final = 1000
 
 
-class Latencies:
+class LastLatencies:
     """The latencies of the last events (s); `note` listens to changes."""
 
     def __init__(self) -> None:
-        self._last: deque[float] = deque(maxlen=LATENCIES)
+        self.kept: deque[float] = deque(maxlen=LATENCIES)
 
     def note(self, change: Change) -> None:
         """Take the latency of a change, if an event led to it."""
         if change.latency is not None:
-            self._last.append(change.latency)
-
-    def percentile(self, share: float) -> float | None:
-        """The latency that this share of the events did not exceed; None without events."""
-        ordered = sorted(self._last)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+            self.kept.append(change.latency)
 
 
 def report(
@@ -55,7 +50,7 @@ def report(
     statuses: Iterable[str | None],
     sweep_age: float | None,
     drift: int,
-    latencies: Latencies,
+    latencies: LastLatencies,
     reasons: Iterable[str],
 ) -> dict[str, Any]:
     """What a watcher tells of itself, as `EngineRecord` reads it; `reasons` why it is not ready."""
@@ -64,8 +59,8 @@ def report(
         "nodes": dict(Counter(status if status in STATUSES else "other" for status in statuses)),
         "sweep_age": sweep_age,
         "drift": drift,
-        "p50": latencies.percentile(0.5),
-        "p99": latencies.percentile(0.99),
+        "p50": quantile(latencies.kept, 0.5),
+        "p99": quantile(latencies.kept, 0.99),
         "reasons": [printable(reason, 200) for reason in reasons][:20],
     }
 
