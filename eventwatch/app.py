@@ -50,7 +50,7 @@ from eventwatch.history import History, read_changes
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.http.rows import Facts, Rows
-from eventwatch.http.series import Series, totals
+from eventwatch.http.series import Series
 from eventwatch.metrics import Metrics
 from eventwatch.model import Change, Recorded, nanos
 from eventwatch.nearby import is_standby
@@ -61,7 +61,7 @@ from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
-from eventwatch.policy import KNOWN_ACTIONS, idle_timeout_of, recorded_idleness
+from eventwatch.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
 from eventwatch.readiness import identity
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
@@ -194,12 +194,8 @@ class Application:
         node = reconciler.known.get(node_id) if reconciler else None
         if reconciler is None or node is None:
             return None
-        idleness = recorded_idleness(
-            node, reconciler.used_at(node_id), self._time.now(), self._idle_timeout(node_id),
-            reconciler.owned.get(node_id),
-        )  # fmt: skip
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
-        told = {"claim": node.claim and asdict(node.claim), "idle_left": idleness.left}
+        told = {"claim": node.claim and asdict(node.claim), "idle_left": self._idleness(reconciler, node).left}
         return shown | told | reconciler.reasons.row(node_id)
 
     async def read_node(self, node_id: str) -> dict[str, Any] | None:
@@ -241,9 +237,9 @@ class Application:
         )
 
     def _idle_of(self, node_id: str, _: Facts) -> dict[str, Any]:
-        """When the node is idle as things stand (Unix time, s; null: never), and why."""
-        node = self.node(node_id) or {}
-        left = node.get("idle_left")
+        """When the node is idle as things stand (Unix time, s; null: never)."""
+        node = self.reconciler.known.get(node_id) if self.reconciler else None
+        left = self._idleness(self.reconciler, node).left if self.reconciler and node else None
         return {"idle_at": None if left is None else round(self._time.now().timestamp() + left)}
 
     def overview(self) -> dict[str, Any]:
@@ -266,7 +262,7 @@ class Application:
             "stream_age": watcher and watcher.connected_at and now - watcher.connected_at,
             "sweep_age": None if sweeper is None or sweeper.last_success is None else now - sweeper.last_success,
             "sweep_interval": settings.sweep_interval,
-            "drift": sum(totals(self.metrics.drift).values()),
+            "drift": self.metrics.corrections(),
             "idle_timeout": settings.idle_timeout,
             "dry_run": settings.dry_run,
             "register_label": settings.register_label,
@@ -279,13 +275,14 @@ class Application:
 
     def _idle_row(self, reconciler: Reconciler, node_id: str) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
-        node = reconciler.known[node_id]
-        limit = idle_timeout_of(node.idle_timeout, reconciler.idle_label(node_id), self.settings.idle_timeout)
-        verdict = recorded_idleness(
-            node, reconciler.used_at(node_id), self._time.now(), limit.seconds, reconciler.owned.get(node_id)
-        )
+        limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, reconciler.known[node_id])
         seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
         return {"idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
+
+    def _idleness(self, reconciler: Reconciler, node: Recorded) -> Idleness:
+        """How idle a node is, by what is known of it."""
+        used_at, owner = reconciler.used_at(node.node_id), reconciler.owned.get(node.node_id)
+        return recorded_idleness(node, used_at, self._time.now(), self._idle_limit(node.node_id).seconds, owner)
 
     async def read_changes(self, node_id: str) -> list[dict[str, Any]]:
         """The changes of a node on record, newest first, whether or not it has a document. Raises StoreError."""
@@ -395,14 +392,17 @@ class Application:
         """Whether this watcher keeps that node true now."""
         return self.reconciler is not None and node_id in self.reconciler.known
 
-    def _idle_timeout(self, node_id: str) -> float:
+    def _idle_limit(self, node_id: str) -> Timeout:
         """After how many seconds that node is idle, as far as is known; 0 or infinite: never."""
         reconciler = self.reconciler
         if reconciler is None:
-            return self.settings.idle_timeout
+            return Timeout(self.settings.idle_timeout)
         node = reconciler.known.get(node_id)
         own = node.idle_timeout if node else None
-        return idle_timeout_of(own, reconciler.idle_label(node_id), self.settings.idle_timeout).seconds
+        return idle_timeout_of(own, reconciler.idle_label(node_id), self.settings.idle_timeout)
+
+    def _idle_timeout(self, node_id: str) -> float:
+        return self._idle_limit(node_id).seconds
 
     def _http_access(self) -> Access:
         settings = self.settings

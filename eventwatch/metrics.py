@@ -47,6 +47,12 @@ def quantile(values: Iterable[float], part: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None
 
 
+def totals(counter: Counter) -> dict[str, float]:
+    """What a counter with one label stands at, by that label's values."""
+    samples = [sample for metric in counter.collect() for sample in metric.samples]
+    return {next(iter(s.labels.values())): s.value for s in samples if s.name.endswith("_total")}
+
+
 class _Failures(Collector):
     """What has failed so far, which is counted where it fails."""
 
@@ -148,8 +154,7 @@ class Metrics:
 
     def corrections(self) -> int:
         """How many fields sweeps have put right."""
-        samples = (sample for metric in self.drift.collect() for sample in metric.samples)
-        return round(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+        return round(sum(totals(self.drift).values()))
 
     def show_brakes(self, deleting: bool, stopping: bool) -> None:
         """Set the gauges of the two brakes."""

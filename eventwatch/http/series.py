@@ -12,10 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from prometheus_client import Counter
-
 from eventwatch.clock import Clock
-from eventwatch.metrics import Metrics, quantile
+from eventwatch.metrics import Metrics, quantile, totals
 from eventwatch.model import Change
 
 MINUTES: Final = 60
@@ -103,9 +101,3 @@ class Series:
 
     def _totals(self) -> tuple[float, dict[str, float]]:
         return sum(totals(self._metrics.events).values()), totals(self._metrics.writes)
-
-
-def totals(counter: Counter) -> dict[str, float]:
-    """What a counter with one label stands at, by that label's values."""
-    samples = [sample for metric in counter.collect() for sample in metric.samples]
-    return {next(iter(s.labels.values())): s.value for s in samples if s.name.endswith("_total")}
