@@ -58,6 +58,7 @@ from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.indexes import create_indexes_patiently
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
@@ -66,7 +67,7 @@ from eventwatch.readiness import identity
 from eventwatch.reconciler import INSPECTORS, Reconciler
 from eventwatch.settings import EMBEDDED, Settings, load_settings
 from eventwatch.store import HISTORY_CHANGES, Lease, Store, open_store
-from eventwatch.sweeper import PATIENCE, Sweeper, create_indexes, set_watching
+from eventwatch.sweeper import PATIENCE, Sweeper, set_watching
 from eventwatch.version import eventwatch_version
 from eventwatch.watcher import Watcher
 from eventwatch.web import Pages, serve
@@ -449,7 +450,8 @@ class Application:
             except (StoreError, EngineError, ConfigError) as error:
                 self._fail(error, again=backoff.failures > 0)
                 away_since = away_since or began
-                await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+                delay = backoff.next_delay(took=self._clock.monotonic() - began)
+                await self._unless_stopped(self._clock.sleep(delay))
             else:
                 if backoff.failures:
                     logger.info("It is there again after {:.1f} s", began - away_since)
@@ -491,7 +493,6 @@ class Application:
             info = self._info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
-            await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
             lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
@@ -622,6 +623,7 @@ class Application:
             last(dead.run, "dead-engines"),
             last(reconciler.run_orphanage, "orphanage"),
             last(afterlook.run, "afterlook"),
+            tasks.create_task(create_indexes_patiently(store, clock), name="indexes"),
         ]
         workers = [
             last(reconciler.run_writer, "writer"),

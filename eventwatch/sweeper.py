@@ -40,6 +40,7 @@ from eventwatch.errors import (
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.indexes import create_indexes
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
 from eventwatch.reconciler import RETRIED, STAMP, Reconciler
@@ -140,6 +141,8 @@ class Sweeper:
         self._timeouts = 0
         self._requested = asyncio.Event()
         self._resumed = asyncio.Event()
+        #: When the pass began that runs now, or ended last (monotonic, s).
+        self._began = float("-inf")
         self._after_connect = False
         #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
         self.on_fact: Callable[[int], object] = lambda _: None
@@ -150,11 +153,13 @@ class Sweeper:
 
     def request_later(self) -> None:
         """Ask for a pass as the database is back, but not at the very moment at which all its watchers do."""
-        self._clock.call_later(self._rng() * RETURN_JITTER, self._resume)
+        asked = self._clock.monotonic()
+        self._clock.call_later(self._rng() * RETURN_JITTER, lambda: self._resume(asked))
 
-    def _resume(self) -> None:
+    def _resume(self, asked: float) -> None:
         self._resumed.set()
-        self.request()
+        if self._began <= asked:  # one that began since needs no other: what fails is repeated anyway
+            self.request()
 
     async def _pause(self, seconds: float) -> None:
         """Wait so long, or until the database has come back."""
@@ -231,7 +236,7 @@ class Sweeper:
 
         Raises StoreError when the database, EngineError when the engine cannot be reached at all.
         """
-        began = self._clock.monotonic()
+        began = self._began = self._clock.monotonic()
         known_before = dict(self._reconciler.known)
         engine = await self._identify_if_it_says()
         await self._look_at_clocks()
@@ -476,22 +481,6 @@ class Sweeper:
                     continue
                 if seen.found and seen.status in {"running", "paused"}:
                     await self._reconciler.register(seen)
-
-
-async def create_indexes(store: Store) -> None:
-    """Create the indexes by which the cost stays that of the own documents. Raises StoreError.
-
-    A login that may not is a warning: all works without them, and slows down with every other engine. So is a
-    server that takes its time over it.
-    """
-    try:
-        problems = await store.create_indexes()
-    except StoreError as error:
-        if not error.timed_out:
-            raise
-        problems = [str(error)]
-    for problem in problems:
-        logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
 
 
 def bring_up_to_date(node: ToolServerNode, written: Recorded) -> None:

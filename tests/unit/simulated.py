@@ -568,6 +568,8 @@ class World:
             manager_id="simulated",
         )
         reconciler.request_sweep = sweeper.request
+        if not self.sweeps:
+            reconciler.learn({}, known_before={})  # as a first pass does where there are no documents yet
 
         async def on_connect() -> None:
             if self.sweeps:
