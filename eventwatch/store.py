@@ -344,9 +344,7 @@ class Store:
         """Those of `INDEXES` that are not there, in words. Raises StoreError."""
         return [f"{name} ({', '.join(keys)})" for name, keys, _ in await self._lacking(INDEXES)]
 
-    async def _lacking(
-        self, names: Iterable[str]
-    ) -> list[tuple[str, Mapping[str, int], Mapping[str, Any]]]:
+    async def _lacking(self, names: Iterable[str]) -> list[tuple[str, Mapping[str, int], Mapping[str, Any]]]:
         """The indexes that are not there: collection, fields and options. One with other options does as well."""
         lacking = []
         for name in names:

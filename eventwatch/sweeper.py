@@ -35,7 +35,6 @@ from eventwatch.errors import (
     EngineError,
     EventwatchError,
     LeaseLostError,
-    StoreError,
 )
 from eventwatch.model import Cause, Observation, Owner, Recorded
 from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict

@@ -105,7 +105,7 @@ async def test_an_unreadable_document_is_read_once_and_left_alone(monkeypatch: p
 
 
 async def test_a_watcher_that_begins_looks_only_once_a_pass_has_told_which_documents_there_are() -> None:
-    """Else each node that it owns would be new to the look, and inspected beside the pass that inspects them all."""
+    """Else each node that it owns would be new to the look, and inspected beside the pass that inspects all."""
     world = world_of(ended_node())
     node_id = world.containers[0].id
     world.store.put(Recorded(node_id, node_id[:12], "exited", "unhealthy", "", FIRST_PORT))
