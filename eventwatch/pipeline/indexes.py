@@ -12,10 +12,10 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.backoff import Pace
-from eventwatch.clock import Clock
-from eventwatch.errors import StoreError
-from eventwatch.store import Store
+from eventwatch.core.backoff import Pace
+from eventwatch.core.clock import Clock
+from eventwatch.core.errors import StoreError
+from eventwatch.store.nodes import Store
 
 #: Seconds between attempts.
 RETRY: Final = Pace(base=1.0, cap=60.0)

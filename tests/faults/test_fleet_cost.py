@@ -21,7 +21,7 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
-from eventwatch.store import INDEXES
+from eventwatch.store.nodes import INDEXES
 from tests.conftest import find_mongod, free_address, free_port
 from tests.faults.harness import OUR_VARIABLES, ROOT, Document, Eventwatch, Oracle, World
 from tests.fleet import EACH, crowd
@@ -39,6 +39,17 @@ async def crowded(world: World) -> AsyncDatabase[Document]:
     database = world.client[world.database]
     await crowd(database, ENGINES_AWAY)
     return database
+
+
+async def until_indexed(database: AsyncDatabase[Document]) -> None:
+    """Wait until a watcher has created all indexes, which it does beside its work."""
+    lacking = [(name, list(keys.items())) for name, wanted in INDEXES.items() for keys, _ in wanted]
+    async with asyncio.timeout(60):
+        while lacking:
+            await asyncio.sleep(0.1)
+            there = {n: await (await database[n].list_indexes()).to_list() for n in INDEXES}
+            keys = {n: [list(each["key"].items()) for each in rows] for n, rows in there.items()}
+            lacking = [(n, wanted) for n, wanted in lacking if wanted not in keys[n]]
 
 
 class Profiler:
@@ -127,8 +138,7 @@ async def test_no_query_reads_what_is_others(
     ):
         leader.start()
         await until_indexed(crowded)
-        leader.send(signal.SIGTERM)
-        await leader.exited()
+        await leader.terminate()
 
         async with profiler.frugal("a start"):
             leader.start()
@@ -187,15 +197,13 @@ async def test_documents_without_an_engines_id_are_nobodys_business_beside_anoth
     assert "belong to no engine" not in process.text(), process.tail()
 
 
-async def test_indexes_are_created_once_and_their_lack_is_told_by_doctor(world: World, tmp_path: Path) -> None:
+async def test_indexes_are_created_beside_the_watching_and_their_lack_is_told_by_doctor(
+    world: World, tmp_path: Path
+) -> None:
     settings = world.settings()
     with closing(Eventwatch(tmp_path, settings)) as process:
         process.start()
-        await process.logged("Sweep: ")
-    database = world.client[world.database]
-    for name, wanted in INDEXES.items():
-        there = [list(each["key"].items()) for each in await (await database[name].list_indexes()).to_list()]
-        assert all(list(keys.items()) in there for keys, _ in wanted), (name, there)
+        await until_indexed(world.client[world.database])
     assert "ok   indexes: all are there" in await command(tmp_path, settings, "doctor")
 
 

@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 
-from eventwatch.model import Cause, Owner, Recorded
+from eventwatch.core.facts import Cause, Owner, Recorded
+from eventwatch.core.policy import CLOCK_SET_BACK_NS
 from eventwatch.pipeline.afterlook import Afterlook
-from eventwatch.policy import CLOCK_SET_BACK_NS
-from eventwatch.reconciler import Reconciler
-from eventwatch.store import Lease
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.store.nodes import Lease
 from tests.unit.simulated import ENGINE_ID, FIRST_PORT, MS, START, Container, Stream, World
 
 SECOND = 1000 * MS

@@ -16,10 +16,10 @@ import pytest
 from aiodocker import Docker
 from aiohttp import web
 
-import eventwatch.engine
-from eventwatch.engine import CALLS, ERROR_LIMIT, Call, DockerEngine
-from eventwatch.errors import ConfigError, EngineError
-from eventwatch.settings import Settings
+import eventwatch.engine.docker
+from eventwatch.core.errors import ConfigError, EngineError
+from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
+from eventwatch.settings.model import Settings
 from tests.e2e.watching import served
 
 NODE = "a" * 64
@@ -137,7 +137,7 @@ CALLERS: dict[str, Callable[[DockerEngine], Coroutine[Any, Any, object]]] = {
 
 
 def test_the_documented_requests_are_those_that_are_made() -> None:
-    documented = re.findall(r"`([A-Z]+ /[^`]*)`", introspection.getdoc(eventwatch.engine) or "")
+    documented = re.findall(r"`([A-Z]+ /[^`]*)`", introspection.getdoc(eventwatch.engine.docker) or "")
     assert documented == [f"{call.method} {call.path}" for call in CALLS.values()]
     assert set(CALLERS) == {call.path for call in CALLS.values()}
 
@@ -453,7 +453,7 @@ async def test_after_a_deadline_the_next_call_opens_anew(
 
     await engine.inspect(NODE)
     fake.answers["/containers/{id}/json"] = silent
-    monkeypatch.setattr(eventwatch.engine, "INSPECT_DEADLINE", 0.05)
+    monkeypatch.setattr(eventwatch.engine.docker, "INSPECT_DEADLINE", 0.05)
     with pytest.raises(EngineError, match="did not answer within"):
         await engine.inspect(NODE)
     fake.answers.clear()
