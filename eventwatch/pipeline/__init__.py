@@ -6,7 +6,7 @@ One event's way: `watcher` reads the stream, `reconciler` orders what is known o
 `elector` holds the lease, `proof` tells that its holder is dead, `twins` whether another engine has our
 engine's id.
 
-`members` says which documents are this engine's, and `indexes` keeps it cheap to find them; `deletion` which of
-vanished containers may go, `idle` which nodes are stopped, and stops them, `essentials` which containers eventwatch
-itself lives on; `undocumented` and `fleet` tell what else there is.
+`members` says which documents are this engine's, and `indexes` keeps it cheap to find them; `deletion` which
+of vanished containers may go, `idle` which nodes are stopped, and stops them, `essentials` which containers
+eventwatch itself lives on; `undocumented` and `fleet` tell what else there is.
 """

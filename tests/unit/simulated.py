@@ -557,7 +557,7 @@ class World:
         stopper = IdleStopper(
             engine=self.engine, store=self.store, reconciler=reconciler, settings=settings, tasks=tasks, time=time
         )
-        sweeper = Sweeper(
+        sweeper = self.sweeper = Sweeper(
             engine=self.engine,
             store=self.store,
             reconciler=reconciler,
