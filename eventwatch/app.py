@@ -45,11 +45,11 @@ from eventwatch.core.errors import (
 from eventwatch.core.facts import Change, Recorded, nanos
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
+from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
 from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
-from eventwatch.http.nearby import is_standby
 from eventwatch.http.probe import identity
 from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series
