@@ -17,7 +17,8 @@ from eventwatch.core.clock import Clock
 from eventwatch.core.errors import StoreError
 from eventwatch.store.nodes import Store
 
-#: Seconds between attempts.
+#: Seconds between two looks, and between attempts.
+INTERVAL: Final = 3600.0
 RETRY: Final = Pace(base=1.0, cap=60.0)
 
 
@@ -37,8 +38,8 @@ async def create_indexes(store: Store) -> None:
         logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
 
 
-async def create_indexes_patiently(store: Store, clock: Clock) -> None:
-    """As `create_indexes`, again and again while the database does not answer."""
+async def keep_indexes(store: Store, clock: Clock) -> None:
+    """As `create_indexes`, now and every hour: a collection may be dropped. Never ends."""
     backoff = RETRY.start()
     while True:
         try:
@@ -47,4 +48,5 @@ async def create_indexes_patiently(store: Store, clock: Clock) -> None:
             logger.debug("Whether the indexes are there is not known: {}", error)
             await clock.sleep(backoff.next_delay())
         else:
-            return
+            backoff.succeeded_for(0)
+            await clock.sleep(INTERVAL)

@@ -38,11 +38,11 @@ async def test_the_databases_return_asks_for_one_pass_unless_one_began_since(
     def back() -> None:
         nonlocal before
         before = passes()
-        world.sweeper.request_later()
+        world.requests.database_returned()
 
     def ask_besides() -> None:
         for _ in range(others):
-            world.sweeper.request()
+            world.requests.ask()
 
     after: list[int] = []
     back_at = START + 10 * SECOND
