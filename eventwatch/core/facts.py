@@ -210,7 +210,7 @@ def parse_container(
         node_id=str(container["Id"]),
         status=status,
         health=normal_health(status, health),
-        ip=_address_on(networks.get(network) or {}) if has_address(status) else NOT_RUNNING_IP,
+        ip=address_on(networks.get(network) or {}) if has_address(status) else NOT_RUNNING_IP,
         tcp_ports=_tcp_ports(config.get("ExposedPorts") or {}),
         started_at=started_at,
         name=name,
@@ -326,7 +326,7 @@ def _signal_of(code: int) -> str:
     return ""
 
 
-def _address_on(endpoint: Mapping[str, Any]) -> str:
+def address_on(endpoint: Mapping[str, Any]) -> str:
     """The IPv4 address, or the IPv6 one on a network that has no other."""
     return _text(endpoint.get("IPAddress") or endpoint.get("GlobalIPv6Address") or "")
 
