@@ -3,8 +3,8 @@
 Four ways: a process that is started again, a process with a hot standby, a container that its restart policy
 starts again, and a container with a hot standby in another one. With each kill a node dies or starts, too. Prints
 p50 and the longest time: from the kill (of a restart: from the start of the new process or container) until the
-successor has the lease, and until all documents are right; and whether any write came from an older epoch than the
-one before it.
+successor has the lease, and until all documents are right, where one of a container that the engine ends or starts
+later counts from then; and whether any write came from an older epoch than the one before it.
 
 Needs root on the engine's machine. The lease lasts five minutes, so that none expires meanwhile. What runs is
 compiled once, as what is installed is; a kill of the first way counts from the `exec` of the new process.
@@ -130,17 +130,16 @@ async def disturb(world: World) -> None:
 
 async def measure_one(world: World, kill: Callable[[], Awaitable[float | None]], took: Took) -> None:
     """Kill the holder, and note how long its successor takes; `kill` says since when a new one is there."""
-    before, began = await holder(world), time.time()
-    since = await kill()
+    before, oracle, killed = await holder(world), Oracle(world), time.time()
+    await oracle.wrong()  # from here on it knows when a container changed
+    since = await kill() or killed
+    began = time.monotonic() - (time.time() - since)
     disturbing = asyncio.create_task(disturb(world), name="disturb")
+    wrong = asyncio.create_task(oracle.recovered(since=began), name="oracle")
     await succeeded(world, before)
-    leads = time.time()
+    took.lease.append(time.monotonic() - began)
     await disturbing
-    # Not counted: that the world's own quiet time without a wrong document has to pass.
-    wrong = await Oracle(world).recovered()
-    began = since or began
-    took.lease.append(leads - began)
-    took.right.append(max(leads - began, time.time() - began - 0.7 if wrong else 0.0))
+    took.right.append(max(took.lease[-1], await wrong, await oracle.recovered(since=began)))
 
 
 async def processes_again(world: World, folder: Path, kills: int) -> Took:

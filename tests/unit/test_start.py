@@ -16,7 +16,8 @@ def load(self, purpose=None):
 ssl.SSLContext.load_default_certs = load
 sys.argv[1:] = ["completion", "bash"]
 main()
-print("afterwards from", os.environ.get("SSL_CERT_FILE"), "with", min(gc.get_freeze_count(), 50_000), "frozen", file=sys.stderr)
+frozen = min(gc.get_freeze_count(), 50_000)
+print("afterwards from", os.environ.get("SSL_CERT_FILE"), "with", frozen, "frozen", file=sys.stderr)
 """
 
 
