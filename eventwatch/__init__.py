@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from eventwatch.app import Application, watch
     from eventwatch.calls.use import in_use, touch
     from eventwatch.calls.waiting import wait_for
-    from eventwatch.documents import NodeChecker, ToolServerNode
-    from eventwatch.errors import (
+    from eventwatch.core.errors import (
         ChangesLostError,
         ConfigError,
         EventwatchError,
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
         StoreError,
         WaitTimeoutError,
     )
-    from eventwatch.logs import use_standard_logging
-    from eventwatch.model import Cause, Change
-    from eventwatch.settings import Settings
-    from eventwatch.sweeper import check_nodes_status, check_nodes_status_loop, update_node_status
+    from eventwatch.core.facts import Cause, Change
+    from eventwatch.core.logs import use_standard_logging
+    from eventwatch.pipeline.sweeper import check_nodes_status, check_nodes_status_loop, update_node_status
+    from eventwatch.settings.model import Settings
+    from eventwatch.store.documents import NodeChecker, ToolServerNode
 
 __all__ = [
     "Application",
@@ -51,24 +51,24 @@ __all__ = [
 
 _HOMES = {
     "Application": "app",
-    "Cause": "model",
-    "Change": "model",
-    "ChangesLostError": "errors",
-    "ConfigError": "errors",
-    "EventwatchError": "errors",
-    "NodeChecker": "documents",
-    "NodeDiedError": "errors",
-    "NodeGoneError": "errors",
-    "Settings": "settings",
-    "StoreError": "errors",
-    "ToolServerNode": "documents",
-    "WaitTimeoutError": "errors",
-    "check_nodes_status": "sweeper",
-    "check_nodes_status_loop": "sweeper",
+    "Cause": "core.facts",
+    "Change": "core.facts",
+    "ChangesLostError": "core.errors",
+    "ConfigError": "core.errors",
+    "EventwatchError": "core.errors",
+    "NodeChecker": "store.documents",
+    "NodeDiedError": "core.errors",
+    "NodeGoneError": "core.errors",
+    "Settings": "settings.model",
+    "StoreError": "core.errors",
+    "ToolServerNode": "store.documents",
+    "WaitTimeoutError": "core.errors",
+    "check_nodes_status": "pipeline.sweeper",
+    "check_nodes_status_loop": "pipeline.sweeper",
     "in_use": "calls.use",
     "touch": "calls.use",
-    "update_node_status": "sweeper",
-    "use_standard_logging": "logs",
+    "update_node_status": "pipeline.sweeper",
+    "use_standard_logging": "core.logs",
     "wait_for": "calls.waiting",
     "watch": "app",
 }

@@ -27,16 +27,12 @@ from typing import Any, Final, TypeVar
 
 from loguru import logger
 
-from eventwatch.backoff import Pace
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
 from eventwatch.calls.waiting import find_ids, find_node, wait_for
-from eventwatch.clock import Clock, KindestClock, SystemClock, Timer
-from eventwatch.documents import NodeChecker, ToolServerNode
-from eventwatch.elector import Elector
-from eventwatch.embedded import EmbeddedMongo
-from eventwatch.engine import DockerEngine, Engine, EngineInfo
-from eventwatch.errors import (
+from eventwatch.core.backoff import Pace
+from eventwatch.core.clock import Clock, KindestClock, SystemClock, Timer
+from eventwatch.core.errors import (
     FAILURES,
     CheckerDeletedError,
     ConfigError,
@@ -46,30 +42,34 @@ from eventwatch.errors import (
     LeaseLostError,
     StoreError,
 )
-from eventwatch.history import History, read_changes
+from eventwatch.core.facts import Change, Recorded, nanos
+from eventwatch.core.metrics import Metrics
+from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
+from eventwatch.core.version import eventwatch_version
+from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
+from eventwatch.http.nearby import is_standby
+from eventwatch.http.probe import identity
 from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series
-from eventwatch.metrics import Metrics
-from eventwatch.model import Change, Recorded, nanos
-from eventwatch.nearby import is_standby
+from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
+from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.proof import DeathWatch
+from eventwatch.pipeline.reconciler import INSPECTORS, Reconciler
+from eventwatch.pipeline.sweeper import PATIENCE, Sweeper, create_indexes, set_watching
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
-from eventwatch.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
-from eventwatch.readiness import identity
-from eventwatch.reconciler import INSPECTORS, Reconciler
-from eventwatch.settings import EMBEDDED, Settings, load_settings
-from eventwatch.store import HISTORY_CHANGES, Lease, Store, open_store
-from eventwatch.sweeper import PATIENCE, Sweeper, create_indexes, set_watching
-from eventwatch.version import eventwatch_version
-from eventwatch.watcher import Watcher
-from eventwatch.web import Pages, serve
+from eventwatch.pipeline.watcher import Watcher
+from eventwatch.settings.model import EMBEDDED, Settings, load_settings
+from eventwatch.store.documents import NodeChecker, ToolServerNode
+from eventwatch.store.embedded import EmbeddedMongo
+from eventwatch.store.history import History, read_changes
+from eventwatch.store.nodes import HISTORY_CHANGES, Lease, Store, open_store
 
 T = TypeVar("T")
 

@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from eventwatch.clock import VirtualClock
-    from eventwatch.recording import Recording, read_recording
-    from eventwatch.replay import Replay, Report
-    from eventwatch.replay_engine import ReplayEngine
+    from eventwatch.core.clock import VirtualClock
+    from eventwatch.replay.engine import ReplayEngine
+    from eventwatch.replay.player import Replay, Report
+    from eventwatch.replay.recording import Recording, read_recording
 
 __all__ = [
     "Database",
@@ -51,12 +51,12 @@ __all__ = [
 #: Names a mongod to use instead of a private one.
 URL_VARIABLE = "EVENTWATCH_TEST_MONGO_URL"
 _HOMES = {
-    "Recording": "recording",
-    "Replay": "replay",
-    "ReplayEngine": "replay_engine",
-    "Report": "replay",
-    "VirtualClock": "clock",
-    "read_recording": "recording",
+    "Recording": "replay.recording",
+    "Replay": "replay.player",
+    "ReplayEngine": "replay.engine",
+    "Report": "replay.player",
+    "VirtualClock": "core.clock",
+    "read_recording": "replay.recording",
 }
 
 
@@ -108,9 +108,9 @@ def eventwatch_database(eventwatch_mongo_url: str) -> Iterator[Database]:
 @pytest.fixture
 def replay(request: pytest.FixtureRequest, eventwatch_database: Database) -> Replayer:
     """Open replays into the test's database, for `async with`."""
-    from eventwatch.recording import expected_path, read_expected, read_recording  # noqa: PLC0415 - see __getattr__
-    from eventwatch.replay import open_replay  # noqa: PLC0415
-    from eventwatch.settings import Settings  # noqa: PLC0415
+    from eventwatch.replay.player import open_replay  # noqa: PLC0415
+    from eventwatch.replay.recording import expected_path, read_expected, read_recording  # noqa: PLC0415 - see __getattr__
+    from eventwatch.settings.model import Settings  # noqa: PLC0415
 
     # Not from the environment: a test must not depend on how its machine is configured.
     settings = Settings.model_construct(mongo_database=eventwatch_database.name)
@@ -128,7 +128,7 @@ def replay(request: pytest.FixtureRequest, eventwatch_database: Database) -> Rep
 @contextmanager
 def _private_mongod(folder: Path) -> Iterator[str]:
     """Run a mongod on an event loop of its own, as it outlives that of any test."""
-    from eventwatch.embedded import EmbeddedMongo  # noqa: PLC0415 - see __getattr__
+    from eventwatch.store.embedded import EmbeddedMongo  # noqa: PLC0415 - see __getattr__
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="eventwatch-mongod", daemon=True)

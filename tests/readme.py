@@ -15,8 +15,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from eventwatch.setting_sources import env_name
-from eventwatch.settings import Settings
+from eventwatch.settings.model import Settings
+from eventwatch.settings.sources import env_name
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

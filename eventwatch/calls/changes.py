@@ -17,8 +17,8 @@ from weakref import WeakSet
 
 from loguru import logger
 
-from eventwatch.errors import ChangesLostError
-from eventwatch.model import Change
+from eventwatch.core.errors import ChangesLostError
+from eventwatch.core.facts import Change
 
 #: Changes that may wait for a reader.
 MOST_WAITING: Final = 10_000

@@ -28,11 +28,11 @@ from loguru import logger
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure, PyMongoError
 
-from eventwatch.backoff import Pace
 from eventwatch.calls.here import Here, get_here
-from eventwatch.documents import node_collection, tolerant
-from eventwatch.model import Change
-from eventwatch.text import printable
+from eventwatch.core.backoff import Pace
+from eventwatch.core.facts import Change
+from eventwatch.core.text import printable
+from eventwatch.store.documents import node_collection, tolerant
 
 #: Seconds between two looks at a node that is followed: just after somebody came, and the longest; between them,
 #: this part of the time since then. Looks that are due within `SHORT_POLL` go together.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eventwatch.calls.changes import Changes
-from eventwatch.engine import Engine
-from eventwatch.settings import Settings
+from eventwatch.engine.docker import Engine
+from eventwatch.settings.model import Settings
 
 
 @dataclass(frozen=True, slots=True)

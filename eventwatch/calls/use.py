@@ -28,11 +28,11 @@ from loguru import logger
 
 from eventwatch.calls.follower import UNREADABLE, reason_of
 from eventwatch.calls.here import get_here
-from eventwatch.documents import node_collection, tolerant
-from eventwatch.durations import parse_duration
-from eventwatch.errors import NodeGoneError, StoreError
-from eventwatch.model import is_container_id
-from eventwatch.policy import idle_timeout_of
+from eventwatch.core.durations import parse_duration
+from eventwatch.core.errors import NodeGoneError, StoreError
+from eventwatch.core.facts import is_container_id
+from eventwatch.core.policy import idle_timeout_of
+from eventwatch.store.documents import node_collection, tolerant
 
 #: Seconds between two marks of a node that stays in use, at most, and the fewest that can be asked for.
 EVERY: Final = 60.0

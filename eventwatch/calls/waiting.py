@@ -25,13 +25,20 @@ from pydantic import ValidationError
 
 from eventwatch.calls.follower import DEADLINE, UNREADABLE, Followed, Follower, get_follower, reason_of
 from eventwatch.calls.here import get_here
-from eventwatch.documents import ToolServerNode, node_collection, tolerant
-from eventwatch.durations import parse_duration
-from eventwatch.engine import DockerEngine
-from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
-from eventwatch.model import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
-from eventwatch.settings import load_settings
-from eventwatch.text import printable
+from eventwatch.core.durations import parse_duration
+from eventwatch.core.errors import (
+    ConfigError,
+    EngineError,
+    NodeDiedError,
+    NodeGoneError,
+    StoreError,
+    WaitTimeoutError,
+)
+from eventwatch.core.facts import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
+from eventwatch.core.text import printable
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.settings.model import load_settings
+from eventwatch.store.documents import ToolServerNode, node_collection, tolerant
 
 Condition = Literal["healthy", "running", "exited", "deleted"] | Callable[[ToolServerNode], bool]
 #: Seconds in which a document may still come, and in which an end that no engine confirms may pass.

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from eventwatch.errors import ConfigError
-from eventwatch.text import path_of, why_unreadable
+from eventwatch.core.errors import ConfigError
+from eventwatch.core.text import path_of, why_unreadable
 
 #: Bytes of a token file; more is no token but a mistake.
 LONGEST_TOKEN: Final = 4096

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, Final
 
-from eventwatch.clock import Slices
+from eventwatch.core.clock import Slices
 
 #: Seconds for which an answer is given again as it is.
 MOMENT: Final = 0.5

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from eventwatch.core.facts import Change
 from eventwatch.http.answers import dumps
-from eventwatch.model import Change
 
 #: Changes kept for those who connect later, and those that may wait for a slow reader before it is cut off.
 KEPT_CHANGES: Final = 200

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from eventwatch.clock import Slices
+from eventwatch.core.clock import Slices
+from eventwatch.core.facts import ENDED, STOPPING, Change, Recorded
 from eventwatch.http.answers import MOMENT, dumps
-from eventwatch.model import ENDED, STOPPING, Change, Recorded
 
 #: Rows of one answer.
 PAGE: Final = 500

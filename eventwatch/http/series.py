@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from eventwatch.clock import Clock
-from eventwatch.metrics import Metrics, quantile, totals
-from eventwatch.model import Change
+from eventwatch.core.clock import Clock
+from eventwatch.core.facts import Change
+from eventwatch.core.metrics import Metrics, quantile, totals
 
 MINUTES: Final = 60
 MINUTE: Final = 60.0

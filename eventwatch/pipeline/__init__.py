@@ -1,5 +1,12 @@
 """What decides and acts between an engine and a database; no module here talks to either by itself.
 
-`deletion` decides which documents of vanished containers may go, `twins` whether another engine has our engine's
-id, `idle` which nodes are stopped, and stops them, `essentials` which containers eventwatch itself lives on.
+One event's way: `watcher` reads the stream, `reconciler` orders what is known of each node and writes it;
+`sweeper` is the full pass that catches what the stream missed, `afterlook` the look at what others wrote over.
+
+`elector` holds the lease, `proof` tells that its holder is dead, `twins` whether another engine has our
+engine's id.
+
+`members` says which documents are this engine's, `deletion` which of vanished containers may go, `idle` which
+nodes are stopped, and stops them, `essentials` which containers eventwatch itself lives on; `undocumented` and
+`fleet` tell what else there is.
 """

@@ -21,11 +21,11 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.clock import Clock
-from eventwatch.errors import StoreError
-from eventwatch.model import Change
-from eventwatch.reconciler import Reconciler
-from eventwatch.store import Store
+from eventwatch.core.clock import Clock
+from eventwatch.core.errors import StoreError
+from eventwatch.core.facts import Change
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.store.nodes import Store
 
 #: Seconds after a change at which its document is read again.
 DELAYS: Final = (0.1, 0.25, 1.0, 4.0)

@@ -22,12 +22,12 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.clock import Clock
-from eventwatch.engine import EngineInfo
-from eventwatch.model import Owner, Recorded
+from eventwatch.core.clock import Clock
+from eventwatch.core.facts import Owner, Recorded
+from eventwatch.core.policy import Ownership, mass_limit, ownership
+from eventwatch.engine.docker import EngineInfo
 from eventwatch.pipeline.twins import TwinWatch
-from eventwatch.policy import Ownership, mass_limit, ownership
-from eventwatch.store import Store
+from eventwatch.store.nodes import Store
 
 #: Sweeps and seconds that must agree before more than a limit of nodes is deleted, or stopped.
 AGREEING_SWEEPS: Final = 3

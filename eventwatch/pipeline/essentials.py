@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from eventwatch.model import Observation
+from eventwatch.core.facts import Observation
 
 #: Seconds for the resolution of one host name.
 RESOLVE_DEADLINE: Final = 2.0

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from loguru import logger
 
-from eventwatch.clock import Clock
-from eventwatch.errors import StoreError
-from eventwatch.metrics import STATUSES, Metrics, quantile
-from eventwatch.model import Change
-from eventwatch.store import EngineRecord, Store
-from eventwatch.text import printable
+from eventwatch.core.clock import Clock
+from eventwatch.core.errors import StoreError
+from eventwatch.core.facts import Change
+from eventwatch.core.metrics import STATUSES, Metrics, quantile
+from eventwatch.core.text import printable
+from eventwatch.store.nodes import EngineRecord, Store
 
 #: Seconds without a sign of life after which an engine is told of, and between two looks.
 SILENCE: Final = 600.0

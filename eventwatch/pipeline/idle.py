@@ -27,14 +27,11 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.clock import KindestClock
-from eventwatch.details import idle_reason
-from eventwatch.engine import CALL_DEADLINE, DENIED, NOBODY, Engine
-from eventwatch.errors import EngineError, EventwatchError
-from eventwatch.model import Cause, Observation, Owner, Recorded
-from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
-from eventwatch.pipeline.essentials import Essentials, find_essentials
-from eventwatch.policy import (
+from eventwatch.core.clock import KindestClock
+from eventwatch.core.details import idle_reason
+from eventwatch.core.errors import EngineError, EventwatchError
+from eventwatch.core.facts import Cause, Observation, Owner, Recorded
+from eventwatch.core.policy import (
     AT_WORK,
     Activity,
     Idleness,
@@ -47,9 +44,12 @@ from eventwatch.policy import (
     stop_timeout_of,
     why_not_to_stop,
 )
-from eventwatch.reconciler import Reconciler
-from eventwatch.settings import Settings
-from eventwatch.store import Store
+from eventwatch.engine.docker import CALL_DEADLINE, DENIED, NOBODY, Engine
+from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
+from eventwatch.pipeline.essentials import Essentials, find_essentials
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.settings.model import Settings
+from eventwatch.store.nodes import Store
 
 #: Seconds between the first look at a database with idle nodes and the first stop.
 FIRST_CONTACT_GRACE: Final = 180.0

@@ -21,10 +21,10 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.engine import Engine
-from eventwatch.errors import EngineError
-from eventwatch.model import Recorded
-from eventwatch.store import Store
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Recorded
+from eventwatch.engine.docker import Engine
+from eventwatch.store.nodes import Store
 
 #: Containers that went lately, whose documents a manager's stale save may bring back: looked for by each pass, the
 #: newest of them and as many of the others in turn.

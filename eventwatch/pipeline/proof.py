@@ -31,13 +31,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from eventwatch.backoff import Pace
-from eventwatch.clock import Clock
-from eventwatch.engine import Engine
-from eventwatch.errors import EngineError
-from eventwatch.model import ENDED, Observation, nanos
+from eventwatch.core.backoff import Pace
+from eventwatch.core.clock import Clock
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import ENDED, Observation, nanos
+from eventwatch.engine.docker import Engine
 from eventwatch.pipeline.essentials import own_container_ids
-from eventwatch.store import NO_LIFE, Life, Peer
+from eventwatch.store.nodes import NO_LIFE, Life, Peer
 
 #: Seconds for what the engine says of one container: it may be locked for long.
 INSPECT_DEADLINE: Final = 1.0

@@ -21,9 +21,9 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.engine import Engine
-from eventwatch.errors import EngineError
-from eventwatch.store import Peer, Store, Witness
+from eventwatch.core.errors import EngineError
+from eventwatch.engine.docker import Engine
+from eventwatch.store.nodes import Peer, Store, Witness
 
 #: Containers that a process publishes.
 PUBLISHED: Final = 8

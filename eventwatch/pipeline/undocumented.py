@@ -14,10 +14,10 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.clock import Clock
-from eventwatch.engine import DockerEngine, Engine
-from eventwatch.errors import EventwatchError
-from eventwatch.settings import Settings
+from eventwatch.core.clock import Clock
+from eventwatch.core.errors import EventwatchError
+from eventwatch.engine.docker import DockerEngine, Engine
+from eventwatch.settings.model import Settings
 
 #: Seconds between two looks.
 LOOK: Final = 30.0

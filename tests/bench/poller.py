@@ -13,7 +13,7 @@ from aiodocker import Docker, DockerError
 from beanie import init_beanie
 from pymongo import AsyncMongoClient
 
-from eventwatch.documents import ToolServerNode
+from eventwatch.store.documents import ToolServerNode
 from tests.bench.programs import DATABASE_VARIABLE, ENGINE_VARIABLE, MONGO_VARIABLE, NETWORK_VARIABLE, required
 
 BETWEEN_PASSES: Final = 1.0

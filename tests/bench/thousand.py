@@ -28,7 +28,7 @@ from loguru import logger
 from pymongo import AsyncMongoClient
 
 from eventwatch.app import Application
-from eventwatch.settings import Settings
+from eventwatch.settings.model import Settings
 from tests.bench.fake_engine import NETWORK, FakeEngine
 from tests.bench.programs import Launcher, Program, usage
 from tests.engines import PrivateMongo

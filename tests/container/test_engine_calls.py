@@ -6,9 +6,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-import eventwatch.engine
-from eventwatch.engine import CALLS, NOBODY, DockerEngine
-from eventwatch.model import is_container_id
+import eventwatch.engine.docker
+from eventwatch.core.facts import is_container_id
+from eventwatch.engine.docker import CALLS, NOBODY, DockerEngine
 from tests.e2e.watching import World, ago, eventually, run_program
 from tests.faults.proxies import EngineProxy
 from tests.nodes import NODE_LABEL
@@ -71,7 +71,7 @@ async def test_eventwatch_makes_exactly_the_engine_calls_that_its_engine_module_
                 code, said = await run_program("-m", "eventwatch", *command, env=env, cwd=tmp_path)
                 assert code == 0, said
     assert calls == {f"{call.method} {call.path}" for call in CALLS.values()}
-    assert calls == set(DOCUMENTED.findall(eventwatch.engine.__doc__ or ""))
+    assert calls == set(DOCUMENTED.findall(eventwatch.engine.docker.__doc__ or ""))
     assert {name for name in names if not is_container_id(name)} == {idle.name}
 
 

@@ -54,7 +54,7 @@ async def test_a_hardened_container_watches_the_engine_it_is_mounted_into(
         await world.becomes_true()
         await eventually(lambda: container.inspect()["State"]["Health"]["Status"] == "healthy", 30)
         # By what the kernel says, without capabilities, as the health check does it.
-        nearby = "from eventwatch.nearby import ask_nearby; print(ask_nearby())"
+        nearby = "from eventwatch.http.nearby import ask_nearby; print(ask_nearby())"
         assert container.run("python", "-c", nearby)[1] == "ready\n"
         assert container.inspect()["Config"]["User"] == "65532:65532"
         assert container.run("id", "-u")[1].strip() == "65532"

@@ -28,7 +28,7 @@ PASSWORD = "s3cret-of-the-test"
 #: Imports as whoever runs the tests, then becomes somebody with no rights at all.
 AS_NOBODY = """
 import concurrent.futures.thread, encodings.idna, os  # what would else be imported later, and then cannot be
-import eventwatch.cli, eventwatch.commands
+import eventwatch.cli.main, eventwatch.cli.commands
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)

@@ -37,11 +37,11 @@ from eventwatch import (
 from eventwatch.calls import follower, use
 from eventwatch.calls import waiting as waiting_calls
 from eventwatch.calls.here import get_here
-from eventwatch.commands import wait
-from eventwatch.history import History
-from eventwatch.reconciler import Reconciler
-from eventwatch.sweeper import Sweeper
-from eventwatch.watcher import Watcher
+from eventwatch.cli.commands import wait
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.sweeper import Sweeper
+from eventwatch.pipeline.watcher import Watcher
+from eventwatch.store.history import History
 from tests.conftest import free_address
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts

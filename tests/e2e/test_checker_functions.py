@@ -25,9 +25,9 @@ from eventwatch import (
     engine,
     update_node_status,
 )
-from eventwatch.engine import DockerEngine
-from eventwatch.model import Observation
-from eventwatch.store import OWNERS
+from eventwatch.core.facts import Observation
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.store.nodes import OWNERS
 from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts
 from tests.nodes import SLOW, Node
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from eventwatch.settings import load_settings
+from eventwatch.settings.model import load_settings
 from tests.e2e.watching import World, eventually
 
 

@@ -23,12 +23,12 @@ import pytest
 from loguru import logger
 from pymongo import AsyncMongoClient, MongoClient
 
-from eventwatch import embedded
-from eventwatch.commands import database_url
-from eventwatch.embedded import EmbeddedMongo, default_data_dir, find_mongod, running_url
-from eventwatch.errors import ConfigError, StoreError
-from eventwatch.settings import Settings, load_settings, mask_url
-from eventwatch.store import open_store
+from eventwatch.cli.commands import database_url
+from eventwatch.core.errors import ConfigError, StoreError
+from eventwatch.settings.model import Settings, load_settings, mask_url
+from eventwatch.store import embedded
+from eventwatch.store.embedded import EmbeddedMongo, default_data_dir, find_mongod, running_url
+from eventwatch.store.nodes import open_store
 from eventwatch.testing import _private_mongod
 from tests.nodes import SLOW
 
@@ -97,8 +97,8 @@ def without_setpriv(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from eventwatch.embedded import EmbeddedMongo
-from eventwatch.errors import EventwatchError
+from eventwatch.store.embedded import EmbeddedMongo
+from eventwatch.core.errors import EventwatchError
 async def main():
     async with EmbeddedMongo(Path(sys.argv[1])) as mongo:
         print(mongo.pid, flush=True)
@@ -170,7 +170,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 #: The beginning of a program: from here on it runs as another user than the one that runs the tests.
 AS_NOBODY = f"""
 import os
-from eventwatch import embedded
+from eventwatch.store import embedded
 found = embedded.find_mongod()
 embedded.find_mongod = lambda: found
 os.setgroups([])

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 
 from eventwatch import NodeChecker, Settings, ToolServerNode, update_node_status, watch
-from eventwatch.errors import ConfigError
+from eventwatch.core.errors import ConfigError
 from tests.e2e.watching import Program, World, ago, eventually, logged, program, texts
 from tests.nodes import Node
 

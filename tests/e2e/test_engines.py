@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from eventwatch import check_nodes_status
-from eventwatch.clock import SystemClock
-from eventwatch.engine import Engine, EngineInfo, as_engine
-from eventwatch.engines import examine_forgetting
-from eventwatch.errors import ConfigError
-from eventwatch.metrics import Metrics
+from eventwatch.cli.engines import examine_forgetting
+from eventwatch.core.clock import SystemClock
+from eventwatch.core.errors import ConfigError
+from eventwatch.core.metrics import Metrics
+from eventwatch.engine.docker import Engine, EngineInfo, as_engine
 from eventwatch.pipeline.fleet import SILENCE, DeadEngines
-from eventwatch.store import ENGINES, OWNERS, checker_id, open_store
+from eventwatch.store.nodes import ENGINES, OWNERS, checker_id, open_store
 from tests.conftest import free_address
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, ago, eventually, logged, texts

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eventwatch.model import Cause
+from eventwatch.core.facts import Cause
 from tests.e2e.watching import NEVER, Film, World, eventually, filmed
 from tests.nodes import CALL_TIMEOUT, NODE_LABEL, NODE_PORT, Node, ensure_network, node_config
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from eventwatch.clock import SystemClock
-from eventwatch.errors import StoreError
-from eventwatch.history import History, PastChange, parse_change, read_changes
-from eventwatch.model import Cause, Change
-from eventwatch.store import HISTORY, HISTORY_CHANGES, OLD_HISTORY, Entry, Store, open_store
+from eventwatch.core.clock import SystemClock
+from eventwatch.core.errors import StoreError
+from eventwatch.core.facts import Cause, Change
+from eventwatch.store.history import History, PastChange, parse_change, read_changes
+from eventwatch.store.nodes import HISTORY, HISTORY_CHANGES, OLD_HISTORY, Entry, Store, open_store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, eventually, logged, texts
 
@@ -117,8 +117,8 @@ async def test_texts_are_cut_and_values_that_no_database_takes_are_made_texts(
 async def test_histories_expire_and_those_that_changed_longest_ago_go_first(
     store: Store, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventwatch.history.NODES", 20)
-    monkeypatch.setattr("eventwatch.history.NEW_NODES", 10)
+    monkeypatch.setattr("eventwatch.store.history.NODES", 20)
+    monkeypatch.setattr("eventwatch.store.history.NEW_NODES", 10)
     collection = world.database[HISTORY]
     await collection.drop()  # by hand
     history = History(store, SystemClock(), engine_id=ENGINE)
@@ -220,7 +220,7 @@ async def test_no_exception_leaves_the_history(history: History, monkeypatch: py
 def test_what_waits_for_the_database_is_bounded_and_each_node_keeps_its_last_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eventwatch.history.WAITING", 500)
+    monkeypatch.setattr("eventwatch.store.history.WAITING", 500)
     history = History(None, SystemClock(), engine_id=ENGINE)  # type: ignore[arg-type]
     history.remember(change(OTHER, "running", "exited"))
     for number in range(100):

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from eventwatch import readiness
-from eventwatch.errors import EventwatchError
+from eventwatch.core.errors import EventwatchError
+from eventwatch.http import probe as readiness
 from tests.certificates import make_certificates
 from tests.conftest import free_address
 from tests.e2e.test_embedding import environment
@@ -82,7 +82,7 @@ async def test_a_health_check_beside_its_eventwatch_needs_the_standard_library_a
         "import sys; sys.argv[1:] = ['healthcheck']; from eventwatch.__main__ import main; main();"
         "print({'asyncio', 'http.client', 'pydantic', 'ssl', 'typing'} & sys.modules.keys())"
     )
-    nearby = "from eventwatch.nearby import ask_nearby; print(ask_nearby())"
+    nearby = "from eventwatch.http.nearby import ask_nearby; print(ask_nearby())"
 
     async def said(script: str, cwd: Path = here, **more: str) -> str:
         return (await run_program("-c", script, env=env | more, cwd=cwd))[1]
@@ -180,7 +180,7 @@ async def test_wrong_access_settings_end_a_run_with_2_and_one_line(
 async def test_the_page_works_with_the_token_as_password_and_over_several_pages_of_nodes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventwatch.web.PAGE", 2)
+    monkeypatch.setattr("eventwatch.http.server.PAGE", 2)
     (tmp_path / "token").write_text(TOKEN)
     names = ("first", "second", "third", "fourth", "fifth")
     started = [await world.start(name) for name in names]

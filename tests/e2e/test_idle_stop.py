@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from eventwatch.engine import DockerEngine
-from eventwatch.errors import EngineError
-from eventwatch.model import STOPPING, Cause, Observation, Recorded, Usage, parse_time
-from eventwatch.reconciler import Reconciler
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import STOPPING, Cause, Observation, Recorded, Usage, parse_time
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.pipeline.reconciler import Reconciler
 from tests.e2e.watching import Document, Watched, World, ago, eventually, filmed, logged, texts
 from tests.nodes import Node
 

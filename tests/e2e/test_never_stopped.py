@@ -17,12 +17,12 @@ from beanie import init_beanie
 
 from eventwatch import NodeChecker, ToolServerNode, check_nodes_status, update_node_status
 from eventwatch.app import Application
-from eventwatch.clock import SystemClock
-from eventwatch.engine import DockerEngine, EngineInfo
-from eventwatch.model import STOPPING, Observation, Recorded
+from eventwatch.core.clock import SystemClock
+from eventwatch.core.facts import STOPPING, Observation, Recorded
+from eventwatch.engine.docker import DockerEngine, EngineInfo
 from eventwatch.pipeline import deletion, essentials, idle
-from eventwatch.reconciler import Reconciler
-from eventwatch.store import ENGINES, OWNERS, Store
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.store.nodes import ENGINES, OWNERS, Store
 from tests.conftest import free_address
 from tests.e2e.test_idle_stop import STUBBORN, aged, quick, start_idle, stops, sweep
 from tests.e2e.watching import World, ago, eventually, filmed, logged, program, texts

@@ -14,11 +14,11 @@ import pytest
 from bson import DatetimeMS, Int64
 
 from eventwatch import ToolServerNode, update_node_status, watch
-from eventwatch.engine import DockerEngine, EngineInfo
-from eventwatch.errors import EngineError, LeaseLostError, StoreError
-from eventwatch.model import Observation
-from eventwatch.reconciler import RETRIED, Reconciler
-from eventwatch.store import OWNERS, Lease, Peer, Store, checker_id
+from eventwatch.core.errors import EngineError, LeaseLostError, StoreError
+from eventwatch.core.facts import Observation
+from eventwatch.engine.docker import DockerEngine, EngineInfo
+from eventwatch.pipeline.reconciler import RETRIED, Reconciler
+from eventwatch.store.nodes import OWNERS, Lease, Peer, Store, checker_id
 from tests.conftest import free_address, free_port
 from tests.e2e.test_idle_stop import quick, start_idle, sweep
 from tests.e2e.test_never_stopped import get
@@ -62,8 +62,8 @@ async def test_one_container_that_cannot_be_inspected_is_named_and_harms_no_othe
 async def test_of_many_failing_inspections_only_some_are_repeated_and_told_of(
     world: World, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventwatch.reconciler.RETRIED", 2)
-    monkeypatch.setattr("eventwatch.sweeper.RETRIED", 2)
+    monkeypatch.setattr("eventwatch.pipeline.reconciler.RETRIED", 2)
+    monkeypatch.setattr("eventwatch.pipeline.sweeper.RETRIED", 2)
     nodes = [await world.start(f"node-{number}") for number in range(6)]
     with logged("INFO") as lines:
         async with world.watching() as watched:

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from eventwatch.app import Application
-from eventwatch.web import PROBES
+from eventwatch.http.server import PROBES
 from tests.conftest import free_address
 from tests.e2e.watching import ROOT, World
 from tests.nodes import SLOW

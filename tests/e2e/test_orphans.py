@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from eventwatch.model import Cause
-from eventwatch.store import LOOKED_AT
+from eventwatch.core.facts import Cause
+from eventwatch.store.nodes import LOOKED_AT
 from tests.e2e.watching import Watched, World, eventually
 from tests.nodes import Node
 

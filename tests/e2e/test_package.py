@@ -150,7 +150,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Built) -> None:
     assert {name.partition("/")[0] for name in there} == {"eventwatch", f"{NAME}.dist-info"}
     package = files(built.sdist / "eventwatch")
     assert {name.removeprefix("eventwatch/") for name in there if name.startswith("eventwatch/")} == package
-    assert {"py.typed", "static/index.html", "monitoring/alerts.yaml", "monitoring/dashboard.json"} <= package
+    assert {"py.typed", "http/static/index.html", "monitoring/alerts.yaml", "monitoring/dashboard.json"} <= package
     assert f"{NAME}.dist-info/licenses/LICENSE" in there
     assert "License-Expression: Apache-2.0" in metadata
     assert (ROOT / "README.md").read_text().splitlines()[0] in metadata.splitlines()

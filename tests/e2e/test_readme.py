@@ -31,7 +31,7 @@ from typing import Final
 
 import pytest
 
-from eventwatch.store import checker_id
+from eventwatch.store.nodes import checker_id
 from tests.conftest import free_address
 from tests.e2e.test_embedding import environment, served
 from tests.e2e.watching import Program, World, ago, eventually, program, run_program
@@ -458,4 +458,4 @@ def test_the_manager_is_the_one_that_serves_sessions_in_a_test() -> None:
 def test_the_parts_in_the_picture_are_modules() -> None:
     parts = set(re.findall(r"\b[a-z]+er\b", the_block(PICTURE)))
     assert parts == {"watcher", "reconciler", "sweeper"}
-    assert all((ROOT / "eventwatch" / f"{part}.py").is_file() for part in parts)
+    assert all((ROOT / "eventwatch" / "pipeline" / f"{part}.py").is_file() for part in parts)

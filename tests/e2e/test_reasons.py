@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from eventwatch.store import HISTORY
+from eventwatch.store.nodes import HISTORY
 from tests.conftest import free_address
 from tests.e2e.test_events_to_documents import create_hungry
 from tests.e2e.watching import NEVER, World, ago, eventually, logged, texts

@@ -19,11 +19,12 @@ import aiohttp
 import pytest
 from aiodocker import Docker
 
-from eventwatch.engine import EngineInfo
-from eventwatch.errors import EngineError
-from eventwatch.model import CONTAINER_ACTIONS, NETWORK_ACTIONS, Event
-from eventwatch.recorder import Recorder, TappedEngine, parse_raw_event
-from eventwatch.recording import (
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import CONTAINER_ACTIONS, NETWORK_ACTIONS, Event
+from eventwatch.engine.docker import EngineInfo
+from eventwatch.replay.player import open_replay
+from eventwatch.replay.recorder import Recorder, TappedEngine, parse_raw_event
+from eventwatch.replay.recording import (
     DisconnectLine,
     EventLine,
     InspectLine,
@@ -34,8 +35,7 @@ from eventwatch.recording import (
     read_recording,
     subject,
 )
-from eventwatch.replay import open_replay
-from eventwatch.settings import Settings
+from eventwatch.settings.model import Settings
 from tests.engines import PrivateEngine
 from tests.nodes import SLOW, Nodes
 

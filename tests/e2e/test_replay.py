@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from eventwatch.documents import ToolServerNode
-from eventwatch.elector import Elector
-from eventwatch.errors import ConfigError, LeaseLostError
-from eventwatch.model import Change
-from eventwatch.recording import Recording, Truth, expected_path, read_expected, read_recording
-from eventwatch.recording import to_json as line
-from eventwatch.replay import Report, Tier, open_replay
-from eventwatch.settings import Settings
+from eventwatch.core.errors import ConfigError, LeaseLostError
+from eventwatch.core.facts import Change
+from eventwatch.pipeline.elector import Elector
+from eventwatch.replay.player import Report, Tier, open_replay
+from eventwatch.replay.recording import Recording, Truth, expected_path, read_expected, read_recording
+from eventwatch.replay.recording import to_json as line
+from eventwatch.settings.model import Settings
+from eventwatch.store.documents import ToolServerNode
 
 TESTS = Path(__file__).parent.parent
 RECORDINGS = sorted((TESTS / "recordings").glob("*.jsonl"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from eventwatch.doctor import examine
-from eventwatch.engine import DockerEngine
-from eventwatch.errors import ConfigError
-from eventwatch.report import compare_nodes, explain_node, identity_of, settings_in_force
-from eventwatch.store import OWNERS, open_store
+from eventwatch.cli.doctor import examine
+from eventwatch.cli.nodes import compare_nodes, explain_node, identity_of, settings_in_force
+from eventwatch.core.errors import ConfigError
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.store.nodes import OWNERS, open_store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts
 

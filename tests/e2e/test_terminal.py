@@ -68,7 +68,7 @@ async def test_ctrl_c_is_quiet_however_early(world: World, tmp_path: Path, after
     process.send_signal(signal.SIGINT)
     _, errors = await process.communicate()
     assert process.returncode in {130, -signal.SIGINT}  # a shell shows both as 130
-    assert "eventwatch/cli.py" not in errors.decode()  # Python's own start has a traceback of its own
+    assert "eventwatch/cli/main.py" not in errors.decode()  # Python's own start has a traceback of its own
 
 
 async def test_a_log_that_nobody_reads_holds_nothing_up(world: World, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
-from eventwatch.engine import DockerEngine
-from eventwatch.errors import StoreError
-from eventwatch.store import Store, open_store
-from eventwatch.top import TopView
+from eventwatch.cli.top import TopView
+from eventwatch.core.errors import StoreError
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.store.nodes import Store, open_store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Failing, World, eventually, manager_document
 

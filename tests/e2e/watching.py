@@ -29,11 +29,11 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from eventwatch import Settings, watch
 from eventwatch.app import Application
-from eventwatch.engine import DockerEngine
-from eventwatch.errors import EngineError
-from eventwatch.model import Change, Event, Observation
-from eventwatch.reconciler import Reconciler
-from eventwatch.store import ENGINES, checker_id
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Change, Event, Observation
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.store.nodes import ENGINES, checker_id
 from tests.conftest import end
 from tests.nodes import NODE_PORT, SLOW, Node, Nodes
 

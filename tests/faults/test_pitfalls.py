@@ -23,13 +23,13 @@ import pytest_asyncio
 from aiohttp import web
 
 from eventwatch import Settings
-from eventwatch import engine as engine_module
-from eventwatch import watcher as watcher_module
 from eventwatch.app import Application
-from eventwatch.backoff import Pace
-from eventwatch.clock import SystemClock
-from eventwatch.errors import ConfigError
-from eventwatch.model import Cause
+from eventwatch.core.backoff import Pace
+from eventwatch.core.clock import SystemClock
+from eventwatch.core.errors import ConfigError
+from eventwatch.core.facts import Cause
+from eventwatch.engine import docker as engine_module
+from eventwatch.pipeline import watcher as watcher_module
 from tests.conftest import free_address
 from tests.e2e.watching import NEVER, Watched, ago, eventually, filmed, logged, texts, watching
 from tests.engines import PrivateEngine, PrivateMongo, run

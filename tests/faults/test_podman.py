@@ -10,8 +10,8 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
-from eventwatch.engine import NOBODY, DockerEngine
-from eventwatch.settings import Settings
+from eventwatch.engine.docker import NOBODY, DockerEngine
+from eventwatch.settings.model import Settings
 from tests.engines import PrivateMongo
 from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, long
 from tests.podman import PrivatePodman

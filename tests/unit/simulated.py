@@ -21,22 +21,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from eventwatch.clock import Clock, KindestClock
-from eventwatch.documents import ToolServerNode
-from eventwatch.engine import EngineInfo
-from eventwatch.errors import EngineError
-from eventwatch.metrics import Metrics
-from eventwatch.model import Change, Event, Observation, Owner, Recorded, Usage, Write, parse_container
+from eventwatch.core.clock import Clock, KindestClock
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write, parse_container
+from eventwatch.core.metrics import Metrics
+from eventwatch.engine.docker import EngineInfo
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.reconciler import INSPECTORS, Reconciler
+from eventwatch.pipeline.sweeper import Sweeper
 from eventwatch.pipeline.twins import TwinWatch
-from eventwatch.reconciler import INSPECTORS, Reconciler
-from eventwatch.settings import Settings
-from eventwatch.store import LOOKED_AT, Lease, Peer, Refused, Store
-from eventwatch.sweeper import Sweeper
-from eventwatch.timeline import Busy, Simulation
-from eventwatch.watcher import Watcher
+from eventwatch.pipeline.watcher import Watcher
+from eventwatch.replay.timeline import Busy, Simulation
+from eventwatch.settings.model import Settings
+from eventwatch.store.documents import ToolServerNode
+from eventwatch.store.nodes import LOOKED_AT, Lease, Peer, Refused, Store
 
 START = 1_800_000_000_000_000_000
 MS = 1_000_000

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from eventwatch.model import Cause, Recorded
-from eventwatch.policy import CLOCK_SET_BACK_NS
+from eventwatch.core.facts import Cause, Recorded
+from eventwatch.core.policy import CLOCK_SET_BACK_NS
 from tests.unit.simulated import MS, START, Container, Stream, World
 
 SECOND = 1000 * MS

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from eventwatch.durations import parse_duration
-from eventwatch.errors import ConfigError
+from eventwatch.core.durations import parse_duration
+from eventwatch.core.errors import ConfigError
 from eventwatch.http.access import read_token
-from eventwatch.settings import Settings, load_settings
+from eventwatch.settings.model import Settings, load_settings
 from tests.unit.test_settings import PASSWORD, problem
 
 

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from eventwatch.clock import VirtualClock
-from eventwatch.engine import Engine, EngineInfo
-from eventwatch.errors import EngineError
-from eventwatch.model import Observation, Owner, Recorded
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Observation, Owner, Recorded
+from eventwatch.engine.docker import Engine, EngineInfo
 from eventwatch.pipeline.deletion import (
     AGREEING_SECONDS,
     AGREEING_SWEEPS,
@@ -20,7 +20,7 @@ from eventwatch.pipeline.deletion import (
     Verdict,
 )
 from eventwatch.pipeline.twins import TWIN_MEMORY, TwinWatch
-from eventwatch.store import Peer, Store, Witness
+from eventwatch.store.nodes import Peer, Store, Witness
 
 US = EngineInfo("us", "host-a", "", "")
 SWEEP = 30.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eventwatch.clock import VirtualClock
-from eventwatch.details import (
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.details import (
     CRASH_LOOP_SECONDS,
     LONGEST_TEXT,
     LOOKS,
@@ -26,10 +26,10 @@ from eventwatch.details import (
     look_at_restarts,
     restarts_lately,
 )
-from eventwatch.durations import about
-from eventwatch.metrics import Metrics
-from eventwatch.model import Cause, Ending, Event, Observation, Write, parse_container, parse_event
-from eventwatch.reasons import Ended, Reasons
+from eventwatch.core.durations import about
+from eventwatch.core.facts import Cause, Ending, Event, Observation, Write, parse_container, parse_event
+from eventwatch.core.metrics import Metrics
+from eventwatch.core.reasons import Ended, Reasons
 
 ID = "a" * 64
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

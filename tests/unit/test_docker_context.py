@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from eventwatch.docker_context import ContextError, current_context
-from eventwatch.engine import DockerEngine
-from eventwatch.errors import ConfigError
-from eventwatch.settings import Settings, load_settings
+from eventwatch.core.errors import ConfigError
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.settings.docker_context import ContextError, current_context
+from eventwatch.settings.model import Settings, load_settings
 from tests.certificates import make_certificates
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import cast
 from unittest.mock import AsyncMock
 
-from eventwatch.doctor import _examine_peers
-from eventwatch.engine import Engine
-from eventwatch.store import Peer, Store, Witness
+from eventwatch.cli.doctor import _examine_peers
+from eventwatch.engine.docker import Engine
+from eventwatch.store.nodes import Peer, Store, Witness
 
 GONE = ("a" * 64,)
 

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from eventwatch.clock import VirtualClock
-from eventwatch.documents import NodeChecker
-from eventwatch.elector import RENEWALS, SECOND_LOOK, Elector
-from eventwatch.errors import CheckerDeletedError, LeaseLostError
-from eventwatch.store import Lease, Store
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.errors import CheckerDeletedError, LeaseLostError
+from eventwatch.pipeline.elector import RENEWALS, SECOND_LOOK, Elector
+from eventwatch.store.documents import NodeChecker
+from eventwatch.store.nodes import Lease, Store
 from tests.nodes import SLOW
 
 DURATION = 15.0

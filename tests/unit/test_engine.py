@@ -18,10 +18,10 @@ import pytest
 from aiodocker import Docker
 from aiohttp import web
 
-import eventwatch.engine
-from eventwatch.engine import CALLS, ERROR_LIMIT, Call, DockerEngine
-from eventwatch.errors import ConfigError, EngineError
-from eventwatch.settings import Settings
+import eventwatch.engine.docker
+from eventwatch.core.errors import ConfigError, EngineError
+from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
+from eventwatch.settings.model import Settings
 from tests.certificates import make_certificates
 from tests.e2e.watching import served
 
@@ -140,7 +140,7 @@ CALLERS: dict[str, Callable[[DockerEngine], Coroutine[Any, Any, object]]] = {
 
 
 def test_the_documented_requests_are_those_that_are_made() -> None:
-    documented = re.findall(r"`([A-Z]+ /[^`]*)`", introspection.getdoc(eventwatch.engine) or "")
+    documented = re.findall(r"`([A-Z]+ /[^`]*)`", introspection.getdoc(eventwatch.engine.docker) or "")
     assert documented == [f"{call.method} {call.path}" for call in CALLS.values()]
     assert set(CALLERS) == {call.path for call in CALLS.values()}
 
@@ -456,7 +456,7 @@ async def test_after_a_deadline_the_next_call_opens_anew(
 
     await engine.inspect(NODE)
     fake.answers["/containers/{id}/json"] = silent
-    monkeypatch.setattr(eventwatch.engine, "INSPECT_DEADLINE", 0.05)
+    monkeypatch.setattr(eventwatch.engine.docker, "INSPECT_DEADLINE", 0.05)
     with pytest.raises(EngineError, match="did not answer within"):
         await engine.inspect(NODE)
     fake.answers.clear()
@@ -508,7 +508,9 @@ async def test_an_engine_is_believed_over_tls_by_the_authorities_that_the_machin
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "server.pem")
     fake = FakeEngine()
-    runner = web.ServerRunner(web.Server(fake.answer))
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", fake.answer)
+    runner = web.AppRunner(app)
     await runner.setup()
     try:
         site = web.SockSite(runner, socket.create_server(("127.0.0.1", 0)), ssl_context=context)

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from eventwatch.model import Cause, Event, Observation, Recorded
-from eventwatch.policy import SETTLING
-from eventwatch.reconciler import Reconciler
-from eventwatch.timeline import Busy, Simulation
+from eventwatch.core.facts import Cause, Event, Observation, Recorded
+from eventwatch.core.policy import SETTLING
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.replay.timeline import Busy, Simulation
 from tests.unit.simulated import ENGINE_ID, MS, START, MemoryStore, SimulatedEngine, Stream, World
 
 NODE = "a" * 64

@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 
-from eventwatch import cli
+from eventwatch.cli import main as cli
 from tests.conftest import free_address
 
 FOLDER = Path(__file__).parent / "help"

@@ -21,16 +21,23 @@ import httpx
 import pytest
 from aiohttp import web
 
-from eventwatch import web as pages_module
-from eventwatch.errors import ConfigError, EngineError, NodeDiedError, NodeGoneError, StoreError, WaitTimeoutError
+from eventwatch.core.errors import (
+    ConfigError,
+    EngineError,
+    NodeDiedError,
+    NodeGoneError,
+    StoreError,
+    WaitTimeoutError,
+)
+from eventwatch.core.facts import Cause, Change, Recorded
+from eventwatch.core.metrics import Metrics
 from eventwatch.http import answers, connections, feed
+from eventwatch.http import server as pages_module
 from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
 from eventwatch.http.feed import ChangeFeed
 from eventwatch.http.rows import Facts, Rows
-from eventwatch.metrics import Metrics
-from eventwatch.model import Cause, Change, Recorded
-from eventwatch.web import Pages, serve
+from eventwatch.http.server import Pages, serve
 from tests.certificates import make_certificates
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from eventwatch.cli import main
-from eventwatch.logs import MOST_WAITING, configure_logging, tell_failure, use_standard_logging
+from eventwatch.cli.main import main
+from eventwatch.core.logs import MOST_WAITING, configure_logging, tell_failure, use_standard_logging
 
 FORGED = "a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
 SHOWN = r"a\x1b]0;title\x07\n18:00:00.000 INFO    forged \u202e\u2028<red>x</red>{extra}"
@@ -169,7 +169,7 @@ def test_a_host_gets_it_in_the_standard_librarys_logging(
     logger.remove()
     use_standard_logging()
     caplog.set_level("INFO", "eventwatch")
-    ours = logger.patch(lambda record: record.__setitem__("name", "eventwatch.reconciler"))
+    ours = logger.patch(lambda record: record.__setitem__("name", "eventwatch.pipeline.reconciler"))
     ours.bind(node="n", old=None, new=FORGED, name="x").success("moved {}", FORGED)
     ours.debug("below the host's level")
     logger.info("of the host's own")
@@ -179,7 +179,7 @@ def test_a_host_gets_it_in_the_standard_librarys_logging(
         ours.exception("failed")
     moved, failed = caplog.records
     assert (moved.name, moved.levelname, moved.getMessage()) == (
-        "eventwatch.reconciler",
+        "eventwatch.pipeline.reconciler",
         "SUCCESS",
         f"moved {SHOWN}",
     )
@@ -198,7 +198,7 @@ def test_a_fault_of_ours_is_logged_in_one_piece(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EVENTWATCH_LOG_FORMAT", "json" if as_json else "console")
-    monkeypatch.setattr("eventwatch.cli.config", broken)
+    monkeypatch.setattr("eventwatch.cli.main.config", broken)
     with pytest.raises(SystemExit) as ended:
         main(["config"])
     assert ended.value.code == 1

@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 
-from eventwatch.engine import Engine
-from eventwatch.errors import EngineError
-from eventwatch.model import Recorded
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Recorded
+from eventwatch.engine.docker import Engine
 from eventwatch.pipeline.members import LATELY_GONE, Members
-from eventwatch.store import Store
+from eventwatch.store.nodes import Store
 
 US, ALIVE, DEAD = "us", "alive", "dead"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eventwatch.model import (
+from eventwatch.core.facts import (
     Event,
     MalformedEventError,
     Usage,

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from eventwatch.clock import VirtualClock
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.facts import Cause, Change, Recorded
+from eventwatch.core.metrics import Metrics, quantile
 from eventwatch.http import rows as rows_module
 from eventwatch.http.rows import Facts, Rows, disagreement, problems_of
 from eventwatch.http.series import KEPT, Latencies, Series
-from eventwatch.metrics import Metrics, quantile
-from eventwatch.model import Cause, Change, Recorded
 
 NOW = 1_800_000_000.0
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eventwatch.model import Claim, Event, Observation, Owner, Recorded, Usage
-from eventwatch.policy import (
+from eventwatch.core.facts import Claim, Event, Observation, Owner, Recorded, Usage
+from eventwatch.core.policy import (
     CLOCK_SET_BACK_NS,
     KNOWN_ACTIONS,
     Hint,
@@ -30,7 +30,7 @@ from eventwatch.policy import (
     stop_timeout_of,
     why_not_to_stop,
 )
-from eventwatch.settings import ACTIVITIES
+from eventwatch.settings.model import ACTIVITIES
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 TIMEOUT = 1800.0

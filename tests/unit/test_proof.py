@@ -17,12 +17,11 @@ from typing import Any, cast
 
 import pytest
 
-from eventwatch.clock import VirtualClock
-from eventwatch.documents import NodeChecker
-from eventwatch.elector import Elector
-from eventwatch.errors import EngineError
-from eventwatch.model import Event, Observation, nanos
-from eventwatch.nearby import is_standby
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Event, Observation, nanos
+from eventwatch.http.nearby import is_standby
+from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.proof import (
     DeathWatch,
     Finding,
@@ -31,7 +30,8 @@ from eventwatch.pipeline.proof import (
     start_time,
     started_with_first_process,
 )
-from eventwatch.store import NO_LIFE, Lease, Life, Peer, Store, Witness, _parse_life
+from eventwatch.store.documents import NodeChecker
+from eventwatch.store.nodes import NO_LIFE, Lease, Life, Peer, Store, Witness, _parse_life
 from tests.unit.simulated import UnaskedEngine
 
 HOLDER, NODE = "a" * 64, "b" * 64

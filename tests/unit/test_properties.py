@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from eventwatch.model import Recorded
+from eventwatch.core.facts import Recorded
 from tests.unit.simulated import FIRST_PORT, GAPS, MS, OPERATIONS, START, Container, State, Stream, World
 
 #: Operations that change something without an event of their own: only a sweep is sure to see them.

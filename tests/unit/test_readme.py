@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from eventwatch import cli
-from eventwatch.policy import KNOWN_ACTIONS
+from eventwatch.cli import main as cli
+from eventwatch.core.policy import KNOWN_ACTIONS
 from tests.readme import (
     CONTRIBUTING,
     EXAMPLE,
@@ -110,8 +110,14 @@ def test_every_module_has_its_role_and_nothing_else_has() -> None:
     assert sorted(named) == sorted(there)
 
 
+def test_each_package_says_what_its_modules_do() -> None:
+    for package in PACKAGE.glob("*/__init__.py"):
+        modules = {path.stem for path in package.parent.glob("*.py") if path.stem != "__init__"}
+        assert modules <= set(re.findall(r"`(\w+)`", package.read_text())), package
+
+
 def test_the_path_of_an_event_can_be_followed() -> None:
-    source = "".join(path.read_text() for path in PACKAGE.glob("*.py"))
+    source = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     steps = re.findall(r"`(\w+)\.(\w+)`", WHERE.rpartition("Follow one event")[2])
     assert len(steps) == 4
     for owner, method in steps:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eventwatch.errors import ConfigError, EngineError
-from eventwatch.playback import record_file
-from eventwatch.settings import Settings
+from eventwatch.cli.replays import record_file
+from eventwatch.core.errors import ConfigError, EngineError
+from eventwatch.settings.model import Settings
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.expected.json"])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from eventwatch.errors import ConfigError, EventwatchError
-from eventwatch.recording import (
+from eventwatch.core.errors import ConfigError, EventwatchError
+from eventwatch.replay.recording import (
     DisconnectLine,
     InspectLine,
     RecordingWriter,
@@ -26,7 +26,7 @@ from eventwatch.recording import (
     read_recording,
     write_truth,
 )
-from eventwatch.recording import to_json as line
+from eventwatch.replay.recording import to_json as line
 
 RECORDINGS = sorted((Path(__file__).parent.parent / "recordings").glob("*.jsonl"))
 NODE = "a" * 64

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from eventwatch.clock import VirtualClock
-from eventwatch.errors import EngineError
-from eventwatch.model import Event
-from eventwatch.recording import disconnect_record, inspect_record, read_recording
-from eventwatch.recording import to_json as line
-from eventwatch.replay_engine import ReplayEngine
-from eventwatch.timeline import Busy, RealTime, Simulation
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Event
+from eventwatch.replay.engine import ReplayEngine
+from eventwatch.replay.recording import disconnect_record, inspect_record, read_recording
+from eventwatch.replay.recording import to_json as line
+from eventwatch.replay.timeline import Busy, RealTime, Simulation
 from tests.unit.test_recording import HEADER, NODE, OTHER, event
 
 MS = 1_000_000
@@ -201,7 +201,7 @@ async def test_virtual_time_needs_no_private_part_of_the_loop(monkeypatch: pytes
 
     task = asyncio.create_task(chain())
 
-    monkeypatch.setattr("eventwatch.timeline.ready_handles", lambda: None)
+    monkeypatch.setattr("eventwatch.replay.timeline.ready_handles", lambda: None)
     await time.run_until(1_000_000_000)
     assert len(hops) == 10
     await task

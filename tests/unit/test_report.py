@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from eventwatch import cli
-from eventwatch.model import Ending, Observation, Recorded
-from eventwatch.report import COLUMNS, NodeReport, node_lines, select_nodes
+from eventwatch.cli import main as cli
+from eventwatch.cli.nodes import COLUMNS, NodeReport, node_lines, select_nodes
+from eventwatch.core.facts import Ending, Observation, Recorded
 
 NOW = datetime.now(UTC)
 

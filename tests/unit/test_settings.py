@@ -13,9 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eventwatch.durations import format_duration, parse_duration
-from eventwatch.errors import ConfigError
-from eventwatch.settings import Keywords, Settings, load_settings, mask_url
+from eventwatch.core.durations import format_duration, parse_duration
+from eventwatch.core.errors import ConfigError
+from eventwatch.settings.model import Keywords, Settings, load_settings, mask_url
 
 if TYPE_CHECKING:
     from pathlib import Path

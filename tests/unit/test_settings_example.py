@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eventwatch.setting_sources import env_name
-from eventwatch.settings import Settings, load_settings
+from eventwatch.settings.model import Settings, load_settings
+from eventwatch.settings.sources import env_name
 
 EXAMPLE = Path(__file__).parents[2] / "settings.env.example"
 SETTING = re.compile(r"((?:^# .*\n)+)^#(\w+)=(.*)$", re.MULTILINE)

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from eventwatch.backoff import Pace
-from eventwatch.clock import KindestClock, VirtualClock
-from eventwatch.engine import engine_time, split_lines
-from eventwatch.workqueue import WorkQueue
+from eventwatch.core.backoff import Pace
+from eventwatch.core.clock import KindestClock, VirtualClock
+from eventwatch.core.workqueue import WorkQueue
+from eventwatch.engine.docker import engine_time, split_lines
 
 
 class TestWorkQueue:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from eventwatch import testing
-from eventwatch.settings import load_settings
+from eventwatch.settings.model import load_settings
 
 
 @pytest.mark.parametrize("name", testing.__all__)

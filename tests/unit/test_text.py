@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventwatch.text import printable
+from eventwatch.core.text import printable
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eventwatch.model import Recorded
-from eventwatch.top import matches, row_of, summary
+from eventwatch.cli.top import matches, row_of, summary
+from eventwatch.core.facts import Recorded
 
 NODE = Recorded("ab" * 32, "ab" * 6, "exited", "unhealthy", ip="", port=80)
 ROW = row_of(NODE, name="Sandbox-1", image="tools:2", reason="exit code 137 (SIGKILL), out of memory, after 2h")

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from eventwatch.clock import VirtualClock
-from eventwatch.errors import EngineError
-from eventwatch.metrics import Metrics
-from eventwatch.model import Event
-from eventwatch.watcher import LIFETIME, OVERLAP_NS, Watcher
+from eventwatch.core.clock import VirtualClock
+from eventwatch.core.errors import EngineError
+from eventwatch.core.facts import Event
+from eventwatch.core.metrics import Metrics
+from eventwatch.pipeline.watcher import LIFETIME, OVERLAP_NS, Watcher
 from tests.e2e.watching import logged, texts
 from tests.unit.simulated import UnaskedEngine
 

@@ -1,0 +1,6 @@
+"""What everything else is made of: nothing here reads an engine, a database, a settings file or a socket.
+
+`facts` are events, observations and changes; `policy` is every decision, as a pure function; `details` and
+`reasons` tell why a node ended; `clock`, `backoff`, `workqueue` and `durations` are about time; `metrics`,
+`errors`, `logs`, `text` and `version` are about what is told. Imports nothing of eventwatch beside itself.
+"""

@@ -1,0 +1,679 @@
+"""The full pass over all documents, and the checker functions that managers know.
+
+A sweep reads its engine's documents (see pipeline/members.py), inspects their containers ten at a time, and hands
+the answers that differ to the one writer. It is what sees changes that no event tells (a kill while restarting, a
+crash of the daemon, events lost) and what stops idle nodes. Whatever it corrects is drift.
+
+`update_node_status`, `check_nodes_status` and `check_nodes_status_loop` do the same for a manager. Inside
+`watch()` they go through the running watcher, so there is still one writer; elsewhere they build what they
+need for the call from the engine and settings passed by name, or from the environment.
+
+Which documents of vanished containers may go is decided in pipeline/deletion.py, which idle nodes are stopped in
+pipeline/idle.py. Any other answer than 200 or the engine's own 404 changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from weakref import WeakKeyDictionary
+
+from loguru import logger
+
+from eventwatch.core.backoff import TIMED_OUT, Pace
+from eventwatch.core.clock import Clock, KindestClock, Slices, SystemClock
+from eventwatch.core.errors import (
+    ConfigError,
+    EngineChangedError,
+    EngineError,
+    EventwatchError,
+    LeaseLostError,
+    StoreError,
+)
+from eventwatch.core.facts import Cause, Observation, Owner, Recorded
+from eventwatch.engine.docker import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
+from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict
+from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.members import Members
+from eventwatch.pipeline.reconciler import RETRIED, STAMP, Reconciler
+from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
+from eventwatch.settings.model import Settings, load_settings
+from eventwatch.store.documents import NodeChecker, ToolServerNode, node_collection
+from eventwatch.store.nodes import UNSEEN, Store, Witness
+
+#: Inspections in flight during a sweep.
+CONCURRENCY = 10
+#: Seconds that a watcher's pass waits for one inspection. An engine locks a container while it starts or stops,
+#: and now and then for ever: that one is waited for beside the pass, so that the others need not wait.
+PATIENCE = 1.0
+#: Seconds. Where the engine is slow to tell of most nodes, the next pass waits twice as long, up to this.
+MOST_PATIENCE = 30.0
+#: Seconds until a sweep that was in doubt about another engine is repeated: standbys look every 5 s.
+SECOND_THOUGHT = 6.0
+#: Moments (s) that a sweep waits at most before an inspection while events are being written.
+GIVEN_WAY = 20
+MOMENT = 0.001
+#: Nodes that are told of when no engine answers.
+UNANSWERED = 1000
+#: The part of a sweep's interval by which it is varied, and seconds by which a sweep after a return of the
+#: database is put off at most: watchers that began together are not to ask together for ever.
+JITTER = 0.2
+RETURN_JITTER = 0.5
+#: Sweep intervals without a good sweep, after which the documents are not to be trusted.
+SWEEPS_LATE = 3.0
+
+
+@dataclass(slots=True)
+class SweepReport:
+    """What one pass did.
+
+    `failed` nodes could not be inspected and are unchanged; the containers of `braked` and `spared` ones are gone,
+    but their documents may not be deleted now, or not by us.
+    """
+
+    checked: int = 0
+    changed: int = 0
+    deleted: int = 0
+    stopping: int = 0
+    failed: int = 0
+    braked: int = 0
+    spared: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.checked} nodes checked"]
+        parts += [
+            f"{count} {word}"
+            for count, word in (
+                (self.changed, "changed"),
+                (self.deleted, "deleted"),
+                (self.stopping, "being stopped"),
+                (self.failed, "not answered for"),
+                (self.braked, "not deleted (brake)"),
+                (self.spared, "gone from this engine, but not its to delete"),
+            )
+            if count
+        ]
+        return ", ".join(parts)
+
+
+class Sweeper:
+    """Runs passes: on its timer, and whenever `request` is called.
+
+    `patience` (s): with it, a pass leaves it to the reconciler's inspectors to wait for what the engine is slow to
+    tell of, unless that is most of the nodes: only a pass deletes and stops. `manager_id`: of the checker that we
+    are, if any.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        reconciler: Reconciler,
+        stopper: IdleStopper,
+        deletions: Deletions,
+        time: KindestClock,
+        settings: Settings,
+        manager_id: str = "",
+        patience: float | None = None,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._reconciler = reconciler
+        self.stopper = stopper
+        self.deletions = deletions
+        self._time = time
+        self._settings = settings
+        self._clock: Clock = reconciler.clock
+        self._metrics = reconciler.metrics
+        self._manager_id = manager_id
+        self._members = Members(engine, store)
+        self._indexed = False
+        self._rng = rng
+        self._patience = self._least_patience = patience
+        self._timeouts = 0
+        self._requested = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._after_connect = False
+        #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
+        self.on_fact: Callable[[int], object] = lambda _: None
+        self.last_success: float | None = None
+        self._silences = 0
+        #: Some of the containers that the last pass found.
+        self.witness = UNSEEN
+
+    def request_later(self) -> None:
+        """Ask for a pass as the database is back, but not at the very moment at which all its watchers do."""
+        self._clock.call_later(self._rng() * RETURN_JITTER, self._resume)
+
+    def _resume(self) -> None:
+        self._resumed.set()
+        self.request()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the database has come back."""
+        self._resumed.clear()
+        timer = self._clock.call_later(seconds, self._resumed.set)
+        await self._resumed.wait()
+        timer.cancel()
+
+    def request(self, *, after_connect: bool = False) -> None:
+        """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
+        self._after_connect |= after_connect
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Sweep when asked and every `sweep_interval`; repeat a pass that failed, soon. Never ends."""
+        backoff, silence = Pace(base=0.1, cap=1.0).start(), Pace(base=0.5, cap=10.0).start()
+        slow = TIMED_OUT.start()
+        while True:
+            interval = self._settings.sweep_interval * (1 - JITTER * self._rng())
+            timer = self._clock.call_later(interval, self._requested.set)
+            await self._requested.wait()
+            timer.cancel()
+            self._requested.clear()
+            try:
+                report = await self.sweep()
+            except (LeaseLostError, EngineChangedError):
+                raise
+            except EventwatchError as error:
+                # Of an engine that is away the watcher tells.
+                failures = backoff.failures + slow.failures
+                if not failures & (failures + 1) and not getattr(error, "unreachable", False):
+                    times = f" ({failures + 1} times by now)" if failures else ""
+                    logger.warning("Sweep failed: {}{}", error, times)
+                pace = slow if getattr(error, "timed_out", False) else backoff
+                await self._pause(pace.next_delay())
+                self._requested.set()
+                continue
+            backoff.succeeded_for(0)
+            slow.succeeded_for(0)
+            self._tell_of_silence(report)
+            if report.failed == report.checked > 0:
+                await self._clock.sleep(silence.next_delay())
+                self._requested.set()
+                continue
+            silence.succeeded_for(0)
+            logger.debug("Sweep: {}", report)
+
+    def _tell_of_silence(self, report: SweepReport) -> None:
+        """Tell of many nodes that cannot be inspected in one line, the 1st, 2nd, 4th ... time in a row."""
+        if report.failed <= RETRIED:
+            self._silences = 0
+            return
+        self._silences += 1
+        if self._silences & (self._silences - 1) == 0:
+            logger.warning("{} of {} nodes cannot be inspected: the engine fails", report.failed, report.checked)
+
+    def doubts(self) -> list[str]:
+        """Why what sweeps are for may be undone right now; empty when it is done."""
+        reasons = []
+        if self.last_success is None:
+            reasons.append("sweep: none has ended well yet")
+        elif (age := self._clock.monotonic() - self.last_success) > SWEEPS_LATE * self._settings.sweep_interval:
+            reasons.append(f"sweep: the last one that ended well is {age:.0f} s old")
+        if self.stopper.denied:
+            reasons.append("stop: the engine denies it, idle nodes keep running")
+        if self.deletions.brake and self.deletions.brake.engaged:
+            reasons.append("brake: a sweep would delete more than delete_limit")
+        if self.stopper.brake and self.stopper.brake.engaged:
+            reasons.append("brake: a sweep would stop more than stop_limit")
+        return reasons
+
+    async def sweep(self, *, force: bool = False) -> SweepReport:
+        """One pass over all documents. `force` lifts the brakes for the engine's own nodes, and nothing else.
+
+        Raises StoreError when the database, EngineError when the engine cannot be reached at all.
+        """
+        began = self._clock.monotonic()
+        known_before = dict(self._reconciler.known)
+        engine = await self._identify_if_it_says()
+        await self._look_at_clocks()
+        documents = await self._read_members()
+        self._reconciler.learn(documents, known_before=known_before)
+        report = SweepReport(checked=len(documents))
+        answers = await self._inspect_all(documents, report)
+        self.on_fact(max((seen.time_nano for seen, _ in answers.values()), default=0))
+        found = {i: seen for i, (seen, _) in answers.items() if seen.found}
+        missing = {i: documents[i] for i in answers.keys() - found.keys()}
+        verdict = await self._judge(missing, engine, found=found, force=force)
+        report.braked, report.spared = verdict.braked, verdict.spared
+        slices = Slices()
+        for node_id, (seen, events_seen) in answers.items():
+            await slices.turn()
+            if not seen.found:
+                if node_id in verdict.allowed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
+                    report.deleted += 1
+            elif change := self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
+                accepted = self._reconciler.accept_sweep(seen, events_seen=events_seen)
+                report.changed += accepted and not change.fields.keys() <= STAMP
+        await self._reconciler.flush()
+        if engine:
+            await self._put_on_record(found, engine)
+        report.stopping = await self.stopper.stop_idle(documents, found, force=force)
+        brakes = (self.deletions.brake, self.stopper.brake)
+        self._metrics.show_brakes(*(brake is not None and brake.engaged for brake in brakes))
+        await self._look_further()
+        await self._disown_some(documents)
+        await self._testify(found)
+        self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
+        if report.failed < report.checked or not report.checked:
+            self.last_success = self._clock.monotonic()
+            self._reconciler.swept()
+            self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
+        return report
+
+    async def _read_members(self) -> dict[str, Recorded]:
+        reconciler = self._reconciler
+        if self.is_one_off:
+            if not (self._indexed or self._settings.dry_run):
+                await create_indexes(self._store)
+                self._indexed = True
+            await reconciler.load_owned()
+        owned = [*reconciler.owned, *reconciler.known]
+        return await self._members.find(reconciler.engine_id, owned=owned, gone=reconciler.gone)
+
+    @property
+    def is_one_off(self) -> bool:
+        """Whether this is no watcher's sweeper."""
+        return not self._manager_id
+
+    async def _identify(self, *, anew: bool = False) -> EngineInfo:
+        """Who the engine is, and its clock. Raises EngineChangedError when it is not the one we work for.
+
+        `anew`: outside a watcher, that is the one which answers now.
+        """
+        asked = self._clock.monotonic()
+        engine = await self._engine.identify()
+        if anew and self.is_one_off:
+            self._reconciler.engine_id, self._reconciler.host = engine.id, engine.name
+        if self._reconciler.engine_id != engine.id:
+            raise EngineChangedError("another engine answers at the same address now")
+        if engine.system_time:
+            self._time.hear("engine", engine.system_time, asked=asked)
+        return engine
+
+    async def _identify_if_it_says(self) -> EngineInfo | None:
+        """As `_identify`; None in a watcher when the engine answers, but not to that: who it was, it still is.
+
+        Telling who it is makes an engine look at all that it has, which may take it long.
+        """
+        try:
+            return await self._identify(anew=True)
+        except EngineError as error:
+            if self.is_one_off or error.unreachable:
+                raise
+            logger.debug("Sweeping without deletions: {}", error)
+            return None
+
+    async def _judge(
+        self, missing: Mapping[str, Recorded], engine: EngineInfo | None, *, found: Collection[str], force: bool
+    ) -> Verdict:
+        """Which documents of missing containers may go: none when it is not sure which engine misses them."""
+        if engine is None:
+            return Verdict(spared=len(missing))
+        if missing:
+            # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
+            await self._identify()
+        verdict = await self.deletions.judge(
+            missing, engine=engine, found=found, owned=self._reconciler.owned, manager_id=self._manager_id,
+            force=force,
+        )  # fmt: skip
+        if self.deletions.twins.doubtful:
+            self._clock.call_later(SECOND_THOUGHT, self.request)
+        return verdict
+
+    async def _look_at_clocks(self) -> None:
+        asked = self._clock.monotonic()
+        self._time.hear("database", await self._store.system_time(), asked=asked)
+        for whose, seconds in self._time.skews().items():
+            self._metrics.clock_skew.labels(whose).set(seconds)
+
+    async def _put_on_record(self, found: Collection[str], engine: EngineInfo) -> None:
+        """Outside a watcher, whose writer does it: leave a trace of which engine has these containers."""
+        if found and self.is_one_off and not self._settings.dry_run:
+            owners = await self._store.read_owners(found)
+            mine = Owner(engine.id, engine.name)
+            new = {i: mine for i in found if i not in owners or owners[i].engine_id != engine.id}
+            await self._store.record_owners(new)
+
+    async def _disown_some(self, documents: Collection[str]) -> None:
+        """Take off the record some of the containers that went together with their documents, while nobody saw."""
+        if self.is_one_off:
+            return  # which has nobody who would keep the record
+        without = [node_id for node_id in self._reconciler.owned if node_id not in documents]
+        for node_id in random.sample(without, min(len(without), CONCURRENCY)):
+            with suppress(EngineError):
+                if not (await self._engine.inspect(node_id)).found:
+                    self._reconciler.disown(node_id)
+
+    async def _testify(self, found: Collection[str]) -> None:
+        """Name some of the engine's containers."""
+        ids = [*found]
+        try:
+            ids = ids or await self._engine.list_newest(PUBLISHED)
+        except EngineError:
+            return
+        self.witness = Witness(some_of(ids), self.witness.look + 1)
+
+    async def unanswered(self, error: EventwatchError) -> SweepReport:
+        """What a pass comes to when the engine does not even say who it is: a warning for every node.
+
+        Whose nodes are meant is not known then; of all there are, `UNANSWERED` are told of.
+        """
+        documents = await self._store.read_some(UNANSWERED)
+        for node_id in documents:
+            _warn(node_id, error)
+        return SweepReport(checked=len(documents), failed=len(documents))
+
+    async def check(self, node: ToolServerNode) -> None:
+        """The pass for one node; the object passed in is brought up to date too.
+
+        Inside a watcher, a stop that it begins goes on after the return, once it is decided.
+        """
+        node_id = node.id
+        events_seen = self._reconciler.events_seen(node_id)
+        try:
+            seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            recorded = (await self._store.read([node_id])).get(node_id)
+            if recorded is None or not (seen.found or await self._may_delete(recorded)):
+                return
+            idle = seen.found and self.stopper.idleness_of(recorded, seen, None).idle
+            if self.is_one_off and seen.found:
+                await self._put_on_record([node_id], await self._identify(anew=True))
+            if idle:
+                await self._look_at_clocks()
+        except (EngineError, EngineChangedError, ConfigError) as error:
+            _warn(node_id, error)
+            return
+        self._reconciler.known.setdefault(node_id, recorded)
+        self._reconciler.accept_sweep(seen, events_seen=events_seen)
+        await self._reconciler.flush()
+        if idle and (stop := self.stopper.stop_if_idle(recorded, seen)):
+            await stop.claimed.wait()
+        written = (await self._store.read([node_id])).get(node_id)
+        if written:
+            bring_up_to_date(node, written)
+
+    async def _may_delete(self, recorded: Recorded) -> bool:
+        verdict = await self.deletions.judge(
+            {recorded.node_id: recorded},
+            engine=await self._identify(anew=True),
+            found=self._reconciler.owned,
+            owned=self._reconciler.owned,
+            manager_id=self._manager_id,
+            asked=True,
+        )
+        return bool(verdict.allowed)
+
+    async def _inspect_all(
+        self, documents: Mapping[str, Recorded], report: SweepReport
+    ) -> dict[str, tuple[Observation, int]]:
+        answers: dict[str, tuple[Observation, int]] = {}
+        self._timeouts = 0
+        ids = iter(documents)
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(min(CONCURRENCY, len(documents))):
+                tasks.create_task(self._inspect_some(ids, answers), name=f"sweep-inspector-{number}")
+        report.failed = len(documents) - len(answers)
+        if self._patience is not None:
+            slow = 2 * self._timeouts >= len(documents) > 0
+            self._patience = min(2 * self._patience, MOST_PATIENCE) if slow else self._least_patience
+        return answers
+
+    async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
+        for node_id in ids:
+            await self._give_way()
+            events_seen = self._reconciler.events_seen(node_id)
+            try:
+                async with asyncio.timeout(self._patience):
+                    seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            except TimeoutError:
+                self._timeouts += 1
+                self._reconciler.inspect_soon(node_id)
+                continue
+            except EngineError as error:
+                if self.is_one_off:
+                    _warn(node_id, error)
+                self._reconciler.inspection_failed(node_id, error)
+                if error.unreachable:
+                    return  # nobody need ask for the rest
+                continue
+            self._reconciler.inspection_succeeded(node_id)
+            answers[node_id] = (seen, events_seen)
+
+    async def _give_way(self) -> None:
+        """Let events go first, for a while: what they led to is to be written, or inspected, before more."""
+        for _ in range(GIVEN_WAY):
+            if self.is_one_off or not self._reconciler.depth():
+                return
+            await self._clock.sleep(MOMENT)
+
+    async def _look_further(self) -> None:
+        """Turn to containers that have no document."""
+        if self._after_connect:
+            self._after_connect = False
+            try:
+                self._reconciler.expect(await self._engine.list_running())
+            except EngineError as error:
+                logger.warning("Containers whose documents may still come are not known: {}", error)
+        if self._settings.register_label:
+            await self._register_missing(self._settings.register_label)
+
+    async def _register_missing(self, label: str) -> None:
+        for node_id in await self._engine.list_running(label):
+            if node_id not in self._reconciler.known:
+                try:
+                    seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+                except EngineError as error:
+                    self._reconciler.inspection_failed(node_id, error)
+                    continue
+                if seen.found and seen.status in {"running", "paused"}:
+                    await self._reconciler.register(seen)
+
+
+async def create_indexes(store: Store) -> None:
+    """Create the indexes by which the cost stays that of the own documents. Raises StoreError.
+
+    A login that may not is a warning: all works without them, and slows down with every other engine. So is a
+    server that takes its time over it.
+    """
+    try:
+        problems = await store.create_indexes()
+    except StoreError as error:
+        if not error.timed_out:
+            raise
+        problems = [str(error)]
+    for problem in problems:
+        logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
+
+
+def bring_up_to_date(node: ToolServerNode, written: Recorded) -> None:
+    """Let a manager's object say what the document says now, in the fields that are ours."""
+    node.status, node.health = written.status or node.status, written.health or node.health
+    node.ip, node.port = written.ip or "", written.port or node.port
+
+
+def _warn(node_id: str, error: EventwatchError) -> None:
+    logger.warning("Failed to get node info from docker: {}", node_id)
+    logger.warning("{}", error)
+
+
+# -- what managers call -------------------------------------------------------------------------------------
+
+#: The sweeper of the `watch()` that runs in this process, and of a loop in this task.
+_watching: Sweeper | None = None
+_looping: ContextVar[Sweeper | None] = ContextVar("eventwatch_looping", default=None)
+
+
+def set_watching(sweeper: Sweeper | None) -> None:
+    """Let the checker functions of this process go through the running watcher (None: it stopped)."""
+    global _watching  # noqa: PLW0603 - one watcher per process, as Beanie's documents are bound once per process
+    _watching = sweeper
+
+
+class Manner(Enum):
+    """How a pass outside a watcher treats what many nodes, or nobody, are concerned by."""
+
+    #: A manager asks: what is gone is deleted, what is idle is stopped.
+    ASKED = auto()
+    #: A manager asks again and again: brakes hold mass deletions and mass stops.
+    LOOP = auto()
+    #: An operator sweeps by hand: as in a loop, and nobody's leftovers are left alone.
+    BY_HAND = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Brakes:
+    """The brakes of one who sweeps again and again: passes must agree before many nodes are acted on."""
+
+    deletions: MassBrake = field(default_factory=MassBrake)
+    stops: MassBrake = field(default_factory=MassBrake)
+
+
+#: Those of the passes that a host asks for outside `watch()`, by event loop, database and engine.
+_brakes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Brakes]] = WeakKeyDictionary()
+
+
+def _brakes_of(engine: Engine | DockerClient | None, settings: Settings | None) -> Brakes:
+    engine_name = str(getattr(engine, "docker_host", "")) or (settings or load_settings()).docker_host or ""
+    mine = _brakes.setdefault(asyncio.get_running_loop(), {})
+    return mine.setdefault((node_collection().full_name, engine_name), Brakes())
+
+
+@asynccontextmanager
+async def one_off_sweeper(
+    engine: Engine | DockerClient | None = None,
+    settings: Settings | None = None,
+    *,
+    manner: Manner = Manner.ASKED,
+    brakes: Brakes | None = None,
+) -> AsyncIterator[Sweeper]:
+    """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops.
+
+    `brakes` are those of earlier passes; without them, only a pass that is not `ASKED` has any.
+    """
+    settings = settings or load_settings()
+    own = DockerEngine(settings) if engine is None else None
+    used = own or as_engine(engine, settings)  # type: ignore[arg-type]  # one of the two is there
+    store, clock = Store(), SystemClock()
+    reconciler = Reconciler(engine=used, store=store, settings=settings, engine_id="", clock=clock)
+    if brakes is None and manner is not Manner.ASKED:
+        brakes = Brakes()
+    time = KindestClock(clock, settings.idle_timeout)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            stopper = IdleStopper(
+                engine=used,
+                store=store,
+                reconciler=reconciler,
+                settings=settings,
+                tasks=tasks,
+                time=time,
+                brake=brakes.stops if brakes else None,
+            )
+            deletions = Deletions(
+                store=store,
+                clock=clock,
+                twins=TwinWatch(used, store),
+                delete_limit=settings.delete_limit,
+                brake=brakes.deletions if brakes else None,
+                grace=None if manner is Manner.BY_HAND else 0.0,
+            )
+            yield Sweeper(
+                engine=used,
+                store=store,
+                reconciler=reconciler,
+                stopper=stopper,
+                deletions=deletions,
+                time=time,
+                settings=settings,
+            )
+    except BaseExceptionGroup as group:
+        # What the caller's block raised, and nothing else, is not to come back wrapped.
+        raise group.exceptions[0] if len(group.exceptions) == 1 else group from None
+    finally:
+        if own:
+            await own.close()
+
+
+@asynccontextmanager
+async def _sweeper(
+    engine: Engine | DockerClient | None, settings: Settings | None, *, braked: bool = False
+) -> AsyncIterator[Sweeper]:
+    running = _looping.get() or _watching
+    if running is not None and engine is None and settings is None:
+        yield running
+    else:
+        brakes = _brakes_of(engine, settings) if braked else None
+        async with one_off_sweeper(engine, settings, brakes=brakes) as own:
+            yield own
+
+
+async def update_node_status(
+    node: ToolServerNode,
+    *,
+    engine: Engine | DockerClient | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Make one node's document equal to its container, delete it if that is gone, stop it if it sat idle.
+
+    An engine that does not answer is logged as a warning and changes nothing. Raises StoreError when the
+    database does not answer. Outside `watch()`, returns when a stop that it began has ended.
+    """
+    async with _sweeper(engine, settings) as sweeper:
+        try:
+            await sweeper.check(node)
+        except LeaseLostError as error:
+            _warn(node.id, error)
+    if sweeper.is_one_off and (written := (await Store().read([node.id])).get(node.id)):
+        bring_up_to_date(node, written)  # a stop that it began has ended since
+
+
+async def check_nodes_status(
+    *, engine: Engine | DockerClient | None = None, settings: Settings | None = None
+) -> SweepReport:
+    """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write.
+
+    As in `watch()`, a pass that would delete or stop many nodes at once does so only when others agree: the third
+    in a row, a minute after the first, in the same process. Raises StoreError when the database does not answer.
+    """
+    async with _sweeper(engine, settings, braked=True) as sweeper:
+        try:
+            return await sweeper.sweep()
+        except (EngineError, EngineChangedError, ConfigError, LeaseLostError) as error:
+            return await sweeper.unanswered(error)
+
+
+async def check_nodes_status_loop(
+    checker: NodeChecker,
+    *,
+    engine: Engine | DockerClient | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Repeat `check_nodes_status` every `checker.interval` seconds, until the checker's document is gone.
+
+    A pass that fails is logged with its traceback, and the loop goes on.
+    """
+    logger.info("Nodes status checker started.")
+    logger.info("Checker id: {}", checker.manager_id)
+    store = Store()
+    async with AsyncExitStack() as stack:
+        if _watching is None or engine is not None or settings is not None:
+            sweeper = await stack.enter_async_context(one_off_sweeper(engine, settings, manner=Manner.LOOP))
+            stack.callback(_looping.reset, _looping.set(sweeper))
+        while True:
+            try:
+                if not await store.checker_exists(checker.manager_id):
+                    break
+                await check_nodes_status()
+            except Exception:  # noqa: BLE001 - whatever it was, the next pass may do better
+                logger.exception("Nodes status check failed, the next one is in {} s", checker.interval)
+            await asyncio.sleep(checker.interval)
+    logger.info("Nodes status checker stopped.")
