@@ -149,6 +149,7 @@ class Application:
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
         self._dead: DeadEngines | None = None
+        self._afterlook: Afterlook | None = None
         self._latencies = LastLatencies()
         self._engine_id = ""
         self._store: Store | None = None
@@ -317,7 +318,8 @@ class Application:
             if abs(seconds) > SKEW
         ]
         dead = self._dead.notes if self._dead and self.reconciler else []
-        return ([exceptions] if unanswered else []) + unknown + clocks + dead
+        disputes = self._afterlook.disputes.notes() if self._afterlook and self.reconciler else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
@@ -570,7 +572,9 @@ class Application:
             engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions,
             time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
         )  # fmt: skip
-        afterlook = Afterlook(store=store, reconciler=reconciler, longest=settings.sweep_interval, clock=clock)
+        afterlook = self._afterlook = Afterlook(
+            store=store, reconciler=reconciler, longest=settings.sweep_interval, clock=clock
+        )
         reconciler.request_sweep = sweeper.request
         store.on_return = sweeper.request_later
         reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note
