@@ -21,9 +21,9 @@ from eventwatch.core.durations import parse_duration
 from eventwatch.core.errors import ConfigError, EventwatchError
 from eventwatch.core.facts import CONDITIONS
 from eventwatch.core.logs import LONGEST, configure_logging, tell_bug, tell_failure
+from eventwatch.core.readiness import is_standby, summary
 from eventwatch.core.text import printable
 from eventwatch.core.version import eventwatch_version
-from eventwatch.http.nearby import is_standby, told
 from eventwatch.http.probe import ask_readiness
 from eventwatch.settings.model import Settings, load_settings
 
@@ -282,7 +282,7 @@ async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
     )
     if not ready and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
-    say(told(ready, reasons))
+    say(summary(ready, reasons))
 
 
 async def config(_: argparse.Namespace, settings: Settings) -> None:

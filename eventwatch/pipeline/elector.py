@@ -23,7 +23,7 @@ from loguru import logger
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import CheckerDeletedError, LeaseLostError, StoreError
-from eventwatch.http.probe import standing_by
+from eventwatch.core.readiness import standing_by
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.store.documents import NodeChecker

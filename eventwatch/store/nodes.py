@@ -291,9 +291,9 @@ def checker_id(engine_id: str) -> ObjectId:
 class Store:
     """The node and checker collections. Use `open_store`, or construct after your own `init_beanie`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_return: Callable[[], object] = lambda: None) -> None:
         #: Called when the database accepts writes again after it did not: it may have lost what it acknowledged.
-        self.on_return: Callable[[], object] = lambda: None
+        self._on_return = on_return
         #: How often the database has come back so.
         self.returns = 0
         surely = WriteConcern("majority")
@@ -316,7 +316,7 @@ class Store:
     def has_returned(self) -> None:
         """Tell, from the driver's monitor, that the database takes writes again."""
         self.returns += 1
-        self.on_return()
+        self._on_return()
 
     # -- indexes --------------------------------------------------------------------------------------
 
@@ -1106,10 +1106,13 @@ async def create_user(url: str, database: str, *, name: str, password: str) -> b
 
 
 @asynccontextmanager
-async def open_store(url: str, database: str) -> AsyncIterator[Store]:
+async def open_store(
+    url: str, database: str, *, on_return: Callable[[], object] = lambda: None
+) -> AsyncIterator[Store]:
     """Connect, initialise the Beanie documents on `database` and close at the end.
 
-    Raises ConfigError for a URL or login that can never work, StoreError while the server cannot be reached.
+    `on_return` is called when the database accepts writes again after it did not. Raises ConfigError for a URL or
+    login that can never work, StoreError while the server cannot be reached.
     Beanie's documents are bound to one database at a time in a process: the last to initialise wins.
     """
     returns = _Returns()
@@ -1139,7 +1142,7 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
             )
             # init_beanie asks for the server's version only; reading proves that the login may do its work.
             await node_collection().find_one({}, {"_id": 1}, sort=[("_id", 1)])
-        store = Store()
+        store = Store(on_return=on_return)
         returns.watch_for(store)
         yield store
 

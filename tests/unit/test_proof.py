@@ -20,7 +20,7 @@ import pytest
 from eventwatch.core.clock import VirtualClock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Event, Observation, nanos
-from eventwatch.http.nearby import is_standby
+from eventwatch.core.readiness import is_standby
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.proof import (
     DeathWatch,
