@@ -57,11 +57,12 @@ from eventwatch.pipeline.deletion import LEFTOVER_GRACE
 from eventwatch.pipeline.disputes import Disputes
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
+from eventwatch.pipeline.indexes import keep_indexes
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.requests import SweepRequests
-from eventwatch.pipeline.sweeper import PATIENCE, Sweeper, create_indexes
+from eventwatch.pipeline.sweeper import PATIENCE, Sweeper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.pipeline.watcher import Watcher
@@ -452,7 +453,8 @@ class Application:
             except (StoreError, EngineError, ConfigError) as error:
                 self._fail(error, again=backoff.failures > 0)
                 away_since = away_since or began
-                await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+                delay = backoff.next_delay(took=self._clock.monotonic() - began)
+                await self._unless_stopped(self._clock.sleep(delay))
             else:
                 if backoff.failures:
                     logger.info("It is there again after {:.1f} s", began - away_since)
@@ -494,7 +496,6 @@ class Application:
             info = self._info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
-            await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
             lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
@@ -594,7 +595,11 @@ class Application:
         self.metrics.leader.set(1)
         set_watching(sweeper)
         pipeline.start(
-            intake={"undocumented": undocumented.run, "dead-engines": dead.run},
+            intake={
+                "undocumented": undocumented.run,
+                "dead-engines": dead.run,
+                "indexes": partial(keep_indexes, store, clock),
+            },
             workers={"lease-keeper": keep_lease, "history": history.run},
         )
         await self._stopping.wait()

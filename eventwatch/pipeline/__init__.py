@@ -7,7 +7,7 @@ is asked for; `afterlook` is the look at what others wrote over, `disputes` noti
 `elector` holds the lease, `proof` tells that its holder is dead, `twins` whether another engine has our
 engine's id.
 
-`members` says which documents are this engine's, `deletion` which of vanished containers may go, `idle` which
-nodes are stopped, and stops them, `essentials` which containers eventwatch itself lives on; `undocumented` and
-`fleet` tell what else there is.
+`members` says which documents are this engine's, and `indexes` keeps it cheap to find them; `deletion` which
+of vanished containers may go, `idle` which nodes are stopped, and stops them, `essentials` which containers
+eventwatch itself lives on; `undocumented` and `fleet` tell what else there is.
 """

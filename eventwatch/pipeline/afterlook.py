@@ -80,7 +80,7 @@ class Afterlook:
             if began < rested:
                 continue
             wanted = self._take_due(began)
-            if everything := began >= full_look:
+            if everything := began >= full_look and self._reconciler.has_learned:
                 wanted.update(self._reconciler.own_ids())
             try:
                 if wanted:

@@ -122,7 +122,7 @@ class Elector:
                 self.unanswered = True
                 if not backoff.failures:
                     logger.warning("{}. Retrying until it is back", error)
-                await self._clock.sleep(backoff.next_delay())
+                await self._clock.sleep(backoff.next_delay(took=self._clock.monotonic() - asked))
                 continue
             self.unanswered = False
             backoff.succeeded_for(0)
@@ -209,8 +209,9 @@ class Elector:
         introduction: asyncio.Task[Life] | None,
     ) -> None:
         backoff = Pace(base=0.1, cap=1.0).start()
+        delay = self._duration / RENEWALS
         while True:
-            await self._clock.sleep(self._duration / RENEWALS if not backoff.failures else backoff.next_delay())
+            await self._clock.sleep(delay)
             asked = self._clock.monotonic()
             try:
                 renewed = await self._store.renew_lease(
@@ -224,6 +225,7 @@ class Elector:
                 if not backoff.failures:
                     logger.warning("The lease could not be renewed: {}", error)
                     backoff.next_delay()
+                delay = backoff.next_delay(took=self._clock.monotonic() - asked)
                 if not self.holds():
                     raise LeaseLostError("The lease ran out while the database was away") from None
                 continue
@@ -234,6 +236,7 @@ class Elector:
             if not renewed:
                 raise LeaseLostError("Another checker took the lease, or the database lost it")
             backoff.succeeded_for(0)
+            delay = self._duration / RENEWALS
             self._note_return()
             self._trusted_until = asked + self._duration * TRUSTED
 

@@ -142,6 +142,8 @@ class Reconciler:
         self.clock = clock or SystemClock()
         self.metrics = metrics or Metrics()
         self.known: dict[str, Recorded] = {}
+        #: Whether a pass has told which documents there are; until then, one that is not known proves nothing.
+        self.has_learned = False
         #: Whether what a sweep corrects is drift: not where nobody has watched before.
         self._counts_drift = lease is None or lease.epoch > 1
         #: Why the nodes are as they are.
@@ -460,6 +462,7 @@ class Reconciler:
 
         What was written or deleted since is newer than the read.
         """
+        self.has_learned = True
         for node_id in known_before.keys() - documents.keys():
             self._forget(node_id)
         for node_id, recorded in documents.items():

@@ -322,32 +322,38 @@ class Store:
 
     async def create_indexes(self, names: Iterable[str] = INDEXES) -> list[str]:
         """Create those of `INDEXES` that are not there, and say which cannot be. Raises StoreError."""
+        missing = await self._lacking(names)
+        if not missing:
+            return []
         problems = []
         async with _deadline("asking whether it is a replica set"):
             is_set = "setName" in await self._database.command("hello")
         # By default a member that is down holds it up for ever.
         quorum: dict[str, Any] = {"commitQuorum": "majority"} if is_set else {}
-        for name in names:
-            for keys, options in INDEXES[name]:
-                async with _deadline(f"creating an index of {name}"):
-                    try:
-                        wanted = IndexModel([*keys.items()], **options)
-                        await self._database[name].create_indexes([wanted], **quorum)
-                    except OperationFailure as error:
-                        if error.code in _PASSING:
-                            raise
-                        if error.code not in _INDEX_CONFLICTS:  # one with other options does as well
-                            problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
+        for name, keys, options in missing:
+            async with _deadline(f"creating an index of {name}"):
+                try:
+                    wanted = IndexModel([*keys.items()], **options)
+                    await self._database[name].create_indexes([wanted], **quorum)
+                except OperationFailure as error:
+                    if error.code in _PASSING:
+                        raise
+                    if error.code not in _INDEX_CONFLICTS:  # somebody else was faster
+                        problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
         return problems
 
     async def missing_indexes(self) -> list[str]:
         """Those of `INDEXES` that are not there, in words. Raises StoreError."""
-        missing = []
-        for name, wanted in INDEXES.items():
+        return [f"{name} ({', '.join(keys)})" for name, keys, _ in await self._lacking(INDEXES)]
+
+    async def _lacking(self, names: Iterable[str]) -> list[tuple[str, Mapping[str, int], Mapping[str, Any]]]:
+        """The indexes that are not there: collection, fields and options. One with other options does as well."""
+        lacking = []
+        for name in names:
             async with _deadline(f"looking for the indexes of {name}"):
                 there = [list(index["key"].items()) async for index in await self._database[name].list_indexes()]
-            missing += [f"{name} ({', '.join(keys)})" for keys, _ in wanted if list(keys.items()) not in there]
-        return missing
+            lacking += [(name, keys, how) for keys, how in INDEXES[name] if list(keys.items()) not in there]
+        return lacking
 
     async def may_create_indexes(self) -> bool:
         """Whether this login has the right to, as far as the server says. Raises StoreError."""

@@ -565,7 +565,9 @@ class World:
             requests=SweepRequests(self.clock) if self.sweeps else OnlyUrgent(self.clock),
             manager_id="simulated", rng=random.Random(self.seed), looks=self.looks,
         )  # fmt: skip
-        self.reconciler = pipeline.reconciler
+        self.reconciler, self.requests = pipeline.reconciler, pipeline.requests
+        if not self.sweeps:
+            self.reconciler.learn({}, known_before={})  # as a first pass does where there are no documents yet
         pipeline.reconciler.listeners.append(self.changes.append)
         pipeline.start()
         return pipeline
