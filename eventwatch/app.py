@@ -54,6 +54,7 @@ from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series
 from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE
+from eventwatch.pipeline.disputes import Disputes
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.indexes import keep_indexes
@@ -150,6 +151,7 @@ class Application:
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
         self._dead: DeadEngines | None = None
+        self._disputes: Disputes | None = None
         self._latencies = LastLatencies()
         self._engine_id = ""
         self._store: Store | None = None
@@ -317,7 +319,8 @@ class Application:
             if abs(seconds) > SKEW
         ]
         dead = self._dead.notes if self._dead and self.reconciler else []
-        return ([exceptions] if unanswered else []) + unknown + clocks + dead
+        disputes = self._disputes.notes() if self._disputes and self.reconciler else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
@@ -586,6 +589,7 @@ class Application:
             lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
             clock,
         )
+        self._disputes = pipeline.afterlook.disputes
         dead = self._dead = DeadEngines(store, clock, self.metrics)
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, pipeline.watcher
         self.metrics.leader.set(1)

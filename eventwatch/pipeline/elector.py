@@ -27,7 +27,7 @@ from eventwatch.core.readiness import standing_by
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.store.documents import NodeChecker
-from eventwatch.store.nodes import NO_LIFE, UNSEEN, Lease, Peer, Store, Witness
+from eventwatch.store.nodes import NO_LIFE, UNSEEN, Lease, Life, Peer, Store, Witness
 
 #: Seconds between two looks at the engine while standing by.
 LOOK_INTERVAL: Final = 5.0
@@ -190,6 +190,24 @@ class Elector:
         Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it, when it ran
         out while the database was away, or when the database has lost it.
         """
+        introduction = None
+        if self._deaths and self._deaths.is_unsure:  # what was not known when the lease was taken
+            introduction = asyncio.create_task(self._deaths.finish_introduction(), name="introduction")
+        try:
+            await self._renew(lease, cursor, witness, report, introduction)
+        finally:
+            if introduction:
+                introduction.cancel()
+                await asyncio.gather(introduction, return_exceptions=True)
+
+    async def _renew(
+        self,
+        lease: Lease,
+        cursor: Callable[[], int | None],
+        witness: Callable[[], Witness],
+        report: Callable[[], Mapping[str, Any] | None],
+        introduction: asyncio.Task[Life] | None,
+    ) -> None:
         backoff = Pace(base=0.1, cap=1.0).start()
         delay = self._duration / RENEWALS
         while True:
@@ -197,8 +215,9 @@ class Elector:
             asked = self._clock.monotonic()
             try:
                 renewed = await self._store.renew_lease(
-                    lease, duration=self._duration, cursor=cursor(), witness=witness(), report=report()
-                )
+                    lease, duration=self._duration, cursor=cursor(), witness=witness(), report=report(),
+                    life=introduction.result() if introduction and introduction.done() else None,
+                )  # fmt: skip
                 gone = not renewed and await self._is_deleted(lease)
             except StoreError as error:
                 self.unanswered = True

@@ -201,7 +201,8 @@ class Entry:
 class Peer:
     """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby.
 
-    Of a holder, also `life`, the `epoch` of its lease, and when it last renewed that (naive UTC).
+    Of a holder, also `life`, its `epoch`, when it last renewed its lease (naive UTC), and how long ago that
+    was (s, by the database's clock) when a candidate asked.
     """
 
     manager_id: str
@@ -212,6 +213,7 @@ class Peer:
     life: Life = NO_LIFE
     epoch: int = 0
     renewed_at: datetime | None = None
+    renewed_ago: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -710,7 +712,7 @@ class Store:
                 held, [{"$set": waiting}], return_document=ReturnDocument.AFTER
             )
         if row is not None:
-            return _parse_peer(row, holds=True)
+            return _parse_holder(row)
         floor = await self._highest_epoch()
         known_epoch = {"$max": [_SANE_EPOCH, floor]}
         taken: dict[str, Any] = {
@@ -727,8 +729,7 @@ class Store:
             },
             "containers": list(witness.containers),
             "look": witness.look,
-            # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
-            "life": {"$literal": {**asdict(life), "manager_id": checker.manager_id}},
+            "life": _recorded_life(life, checker.manager_id),
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
         }
@@ -740,7 +741,7 @@ class Store:
         if row is None:
             raise StoreError("Database took the lease but did not say so")
         if row["manager_id"] != checker.manager_id:
-            return _parse_peer(row, holds=True)
+            return _parse_holder(row)
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), _sane_cursor(row.get("cursor")))
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
         async with _deadline("stamping the epoch"):
@@ -775,10 +776,12 @@ class Store:
         cursor: int | None,
         witness: Witness = UNSEEN,
         report: Mapping[str, Any] | None = None,
+        life: Life | None = None,
     ) -> bool:
         """Extend a lease that is still ours. False when its document is gone or another's.
 
-        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`).
+        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`); `life` is ours, if
+        more is known of it than when the lease was taken.
         """
         fields: dict[str, Any] = {
             "renewed_at": "$$NOW",
@@ -791,6 +794,8 @@ class Store:
             fields["cursor"] = cursor
         if report is not None:
             fields["report"] = {"$literal": report}
+        if life is not None:
+            fields["life"] = _recorded_life(life, lease.manager_id)
         guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
         async with _deadline("renewing the lease"):
             return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
@@ -1238,6 +1243,19 @@ def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
         _whole(row.get("epoch")) or 0,
         row["renewed_at"] if isinstance(row.get("renewed_at"), datetime) else None,
     )
+
+
+def _parse_holder(row: Mapping[str, Any]) -> Peer:
+    """The holder of a lease, as it was when a candidate asked, which is the last on record of those that wait."""
+    holder, asked_at = _parse_peer(row, holds=True), row["standbys"][-1]["seen_at"]
+    if holder.renewed_at is None:
+        return holder
+    return replace(holder, renewed_ago=(asked_at - holder.renewed_at).total_seconds())
+
+
+def _recorded_life(life: Life, manager_id: str) -> dict[str, Any]:
+    # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
+    return {"$literal": {**asdict(life), "manager_id": manager_id}}
 
 
 def _parse_life(row: Mapping[str, Any]) -> Life:
