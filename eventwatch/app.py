@@ -60,6 +60,7 @@ from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.proof import DeathWatch
+from eventwatch.pipeline.pulse import Pulse
 from eventwatch.pipeline.reconciler import INSPECTORS, Reconciler
 from eventwatch.pipeline.sweeper import PATIENCE, Sweeper, create_indexes, set_watching
 from eventwatch.pipeline.twins import Lookout, TwinWatch
@@ -137,7 +138,7 @@ class Application:
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
         self.feed = ChangeFeed()
-        self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of)
+        self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of, whole=self._knows_all)
         self.pages: Pages | None = None
         self._changes = Changes()
         self._elector: Elector | None = None
@@ -148,6 +149,10 @@ class Application:
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
+        self._pulse: Pulse | None = None
+        #: When what is known of the nodes was last certainly true, and the last full pass (monotonic, s).
+        self._true_at: float | None = None
+        self._swept_at: float | None = None
         self._dead: DeadEngines | None = None
         self._latencies = LastLatencies()
         self._engine_id = ""
@@ -244,10 +249,11 @@ class Application:
 
     def overview(self) -> dict[str, Any]:
         """The head of the status page: who watches what, and how well. Ages and times in s."""
-        settings, info, watcher, sweeper = self.settings, self._info, self.watcher, self.sweeper
+        settings, info, watcher = self.settings, self._info, self.watcher
         now = self._clock.monotonic()
         holder = self._elector.holder if self._elector else None
         reasons = self.doubts()
+        self._note_truth()
         return {
             "now": self._clock.time_ns() / 1e9,
             "version": eventwatch_version(),
@@ -260,7 +266,9 @@ class Application:
             "reasons": reasons,
             "notes": self.notes(),
             "stream_age": watcher and watcher.connected_at and now - watcher.connected_at,
-            "sweep_age": None if sweeper is None or sweeper.last_success is None else now - sweeper.last_success,
+            "sweep_age": None if self._swept_at is None else now - self._swept_at,
+            "listed": self._true_at is not None,
+            "as_of": self.as_of(),
             "sweep_interval": settings.sweep_interval,
             "drift": self.metrics.corrections(),
             "idle_timeout": settings.idle_timeout,
@@ -268,6 +276,34 @@ class Application:
             "register_label": settings.register_label,
             "network": settings.node_network,
         }
+
+    def as_of(self) -> float | None:
+        """When what is known of the nodes was last certainly true (Unix time, s); None: now, or never yet."""
+        if self._is_kept_true() or self._true_at is None or self._stands_by():
+            return None
+        return self._clock.time_ns() / 1e9 - (self._clock.monotonic() - self._true_at)
+
+    def _note_truth(self) -> None:
+        if self.sweeper and self.sweeper.last_success is not None:
+            self._swept_at = self.sweeper.last_success
+        if self._stands_by():
+            self._true_at = None  # its rows are gone
+        elif self._is_kept_true() and self._elector and self._pulse:
+            self._true_at = min(self._elector.renewed_at, self._pulse.answered_at)
+
+    def _is_kept_true(self) -> bool:
+        """Whether engine and database answer, and each change is written as it comes."""
+        elector, watcher, pulse = self._elector, self.watcher, self._pulse
+        if not (elector and watcher and pulse and self.reconciler and self._knows_all()):
+            return False
+        return elector.holds() and not elector.unanswered and not watcher.doubts() and not pulse.doubts()
+
+    def _stands_by(self) -> bool:
+        return self.reconciler is None and self._elector is not None and self._elector.holder is not None
+
+    def _knows_all(self) -> bool:
+        """Whether the nodes that are known are all that there are to know of; a term begins with none."""
+        return self._stands_by() or (self.sweeper is not None and self.sweeper.last_success is not None)
 
     def states(self) -> Iterable[tuple[str | None, str | None]]:
         """Status and health of each node."""
@@ -299,7 +335,8 @@ class Application:
         if self.watcher is None or self.sweeper is None:
             waiting = f"engine: not watched{': ' + self.trouble if self.trouble else ' yet'}"
             return reasons if is_standby(reasons) else [*reasons, waiting]
-        return [*reasons, *self.watcher.doubts(), *self.sweeper.doubts()]
+        stream = self.watcher.doubts() or (self._pulse.doubts() if self._pulse else [])
+        return [*reasons, *stream, *self.sweeper.doubts()]
 
     def notes(self) -> list[str]:
         """What an operator should know although the documents can be trusted; empty when there is nothing."""
@@ -415,6 +452,7 @@ class Application:
         """Look at our own clock now and then, standing by as well: a leap must be seen before it is judged by."""
         self._time.sample()
         self.series.tick()
+        self._note_truth()
         self._clock_timer = self._clock.call_later(CLOCK_LOOK, self._watch_clock)
 
     def _unwatch_clock(self) -> None:
@@ -535,7 +573,8 @@ class Application:
                 _tell_bug(error)
         finally:
             set_watching(None)
-            self.reconciler = self.sweeper = self.watcher = None
+            self._note_truth()
+            self.reconciler = self.sweeper = self.watcher = self._pulse = None
             self.metrics.leader.set(0)
             self.metrics.engines_dead.set(0)
             self.metrics.connected.set(0)
@@ -609,6 +648,7 @@ class Application:
             lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
             clock,
         )
+        pulse = self._pulse = Pulse(partial(engine.list_newest, 1), clock)
         dead = self._dead = DeadEngines(store, clock, self.metrics)
         sweeper.on_fact = watcher.confront
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
@@ -619,6 +659,7 @@ class Application:
             last(watcher.run, "watcher"),
             last(sweeper.run, "sweeper"),
             last(undocumented.run, "undocumented"),
+            last(pulse.run, "pulse"),
             last(dead.run, "dead-engines"),
             last(reconciler.run_orphanage, "orphanage"),
             last(afterlook.run, "afterlook"),

@@ -89,12 +89,16 @@ class _Row:
 
 @dataclass(slots=True, kw_only=True)
 class Rows:
-    """The rows of all nodes. `more` tells the rest of a row; `now` is in Unix time (s)."""
+    """The rows of all nodes. `more` tells the rest of a row; `now` is in Unix time (s).
+
+    While `node_ids` are not all there are (not `whole`), the rows of others stay as they were.
+    """
 
     node_ids: Callable[[], Iterable[str]]
     facts: Callable[[str], Facts | None]
     more: Callable[[str, Facts], Mapping[str, Any]]
     now: Callable[[], float] = time.time
+    whole: Callable[[], bool] = lambda: True
     #: How many nodes have each status, and each problem.
     statuses: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
@@ -163,8 +167,9 @@ class Rows:
             for node_id in present:
                 self._look_at(node_id)
                 await slices.turn()
-            for node_id in self._rows.keys() - set(present):
-                self._forget(node_id)
+            if self.whole():
+                for node_id in self._rows.keys() - set(present):
+                    self._forget(node_id)
             self._fresh_until = time.monotonic() + MOMENT
 
     def _look_at(self, node_id: str) -> None:

@@ -1,7 +1,8 @@
 """What decides and acts between an engine and a database; no module here talks to either by itself.
 
 One event's way: `watcher` reads the stream, `reconciler` orders what is known of each node and writes it;
-`sweeper` is the full pass that catches what the stream missed, `afterlook` the look at what others wrote over.
+`sweeper` is the full pass that catches what the stream missed, `afterlook` the look at what others wrote over,
+`pulse` the question whether the engine is there at all.
 
 `elector` holds the lease, `proof` tells that its holder is dead, `twins` whether another engine has our
 engine's id.

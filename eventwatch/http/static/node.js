@@ -4,7 +4,7 @@ import { byId, element, link, setText, svg } from "./dom.js";
 import { entryOf, belongs, extend, isVisible, whatHappened, why } from "./changes.js";
 import { healthClass, problemName, statusClass } from "./problems.js";
 import { ask } from "./server.js";
-import { nodes, now, on, place } from "./state.js";
+import { nodes, now, on, place, shownNow } from "./state.js";
 import { address, age, clock, count, duration, moment } from "./words.js";
 
 const TALL = 34;
@@ -82,7 +82,7 @@ function fact(list, name, ...values) {
 function facts(node) {
   const list = element("dl", null, "facts");
   fact(list, "Status", element("span", node.status, statusClass({ problems: [], ...node })),
-    node.since ? ` for ${duration(now() - node.since)}` : "");
+    node.since ? ` for ${duration(shownNow() - node.since)}` : "");
   fact(list, "Health", element("span", node.health, healthClass(node)));
   fact(list, "Address", element("code", address(node) || "–"));
   fact(list, "Image", element("code", node.image || "–"));
@@ -141,7 +141,7 @@ function timeline(wide) {
   const plot = svg("svg", { class: "timeline", role: "img", viewBox: `0 0 ${wide} ${TALL}`, height: TALL });
   if (!steps.length) return null;
   const begin = steps[0].first_ns / 1e6;
-  const end = now() * 1000;
+  const end = shownNow() * 1000;
   const x = (at) => ((at - begin) / Math.max(1, end - begin)) * wide;
   const words = [];
   steps.forEach((change, place) => {

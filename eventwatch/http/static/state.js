@@ -27,6 +27,18 @@ export function now() {
   return Date.now() / 1000 + state.offset;
 }
 
+// When what is shown of the nodes was last certainly true (by the server's clock, in s); null: it is now.
+export function asOf() {
+  const told = state.overview ? state.overview.as_of : null;
+  if (state.silent && state.answered) return told ?? state.answered.getTime() / 1000 + state.offset;
+  return told ?? null;
+}
+
+// The time that ages of nodes are counted to: what is not known to be true any more does not grow older.
+export function shownNow() {
+  return asOf() ?? now();
+}
+
 // The address of this view: `#/?q=WORDS&sort=KEY`, or `#/node/ID`.
 export function place() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");

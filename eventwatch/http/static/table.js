@@ -6,7 +6,7 @@
 import { byId, element, link, button, setClass, setText, throttled } from "./dom.js";
 import { matches, parse } from "./filter.js";
 import { healthClass, problemName, statusClass, urgency } from "./problems.js";
-import { listAddress, nodes, now, on, place, state, tell } from "./state.js";
+import { listAddress, nodes, on, place, shownNow, state, tell } from "./state.js";
 import { address, age } from "./words.js";
 
 const COLUMNS = [
@@ -59,7 +59,8 @@ export function choose() {
   const { words, sort } = place();
   const conditions = parse(words);
   shown = sorted([...nodes.values()].filter((node) => matches(node, conditions)), sort);
-  setText(byId("shown"), nodes.size === 0 ? "No nodes." : `${shown.length} of ${nodes.size} nodes shown.`);
+  const none = state.overview && state.overview.listed ? "No nodes." : "";
+  setText(byId("shown"), nodes.size === 0 ? none : `${shown.length} of ${nodes.size} nodes shown.`);
   byId("table").setAttribute("aria-rowcount", String(shown.length + 1));
   showEmpty(words);
   draw();
@@ -71,14 +72,17 @@ function showEmpty(words) {
   where.hidden = shown.length > 0 || !state.overview;
   byId("table").hidden = !where.hidden;
   if (where.hidden) return;
-  const why = nodes.size ? `filter ${words}` : `${state.overview.role} ${state.overview.register_label}`;
+  const { role, listed, register_label: label } = state.overview;
+  const why = nodes.size ? `filter ${words}` : `${role} ${listed} ${label}`;
   if (where.dataset.why === why) return;
   where.dataset.why = why;
   if (nodes.size) {
     where.replaceChildren(element("p", "No node is like that."),
       button("Show all", "plain", () => { location.hash = listAddress("", place().sort); }));
-  } else if (state.overview.role === "standby") {
+  } else if (role === "standby") {
     where.replaceChildren(element("p", "The nodes are shown by the one that leads."));
+  } else if (!listed) {
+    where.replaceChildren(element("p", "The nodes are not read yet: see above for what it waits for."));
   } else {
     where.replaceChildren(...advice(state.overview));
   }
@@ -137,11 +141,11 @@ function fill(row, node, at) {
   image.title = node.image;
   setText(status.children[0], node.status);
   setClass(status.children[0], statusClass(node));
-  setText(status.children[1], node.since ? age(now() - node.since) : "");
+  setText(status.children[1], node.since ? age(shownNow() - node.since) : "");
   setText(health.children[0], node.health);
   setClass(health.children[0], healthClass(node));
   setText(where, address(node) || "–");
-  setText(idle, node.idle_at === null || node.idle_at === undefined ? "–" : age(node.idle_at - now()));
+  setText(idle, node.idle_at === null || node.idle_at === undefined ? "–" : age(node.idle_at - shownNow()));
   setText(restarts, node.restarts ? String(node.restarts) : "–");
   row.setAttribute("aria-rowindex", String(at + 2));
   const fresh = node.touched && performance.now() - node.touched < FRESH;
