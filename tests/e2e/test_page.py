@@ -324,6 +324,42 @@ async def test_an_eventwatch_that_is_gone_is_seen_at_once_and_one_that_comes_bac
         await asyncio.to_thread(chrome.get, "about:blank")
 
 
+async def test_more_tabs_than_a_browser_has_connections_are_all_answered(world: World) -> None:
+    """Chromium has six for each server; a page that is not seen holds none."""
+    node, address = await world.start("tabs"), free_address()
+    async with world.watching(http_listen=address), browser() as chrome:
+        first = chrome.current_window_handle
+        await visit(chrome, f"http://{address}/")
+        await says(chrome, "changes", "created → running")
+        for _ in range(7):
+            chrome.switch_to.new_window("tab")
+            await visit(chrome, f"http://{address}/#/node/{node.id[:12]}")
+            await says(chrome, "node", "What it is", "eventwatch-node:1")
+        await node.kill()
+        await says(chrome, "node", "running → exited")
+        for handle in chrome.window_handles:
+            chrome.switch_to.window(handle)
+            await says(chrome, "readiness", "Ready")
+        chrome.switch_to.window(first)
+        await shows(chrome, node.id[:12], "exited")
+        await says(chrome, "changes", "running → exited")
+        assert text_of(chrome, "changes").count("created → running") == 1  # what is kept came twice
+
+
+async def test_a_token_that_is_refused_is_said_to_be(world: World, chrome: Chrome, tmp_path: Path) -> None:
+    node, address, file = await world.start("token"), free_address(), tmp_path / "token"
+    for token in ("the-first-token-of-all", "another-one-of-them-now"):
+        file.write_text(token)
+        async with world.watching(http_listen=address, http_token_file=str(file)):
+            if token.startswith("the-first"):
+                await visit(chrome, f"http://any:{token}@{address}/")
+                await shows(chrome, node.id[:12], "running")
+            else:
+                await says(chrome, "readiness", "refuses this page's token")
+                assert chrome.title == "token refused · eventwatch"
+                await asyncio.to_thread(chrome.get, "about:blank")
+
+
 async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> None:
     engine_id = str((await world.docker.system.info())["ID"])
     holder = {"manager_id": "ab" * 16, "host": "elsewhere", "pid": 7, "epoch": 1, "engine_id": engine_id}

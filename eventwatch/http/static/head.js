@@ -64,12 +64,13 @@ function showTitle(problems) {
   let text = told.length ? `${told.join(", ")} · eventwatch` : `${count(nodes.size, "node")} · eventwatch`;
   if (overview && overview.role === "standby") text = "standby · eventwatch";
   else if (overview && !overview.ready) text = `not ready · ${text}`;
-  if (state.silent) text = "no answer · eventwatch";
+  if (state.silent) text = `${state.refused ? "token refused" : "no answer"} · eventwatch`;
   if (document.title !== text) document.title = text;
 }
 
 function readiness() {
   const overview = state.overview;
+  if (state.refused) return ["eventwatch refuses this page's token: reload it, and give the present one", "bad"];
   if (state.silent) return ["eventwatch does not answer", "bad"];
   if (!overview) return ["asking …", ""];
   if (overview.role === "standby") return ["Standing by", "calm"];

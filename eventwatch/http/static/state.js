@@ -9,6 +9,8 @@ export const state = {
   // When eventwatch last answered, and whether it does.
   answered: null,
   silent: false,
+  // Whether it does not answer since it wants another token than the browser has.
+  refused: false,
 };
 
 const listeners = new Map();
