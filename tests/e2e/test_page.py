@@ -215,6 +215,38 @@ async def test_a_node_has_a_view_of_its_own_by_keyboard_and_by_address(world: Wo
         await says(driver, "node", "It has no document any more.", "document deleted")
 
 
+#: As the history has a crash loop: what comes again is counted, with its first time and its last (s).
+LOOP = [
+    {"status": "running", "from": 0, "until": 0, "count": 1},
+    {"status": "exited", "from": 10, "until": 100, "count": 9},
+    {"status": "restarting", "from": 11, "until": 101, "count": 9},
+    {"status": "running", "from": 20, "until": 90, "count": 8},
+]
+
+
+async def test_the_folded_part_of_a_life_is_a_mix_and_no_single_status(world: World, chrome: Chrome) -> None:
+    async with opened_page(world, chrome) as driver:
+        script = """
+            const done = arguments[arguments.length - 1];
+            import('/static/life.js').then(({spans}) =>
+                done(spans(...arguments).map(s => [s.statuses.join(), s.from, s.to, s.times])));"""
+
+        async def spans(*told: Any) -> Any:
+            return await asyncio.to_thread(driver.execute_async_script, script, *told)
+
+        life = await spans(LOOP, 200, {"status": "restarting", "since": 101})
+        assert [life[0], life[-1]] == [["running", 0, 10, 1], ["restarting", 101, 200, 1]]
+        assert ["exited,restarting,running", 20, 90, 9] in life
+        assert "running" not in [what for what, *_ in life[1:]]
+        assert (await spans(LOOP, 200, {"status": "exited", "since": 150}))[-2:] == [
+            ["restarting", 101, 150, 1],
+            ["exited", 150, 200, 1],
+        ]
+        twice = [{"status": "running", "from": 0, "until": 20, "count": 2}, {**LOOP[1], "until": 10, "count": 1}]
+        assert [what for what, *_ in await spans(twice, 30, None)] == ["running", "exited", "running"]
+        assert await spans([], 30, {"status": "running", "since": 3}) == []
+
+
 async def test_one_node_that_cannot_be_vouched_for_is_a_note_and_no_alarm(
     world: World, failing: Failing, chrome: Chrome
 ) -> None:
