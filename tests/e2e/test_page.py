@@ -297,11 +297,14 @@ async def test_nodes_are_found_by_words_and_five_thousand_of_them_are_no_trouble
         for words, count in {
             "needle": 1, "unhealthy": 1000, "healthy": 1000, "status:exited": 2500, "status:exit": 0,
             "status:exited problem:died": 2500, "fake-4321": 1, "image:shop/web:1 -status:exited": 2500,
+            "fake-43": 111, '"fake-43"': 1, 'name:"fake-43"': 1, 'name:"43"': 0, 'status:"exited"': 2500,
+            'reason:"exit code 3" fake-1': 556, "reason:code": 2500, "staus:exited": 0,
         }.items():  # fmt: skip
             find.clear()
             find.send_keys(words)
             await says(driver, "shown", f"{count} of 5001 nodes shown.")
-        assert "q=image" in driver.current_url
+        await says(driver, "empty", "“staus” is no field", "status, health", "reason")
+        await eventually(lambda: "q=staus" in driver.current_url, SOON)
         find.clear()
         find.send_keys("fake")
         await says(driver, "shown", "5000 of 5001 nodes shown.")
@@ -327,7 +330,7 @@ FIVE_THOUSAND = """
             nodes.set(id, {node_id: id, short_id: id, name: 'fake-' + i, image: 'shop/web:1', since: 1.8e9 - i,
                 status: ended ? 'exited' : 'running',
                 health: ['none', 'none', 'healthy', 'none', 'unhealthy'][i % 5],
-                ip: ended ? '' : '10.0.' + (i >> 8) + '.' + (i & 255), port: 31942, restarts: i % 7, reason: '',
+                ip: ended ? '' : '10.0.' + (i >> 8) + '.' + (i & 255), port: 31942, restarts: i % 7, reason: ended ? 'exit code 3' : '',
                 idle_at: ended ? null : 1.8e9 + i, problems: ended ? ['died'] : [], disagreement: {}});
         }
         tell('nodes');

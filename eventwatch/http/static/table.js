@@ -4,7 +4,7 @@
 // stays the same element, so that focus and selection survive each change.
 
 import { byId, element, link, button, setClass, setText, throttled } from "./dom.js";
-import { matches, parse } from "./filter.js";
+import { NAMES, matches, parse, unknownFields } from "./filter.js";
 import { healthClass, problemName, statusClass, urgency } from "./problems.js";
 import { listAddress, nodes, on, place, shownNow, state, tell } from "./state.js";
 import { address, age } from "./words.js";
@@ -15,6 +15,8 @@ const COLUMNS = [
 ];
 const MARGIN = 6;
 const FRESH = 1500;
+// ms.
+const ADDRESS_EVERY = 500;
 const phone = matchMedia("(max-width: 700px)");
 const KEYS = {
   problems: (node) => -urgency(node),
@@ -30,6 +32,8 @@ const KEYS = {
 
 const drawn = new Map();
 let shown = [];
+// What was typed and is not in the address yet; null: nothing.
+let typed = null;
 
 function height() {
   return phone.matches ? 122 : 46;
@@ -55,8 +59,17 @@ function sorted(chosen, sort) {
     .map(([, , node]) => node);
 }
 
+// Put what was typed into the address. Not with each key: browsers ignore an address that changes too often.
+function keep() {
+  if (typed === null) return;
+  history.replaceState(null, "", listAddress(typed, place().sort));
+  typed = null;
+  choose();
+}
+
 export function choose() {
-  const { words, sort } = place();
+  const { sort, words: kept } = place();
+  const words = typed ?? kept;
   const conditions = parse(words);
   shown = sorted([...nodes.values()].filter((node) => matches(node, conditions)), sort);
   const none = state.overview && state.overview.listed ? "No nodes." : "";
@@ -77,7 +90,9 @@ function showEmpty(words) {
   if (where.dataset.why === why) return;
   where.dataset.why = why;
   if (nodes.size) {
-    where.replaceChildren(element("p", "No node is like that."),
+    const unknown = unknownFields(words);
+    const told = unknown.length ? `${unknown.map((name) => `“${name}”`).join(", ")} is no field: there are ${NAMES.join(", ")}.` : "";
+    where.replaceChildren(element("p", "No node is like that."), ...(told ? [element("p", told)] : []),
       button("Show all", "plain", () => { location.hash = listAddress("", place().sort); }));
   } else if (role === "standby") {
     where.replaceChildren(element("p", "The nodes are shown by the one that leads."));
@@ -245,20 +260,24 @@ function onKey(event) {
 export function begin() {
   const soon = throttled(choose, 200);
   const redraw = throttled(draw);
+  const settle = throttled(keep, ADDRESS_EVERY);
   on("nodes", soon);
   on("overview", () => { if (nodes.size === 0) soon(); });
   on("place", () => {
     showHeadings();
     const { words } = place();
+    typed = null;
     if (document.activeElement !== byId("filter") && byId("filter").value !== words) byId("filter").value = words;
     choose();
   });
   byId("scroll").addEventListener("scroll", redraw, { passive: true });
   byId("scroll").addEventListener("keydown", onKey);
   byId("filter").addEventListener("input", () => {
-    history.replaceState(null, "", listAddress(byId("filter").value, place().sort));
+    typed = byId("filter").value;
     choose();
+    settle();
   });
+  byId("filter").addEventListener("change", keep);
   byId("filter").addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown") {
       event.preventDefault();
