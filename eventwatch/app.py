@@ -19,7 +19,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from enum import Enum, auto
 from functools import partial
 from types import FrameType
@@ -42,9 +42,9 @@ from eventwatch.core.errors import (
     LeaseLostError,
     StoreError,
 )
-from eventwatch.core.facts import Change, Recorded, nanos
+from eventwatch.core.facts import STOPPING, Change, Recorded, nanos
 from eventwatch.core.metrics import Metrics
-from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
+from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness, stop_timeout_of
 from eventwatch.core.version import eventwatch_version
 from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
 from eventwatch.http.access import Access
@@ -217,7 +217,7 @@ class Application:
         known = self.node(document.id) or {}
         reconciler = self.reconciler
         if reconciler and known:
-            known |= reconciler.reasons.full_row(document.id) | self._idle_row(reconciler, document.id)
+            known |= reconciler.reasons.full_row(document.id) | self._idle_row(reconciler, document)
         return known | {
             "node_id": document.id,
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
@@ -234,6 +234,7 @@ class Application:
         return Facts(
             recorded=node,
             told=told,
+            stop_timeout=self._stop_timeout(reconciler, node_id) if node.status == STOPPING else 0.0,
             started_at=reconciler.started_at(node_id),
             used_at=reconciler.used_at(node_id),
             inspected=node_id not in reconciler.unanswered,
@@ -309,9 +310,17 @@ class Application:
         """Status and health of each node."""
         return ((node.status, node.health) for node in self.reconciler.known.values()) if self.reconciler else ()
 
-    def _idle_row(self, reconciler: Reconciler, node_id: str) -> dict[str, Any]:
+    def _stop_timeout(self, reconciler: Reconciler, node_id: str) -> float:
+        """From the claim of a node to when the engine kills it (s)."""
+        labels = reconciler.reasons.details(node_id).labels
+        own = stop_timeout_of(labels, self.settings.stop_timeout)
+        return self.settings.settle_delay + own.seconds
+
+    def _idle_row(self, reconciler: Reconciler, document: ToolServerNode) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
-        limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, reconciler.known[node_id])
+        node_id = document.id
+        node = replace(reconciler.known[node_id], last_req_time=document.last_req_time, status=document.status)
+        limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, node)
         seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
         return {"idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
 
