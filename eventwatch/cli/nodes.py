@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eventwatch.core.details import brief_row, details_of, end_reason, full_row
+from eventwatch.core.details import Details, brief_row, details_of, end_on_record, end_reason, full_row
 from eventwatch.core.durations import about
-from eventwatch.core.errors import ConfigError, EngineError, EventwatchError
+from eventwatch.core.errors import ConfigError, EngineError, EventwatchError, StoreError
 from eventwatch.core.facts import ENDED, Observation, Owner, Recorded
 from eventwatch.core.policy import (
     Ownership,
@@ -39,8 +39,8 @@ from eventwatch.engine.docker import Engine
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.sweeper import CONCURRENCY
 from eventwatch.settings.model import JUDGING, Settings
-from eventwatch.store.history import PastChange, parse_name, read_changes
-from eventwatch.store.nodes import Store
+from eventwatch.store.history import PastChange, State, parse_name, read_changes, read_states, state_of
+from eventwatch.store.nodes import HISTORY_CHANGES, Store
 
 STATUS_COLOURS: Final = {
     "running": "green",
@@ -75,6 +75,12 @@ class NodeReport:
     limit: Timeout = field(default_factory=lambda: Timeout(0.0))
     elsewhere: str = ""
     differs: Mapping[str, Any] = field(default_factory=dict)
+    past: State = field(default_factory=State)
+
+    @property
+    def details(self) -> Details | None:
+        """The container as inspected; None when it was not."""
+        return details_of(self.seen) if self.seen and self.seen.found else None
 
     @property
     def verdict(self) -> str:
@@ -98,12 +104,13 @@ class NodeReport:
 
     @property
     def reason(self) -> str:
-        """Why the container ended, or is not healthy, as far as the engine tells."""
-        if self.seen is None:
+        """Why the container ended, or is not healthy, by the engine; and by the history who asked for it."""
+        details = self.details
+        if details is None:
             return ""
-        details = details_of(self.seen)
         if details.ending:
-            return end_reason(details.ending, ran=details.ran)
+            past = end_on_record(self.past.status, details)
+            return end_reason(details.ending, ran=details.ran, asked=past[1] if past else "")
         return f"its last health check said: {details.failures[0].output}" if details.failures else ""
 
     def as_json(self) -> dict[str, Any]:
@@ -112,7 +119,7 @@ class NodeReport:
         row["id"] = row.pop("node_id")
         request = row["last_req_time"]
         row["last_req_time"] = as_utc(request).isoformat() if request else None
-        details = details_of(self.seen) if self.seen else None
+        details = self.details
         return row | {
             "agrees": self.agrees,
             "verdict": self.verdict,
@@ -179,7 +186,19 @@ async def compare_nodes(store: Store, engine: Engine, settings: Settings, *, eng
 
     documents = await _documents_of(engine_id, store, engine)
     owners = await store.read_owners(documents)
-    return list(await asyncio.gather(*(report(node) for node in documents.values())))
+    reports = list(await asyncio.gather(*(report(node) for node in documents.values())))
+    return await _with_their_past(store, reports)
+
+
+async def _with_their_past(store: Store, reports: list[NodeReport]) -> list[NodeReport]:
+    """With what the history has of those that have ended; no matter if it cannot be read."""
+    wanted = [report.recorded.node_id for report in reports if report.seen and report.seen.ending]
+    try:
+        states = await read_states(store, wanted, limit=len(wanted)) if wanted else {}
+    except StoreError as error:
+        logger.warning("Who asked for the nodes' ends is not known: {}", error)
+        return reports
+    return [replace(report, past=states.get(report.recorded.node_id, report.past)) for report in reports]
 
 
 async def _documents_of(engine_id: str, store: Store, engine: Engine) -> dict[str, Recorded]:
@@ -350,8 +369,8 @@ class Explanation:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; times in ISO 8601."""
-        report, seen = self.report, self.report.seen if self.report else None
-        details = details_of(seen) if seen and seen.found else None
+        report = self.report
+        details, seen = (report.details, report.seen) if report else (None, None)
         docker = brief_row(details) | full_row(details) | {"status": seen.status} if details and seen else None
         idle = report and {
             "left": report.idle_left,
@@ -410,8 +429,9 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
     settings = await settings_in_force(store, engine_id, settings)
     owner = (await store.read_owners([recorded.node_id])).get(recorded.node_id)
     report = await report_node(recorded, owner, engine, settings, engine_id=engine_id)
-    changes = await read_changes(store, recorded.node_id, limit=CHANGES)
-    details = details_of(report.seen) if report.seen else None
+    changes = await read_changes(store, recorded.node_id, limit=HISTORY_CHANGES)
+    report = replace(report, past=state_of(changes))
+    details = report.details
     last = changes[0] if changes else None
     return Explanation(
         node_id=recorded.node_id,
@@ -419,7 +439,7 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
         image=(details.image if details else "") or (last.image if last else ""),
         report=report,
         owner=owner,
-        changes=changes,
+        changes=changes[:CHANGES],
     )
 
 

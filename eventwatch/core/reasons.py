@@ -4,8 +4,8 @@ Contract: `on_event` and `on_inspection` cost a few microseconds and never raise
 called where no event may be held up. What is kept of a node is bounded, and goes when the node does. A node's end
 is told once (`on_end`, one line of the log, one count), when an inspection has explained it.
 
-Not promised: to know of an end that came before this process looked who asked for it, or for how long a node had
-been unhealthy by then.
+What came before this process looked is `recall`ed from the history: who asked for an end, and since when a node
+has been unhealthy. Not promised: to know it where no eventwatch looked, or the history lacks it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from eventwatch.core.details import (
     Details,
     End,
     Looks,
+    OnRecord,
     asked_by,
     brief_row,
     details_of,
     die_reason,
     end_kind,
+    end_on_record,
     end_reason,
     full_row,
     is_crash_loop,
@@ -56,6 +58,9 @@ class _Node:
     untold: bool = False
     #: Monotonic, s.
     unhealthy_since: float | None = None
+    #: What the history has of it: its last status, and since when it has been unhealthy (monotonic, s).
+    record: OnRecord | None = None
+    unhealthy_on_record: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ class Ended:
     at: datetime | None
     kind: End
     reason: str
+    #: Who asked for it; empty: nobody.
+    asked: str = ""
 
 
 class Reasons:
@@ -88,12 +95,13 @@ class Reasons:
                 self._node(event.node_id).asked = asked_by(event.detail) or self._node(event.node_id).asked
             case "die":
                 node = self._node(event.node_id)
-                node.exit_code, node.unhealthy_since = event.detail, None
+                node.exit_code, node.unhealthy_since, node.unhealthy_on_record = event.detail, None, None
                 node.details = replace(node.details, ending=None)  # that of an earlier run
                 node.died_at = datetime.fromtimestamp(event.time_nano / 1e9, UTC)
             case "start":
                 node = self._node(event.node_id)
                 node.asked = node.own = node.exit_code = ""
+                node.record = None
                 node.details = replace(node.details, ending=None)
                 node.died_at = None
             case "health_status":
@@ -113,6 +121,17 @@ class Reasons:
         if node.untold:
             self._tell(seen.node_id, node)
 
+    def recall(self, node_id: str, last: OnRecord | None, *, unhealthy_since: datetime | None = None) -> None:
+        """Take in what the history has: the last change of its status, and when it last became unhealthy."""
+        node = self._node(node_id)
+        if not node.died_at:
+            node.record = last
+        if unhealthy_since:
+            since = self._clock.monotonic() - max(0.0, self._clock.time_ns() / 1e9 - unhealthy_since.timestamp())
+            node.unhealthy_on_record = since
+            if node.unhealthy_since is not None:
+                node.unhealthy_since = min(node.unhealthy_since, since)
+
     def will_stop(self, node_id: str, why: str) -> None:
         """We are about to stop it; empty: we are not any more."""
         self._node(node_id).own = why
@@ -129,9 +148,10 @@ class Reasons:
 
     def _note_health(self, node: _Node, *, unhealthy: bool) -> None:
         if not (unhealthy and self._health_check):
-            node.unhealthy_since = None
+            node.unhealthy_since = node.unhealthy_on_record = None
         elif node.unhealthy_since is None:
-            node.unhealthy_since = self._clock.monotonic()
+            before = node.unhealthy_on_record
+            node.unhealthy_since = self._clock.monotonic() if before is None else before
 
     # -- what is written -----------------------------------------------------------------------------
 
@@ -145,6 +165,10 @@ class Reasons:
         if status == "restarting":
             return f"restarted {node.details.restart_count} times by its restart policy; {self._end_of(node)}"
         return self._end_of(node) if status in ENDED else ""
+
+    def runs(self, node_id: str) -> None:
+        """Its document says that it runs: what the history has of an end or a stop is of before."""
+        self._node(node_id).record = None
 
     def ended(self, node_id: str) -> None:
         """Its end is written: tell it, now or when an inspection explains it."""
@@ -162,7 +186,7 @@ class Reasons:
         named = f" ({node.details.name})" if node.details.name else ""
         told.info("Node {}{} ended: {}", node_id[:12], named, reason)
         for listener in self.on_end:
-            listener(Ended(node_id, ending.finished_at, kind, reason))
+            listener(Ended(node_id, ending.finished_at, kind, reason, self._asked(node)))
 
     def _ending(self, node: _Node) -> Ending | None:
         """How it ended, if an inspection has told of this end, not only of one before."""
@@ -172,12 +196,16 @@ class Reasons:
         return ending
 
     def _asked(self, node: _Node) -> str:
-        return node.own or node.asked
+        past = end_on_record(node.record, node.details)
+        return node.own or node.asked or (past[1] if past else "")
 
     def _kind(self, node: _Node) -> End | None:
         ending = self._ending(node)
         if ending is None:
             return None
+        past = end_on_record(node.record, node.details)
+        if past and not (node.own or node.asked):
+            return past[0]
         return end_kind(ending, asked=True if self._asked(node) else False if node.died_at else None)
 
     def _end_of(self, node: _Node) -> str:

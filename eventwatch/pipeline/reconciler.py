@@ -718,6 +718,8 @@ class Reconciler:
             self._tell(written)
         if new.get("status") in ENDED:
             self.reasons.ended(node_id)
+        elif new.get("status") == "running":
+            self.reasons.runs(node_id)
 
     def _tell(self, written: Change) -> None:
         for listener in self.listeners:

@@ -15,6 +15,7 @@ from eventwatch.core.details import (
     LOOKS,
     End,
     Looks,
+    OnRecord,
     asked_by,
     details_of,
     die_reason,
@@ -227,6 +228,71 @@ def test_what_ended_before_anybody_looked_is_not_told(reasons: Reasons, told: li
     reasons.on_inspection(seen("exited"))
     assert told == []
     assert reasons.row(ID)["end"] == "unknown"
+
+
+STOPPED = "stopped by eventwatch: idle for 31m, limit 30m by setting EVENTWATCH_IDLE_TIMEOUT"
+CLIENT = "stopped by a client of the engine (SIGKILL)"
+
+
+def on_record(status: str, *, at: float, ended: float | None = None, end: str = "", asked: str = "") -> OnRecord:
+    ended_at = None if ended is None else START + timedelta(seconds=ended, microseconds=-400)
+    return OnRecord(status, asked, START + timedelta(seconds=at), end, asked, ended_at)
+
+
+@pytest.mark.parametrize("recalled_first", [True, False])
+@pytest.mark.parametrize(
+    ("record", "code", "kind", "asked"),
+    [
+        (on_record("exited", at=61, ended=60, end="asked", asked=STOPPED), 1, "asked", STOPPED),
+        (on_record("exited", at=61, ended=60, end="asked", asked=CLIENT), 137, "asked", CLIENT),
+        (on_record("exited", at=61, ended=60, end="failed"), 137, "failed", ""),  # somebody looked, nobody asked
+        (on_record("stopping", at=50, asked=STOPPED), 1, "asked", STOPPED),  # the watcher itself ended meanwhile
+        (on_record("stopping", at=-50, asked=STOPPED), 1, "failed", ""),  # of an earlier run
+        (on_record("exited", at=31, ended=30, end="asked", asked=STOPPED), 1, "failed", ""),
+        (on_record("exited", at=61, ended=60, end="\x1b[2J", asked=STOPPED), 137, "unknown", ""),
+        (on_record("running", at=50), 137, "unknown", ""),
+    ],
+)
+def test_who_asked_for_an_end_outlives_the_process_that_saw_it(
+    reasons: Reasons, record: OnRecord, code: int, kind: str, asked: str, *, recalled_first: bool
+) -> None:
+    if recalled_first:
+        reasons.recall(ID, record)
+    reasons.on_inspection(seen("exited", finished=60, code=code))
+    if not recalled_first:
+        reasons.recall(ID, record)
+    row = reasons.row(ID)
+    assert row["end"] == kind
+    assert row["reason"].partition("; ")[2] == asked
+
+
+def test_what_is_on_record_of_an_end_says_nothing_of_the_next(reasons: Reasons, told: list[Ended]) -> None:
+    reasons.recall(ID, on_record("stopping", at=50, asked=STOPPED))
+    reasons.on_inspection(seen("running"))
+    reasons.runs(ID)  # the claim was taken back
+    reasons.on_inspection(seen("exited", finished=70, code=1))
+    assert reasons.row(ID)["end"] == "failed"
+    reasons.recall(ID, on_record("exited", at=71, ended=70, end="asked", asked=CLIENT))
+    assert reasons.row(ID)["end"] == "asked"
+    reasons.on_event(event("start", second=80))
+    reasons.on_event(event("die", "1", second=90))
+    reasons.on_inspection(seen("exited", finished=90, code=1))
+    reasons.ended(ID)
+    assert [(end.kind, end.asked) for end in told] == [(End.FAILED, "")]
+
+
+@pytest.mark.parametrize("recalled_first", [True, False])
+def test_since_when_a_node_is_unhealthy_outlives_the_process(reasons: Reasons, *, recalled_first: bool) -> None:
+    since = START - timedelta(minutes=5)
+    if recalled_first:
+        reasons.recall(ID, None, unhealthy_since=since)
+    reasons.on_inspection(seen("running", health="unhealthy"))
+    if not recalled_first:
+        reasons.recall(ID, None, unhealthy_since=since)
+    assert reasons.row(ID)["unhealthy_for"] == reasons.longest_unhealthy() == 300
+    reasons.on_inspection(seen("running", health="healthy"))
+    reasons.on_inspection(seen("running", health="unhealthy"))
+    assert reasons.row(ID)["unhealthy_for"] == 0
 
 
 def test_for_how_long_a_node_has_been_unhealthy(reasons: Reasons) -> None:
