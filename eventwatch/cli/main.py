@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_status_options(add("status", "list the nodes, their idle time left, and whether the engine agrees"))
     add("top", "show the nodes on a full screen, renewed each second: sort, filter, and one node in full")
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
-    explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
+    explain_parser.add_argument(
+        "id", metavar="ID", type=_name, help="a container's id, the beginning of its id, or its name"
+    )
     explain_parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     _add_engines_options(add("engines", "list every engine on record, who watches it, and how it is"))
     _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
@@ -188,7 +190,9 @@ def _add_engines_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_wait_options(parser: argparse.ArgumentParser) -> None:
     """Tell the parser of `wait` what it takes."""
-    parser.add_argument("name", metavar="NAME", help="a container's id, the beginning of its id, or its name")
+    parser.add_argument(
+        "name", metavar="NAME", type=_name, help="a container's id, the beginning of its id, or its name"
+    )
     parser.add_argument(
         "--for", dest="condition", choices=CONDITIONS, default="healthy", metavar="STATE",
         help="healthy, running, exited or deleted (default: healthy)",
@@ -234,6 +238,12 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
         "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",
         help="1: hints only; 2: settling too; 3: sweeps too (default: 3)",
     )  # fmt: skip
+
+
+def _name(text: str) -> str:
+    if not text.strip():  # a script's variable that is not set
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _duration(text: str) -> float:

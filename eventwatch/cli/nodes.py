@@ -39,7 +39,7 @@ from eventwatch.engine.docker import Engine
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.sweeper import CONCURRENCY
 from eventwatch.settings.model import JUDGING, Settings
-from eventwatch.store.history import PastChange, State, parse_name, read_changes, read_states, state_of
+from eventwatch.store.history import Named, PastChange, State, parse_name, read_changes, read_states, state_of
 from eventwatch.store.nodes import HISTORY_CHANGES, Store
 
 STATUS_COLOURS: Final = {
@@ -415,16 +415,10 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
 
     Raises EventwatchError when nobody knows it, ConfigError when it stands for several.
     """
-    recorded = await store.find(name)
+    found = await _look_up(name, store, engine)
+    recorded = found.recorded
     if recorded is None:
-        try:
-            node_id = await engine.resolve(name)
-        except EngineError as error:
-            logger.warning("Containers' names cannot be looked up: {}", error)
-            node_id = None
-        recorded = (await store.read([node_id])).get(node_id) if node_id else None
-        if recorded is None:
-            return await _explain_removed(name, node_id, store, engine)
+        return await _explain_removed(name, found, store, engine)
     engine_id = await identity_of(engine)
     settings = await settings_in_force(store, engine_id, settings)
     owner = (await store.read_owners([recorded.node_id])).get(recorded.node_id)
@@ -443,22 +437,62 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
     )
 
 
-async def _explain_removed(name: str, node_id: str | None, store: Store, engine: Engine) -> Explanation:
-    """What the history tells of a node without document; `node_id` is the engine's container of that name.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What goes by a name: a document, else what the history has, and the engine's container (`node_id`).
 
-    Of several that had the name one after another it is the last.
+    `trouble` is why the engine could not be asked.
     """
-    rows = [row for row in map(parse_name, await store.find_history(name, limit=NAMESAKES)) if row]
-    rows = [row for row in rows if row.name == name][:1] or rows
-    if len(rows) > 1:
-        told = ", ".join(f"{row.node_id[:12]} ({row.name or 'no name'}, {row.at:%Y-%m-%d %H:%M})" for row in rows)
+
+    recorded: Recorded | None
+    node_id: str | None = None
+    past: Named | None = None
+    trouble: str = ""
+
+
+async def _look_up(name: str, store: Store, engine: Engine) -> _Found:
+    """Whose document it is by id or name. The history's names do where the engine has none, or is away.
+
+    Of several removed nodes that had the name one after another it is the last.
+    """
+    node_id, trouble = None, ""
+    recorded = await store.find(name)
+    if recorded is None:
+        try:
+            node_id = await engine.resolve(name)
+        except EngineError as error:
+            trouble = str(error)
+    if node_id:
+        recorded = await store.find(node_id)
+    rows = [] if recorded or not name else await store.find_history(name, limit=NAMESAKES)
+    past = [row for row in map(parse_name, rows) if row]
+    past = [row for row in past if row.name == name] or past
+    if past and not node_id:
+        documents = await store.read([row.node_id for row in past])
+        past = [row for row in past if row.node_id in documents] or past
+        recorded = documents.get(past[0].node_id)
+    one_by_one = recorded is None and past and past[0].name == name
+    if len(past) > 1 and not one_by_one:
+        told = ", ".join(f"{row.node_id[:12]} ({row.name or 'no name'}, {row.at:%Y-%m-%d %H:%M})" for row in past)
         raise ConfigError(f"{printable(name, CELL)}: several nodes begin with it: {told}")
-    found = rows[0].node_id if rows else node_id or name
-    changes = await read_changes(store, found, limit=CHANGES)
+    if recorded is None and past:
+        recorded = await store.find(past[0].node_id)  # says so if its document is an odd one
+    if recorded:
+        recorded = (await store.read([recorded.node_id])).get(recorded.node_id, recorded)  # with its claim
+    elif trouble:
+        logger.warning("Containers' names cannot be looked up: {}", trouble)
+    return _Found(recorded, node_id, past[0] if past else None, trouble)
+
+
+async def _explain_removed(name: str, found: _Found, store: Store, engine: Engine) -> Explanation:
+    """What the history tells of a node without document."""
+    past, node_id = found.past, found.node_id
+    removed = past.node_id if past else node_id or name
+    changes = await read_changes(store, removed, limit=CHANGES)
     if not changes:
         seen = _describe(await engine.inspect(node_id)) if node_id else "no container"
-        raise EventwatchError(f"{name}: no document, {seen}")
-    return Explanation(found, rows[0].name if rows else "", rows[0].image if rows else "", None, None, changes)
+        raise EventwatchError(f"{name}: no document, {'Docker does not answer' if found.trouble else seen}")
+    return Explanation(removed, past.name if past else "", past.image if past else "", None, None, changes)
 
 
 def _engine_line(report: NodeReport) -> str:

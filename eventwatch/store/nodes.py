@@ -59,7 +59,7 @@ from pymongo.monitoring import (
 )
 
 from eventwatch.core.clock import Slices
-from eventwatch.core.errors import ConfigError, StoreError
+from eventwatch.core.errors import ConfigError, DocumentError, StoreError
 from eventwatch.core.facts import STOPPING, Claim, Owner, Recorded, Write, is_container_id
 from eventwatch.core.policy import AT_WORK, as_utc
 from eventwatch.settings.model import mask_url
@@ -1060,7 +1060,10 @@ class Store:
             return await self._old_history.find(query).sort(order, -1).limit(limit).to_list()
 
     async def find(self, name: str) -> Recorded | None:
-        """The node whose id or short id begins with `name`; ConfigError when there are several."""
+        """The node whose id or short id begins with `name`; ConfigError when there are several.
+
+        Raises DocumentError when its document is one that everything skips.
+        """
         if not name:
             return None  # and not all of them
         prefix = {"$regex": f"^{re.escape(name)}"}
@@ -1068,7 +1071,10 @@ class Store:
             rows = await self._nodes.find({"$or": [{"_id": prefix}, {"short_id": prefix}]}, _PROJECTION).to_list(2)
         if len(rows) > 1:
             raise ConfigError(f"{name}: several nodes begin with it, give more of the id")
-        return self._parse(rows[0]) if rows else None
+        recorded = self._parse(rows[0]) if rows else None
+        if rows and recorded is None:
+            raise DocumentError(f"{name}: it has a document, which is skipped until that is corrected or deleted")
+        return recorded
 
     # -- for the doctor -------------------------------------------------------------------------------
 
