@@ -1,6 +1,6 @@
 """The command line: parse, configure logging, run, and turn what went wrong into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 bad configuration or usage.
+Exit codes: 0 done, 1 failed, 2 bad configuration or usage; as ever in a shell 130 at Ctrl-C, 141 at a closed pipe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 from eventwatch.cli.output import say
 from eventwatch.core.durations import parse_duration
 from eventwatch.core.errors import ConfigError, EventwatchError
-from eventwatch.core.facts import CONDITIONS
+from eventwatch.core.facts import CONDITIONS, STATUSES
 from eventwatch.core.logs import LONGEST, configure_logging, tell_bug, tell_failure
 from eventwatch.core.text import printable
 from eventwatch.core.version import eventwatch_version
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="eventwatch",
         description="Keeps the node documents of a ToolServerManager in MongoDB true to their Docker containers.",
         epilog="Settings are EVENTWATCH_* variables or lines of .env; `eventwatch config` prints them all. "
-        "Exit codes: 0 done, 1 failed, 2 wrong settings or usage.",
+        "Exit codes: 0 done, 1 failed, 2 wrong settings or usage; 130 where Ctrl-C cuts one off.",
     )
     parser.add_argument(
         "--version",
@@ -122,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     add("config", "print every setting with its value, secrets masked", __name__)
     completion_parser = add("completion", "print a script that completes eventwatch's words in a shell")
     completion_parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
+    completion_parser.epilog = (
+        "For this shell: source <(eventwatch completion SHELL); for each one: that line at the end of ~/.bashrc or, "
+        "below compinit, ~/.zshrc. Needs the extra `completion`."
+    )
     completion_parser.set_defaults(parser=_parser)
     return parser
 
@@ -132,8 +136,9 @@ def _add_status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
     parser.add_argument("--unhealthy", action="store_true", help="only unhealthy nodes that have not ended")
     parser.add_argument(
-        "--status", action="append", metavar="STATUS", help="only nodes of this status; may be repeated"
-    )
+        "--status", action="append", choices=STATUSES, metavar="STATUS",
+        help=f"only nodes of this status; may be repeated: {', '.join(STATUSES)}",
+    )  # fmt: skip
     parser.add_argument(
         "--since", type=_duration, metavar="TIME", help="only nodes that started or ended in this time, e.g. 10m"
     )

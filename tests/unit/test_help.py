@@ -82,6 +82,7 @@ def test_every_command_is_on_file_and_nothing_else() -> None:
         pytest.param(("sweep", "--forse"), "unrecognized arguments: --forse", id="unknown option"),
         pytest.param(("--verbose", "run"), "unrecognized arguments: --verbose", id="unknown option before it"),
         pytest.param(("explain",), "the following arguments are required: ID", id="missing argument"),
+        pytest.param(("status", "--status", "exitd"), "argument --status: invalid choice: 'exitd'", id="status"),
         pytest.param(("explain", ""), "argument ID: it is empty", id="explain nothing"),
         pytest.param(("wait", " "), "argument NAME: it is empty", id="wait for nothing"),
         pytest.param(("record", "a.jsonl", "--duration", "soon"), "argument --duration: must be", id="bad value"),
