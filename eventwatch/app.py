@@ -582,8 +582,8 @@ class Application:
         if settings.history:
             reconciler.listeners.append(history.remember)
             reconciler.reasons.on_end.append(history.explain)
-            recalled = reconciler.reasons.recall
-            tasks.create_task(history.recall_reasons(recalled), name="reasons-recall")
+            reconciler.reasons.on_unhealthy.append(history.explain_health)
+            tasks.create_task(history.recall_reasons(reconciler.reasons.recall), name="reasons-recall")
             if not self.feed.recent:
                 tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
 

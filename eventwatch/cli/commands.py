@@ -157,7 +157,7 @@ async def completion(arguments: argparse.Namespace, _: Settings) -> None:
     if find_spec("shtab") is None:
         raise ConfigError("completion needs the extra `completion` (shtab)")
     script = str(pkgutil.resolve_name("shtab:complete")(arguments.parser(), arguments.shell))
-    # shtab takes `source <(...)` for being loaded from fpath, and would complete at once, outside of any completion.
+    # shtab takes `source <(...)` for being loaded from fpath, and would complete at once.
     script = script.replace("[[ $zsh_eval_context[-1] == eval ]]", "[[ $zsh_eval_context[-1] == (eval|file) ]]")
     print(script)  # noqa: T201
 

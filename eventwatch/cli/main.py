@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     completion_parser = add("completion", "print a script that completes eventwatch's words in a shell")
     completion_parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
     completion_parser.epilog = (
-        "For this shell: source <(eventwatch completion SHELL); for each one: that line at the end of ~/.bashrc or, "
-        "below compinit, ~/.zshrc. Needs the extra `completion`."
+        "For this shell: source <(eventwatch completion SHELL); for each one: that line at the end of ~/.bashrc "
+        "or, below compinit, ~/.zshrc. Needs the extra `completion`."
     )
     completion_parser.set_defaults(parser=_parser)
     return parser

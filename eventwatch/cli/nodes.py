@@ -111,7 +111,7 @@ class NodeReport:
         if details.ending:
             past = end_on_record(self.past.status, details)
             return end_reason(details.ending, ran=details.ran, asked=past[1] if past else "")
-        return f"its last health check said: {details.failures[0].output}" if details.failures else ""
+        return str(details.failures[0]) if details.failures else ""
 
     def as_json(self) -> dict[str, Any]:
         """For machines; times in ISO 8601, `idle_left` in seconds."""

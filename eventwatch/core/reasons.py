@@ -10,7 +10,7 @@ has been unhealthy. Not promised: to know it where no eventwatch looked, or the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -34,7 +34,7 @@ from eventwatch.core.details import (
     is_crash_loop,
     look_at_restarts,
 )
-from eventwatch.core.facts import ENDED, Ending, Event, Observation, Write
+from eventwatch.core.facts import ENDED, Cause, Ending, Event, Observation, Write
 from eventwatch.core.metrics import Metrics
 
 #: An end that is this much older than the event of one is an end before it (the engine's clock is one).
@@ -56,6 +56,8 @@ class _Node:
     died_at: datetime | None = None
     #: Whether its end is written, and still to be told.
     untold: bool = False
+    #: Whether its document says `unhealthy`, and no inspection since has told why.
+    unhealthy_untold: bool = False
     #: Monotonic, s.
     unhealthy_since: float | None = None
     #: What the history has of it: its last status, and since when it has been unhealthy (monotonic, s).
@@ -85,6 +87,8 @@ class Reasons:
         self._nodes: dict[str, _Node] = {}
         #: Called with each end, once it is explained.
         self.on_end: list[Callable[[Ended], object]] = []
+        #: Called with a node's id and the reason, once it is explained why that is unhealthy.
+        self.on_unhealthy: list[Callable[[str, str], object]] = []
 
     # -- what is told --------------------------------------------------------------------------------
 
@@ -120,6 +124,8 @@ class Reasons:
         self._note_health(node, unhealthy=seen.status == "running" and seen.health == "unhealthy")
         if node.untold:
             self._tell(seen.node_id, node)
+        if node.unhealthy_untold:
+            self._tell_unhealthy(seen.node_id, node)
 
     def recall(self, node_id: str, last: OnRecord | None, *, unhealthy_since: datetime | None = None) -> None:
         """Take in what the history has: the last change of its status, and when it last became unhealthy."""
@@ -148,6 +154,7 @@ class Reasons:
 
     def _note_health(self, node: _Node, *, unhealthy: bool) -> None:
         if not (unhealthy and self._health_check):
+            node.unhealthy_untold = False
             node.unhealthy_since = node.unhealthy_on_record = None
         elif node.unhealthy_since is None:
             before = node.unhealthy_on_record
@@ -164,7 +171,39 @@ class Reasons:
             return node.own
         if status == "restarting":
             return f"restarted {node.details.restart_count} times by its restart policy; {self._end_of(node)}"
-        return self._end_of(node) if status in ENDED else ""
+        if status in ENDED:
+            return self._end_of(node)
+        # What is known when an event comes is of an inspection before it.
+        by_inspection = write.cause is not Cause.EVENT and write.fields.get("health") == "unhealthy"
+        return self._why_unhealthy(node) if by_inspection else ""
+
+    def unhealthy(self, node_id: str, cause: Cause) -> None:
+        """Its document says that it is unhealthy: tell why, now or when an inspection explains it."""
+        node = self._node(node_id)
+        node.unhealthy_untold = True
+        if cause is not Cause.EVENT:
+            self._tell_unhealthy(node_id, node)
+
+    def _tell_unhealthy(self, node_id: str, node: _Node) -> None:
+        reason = self._why_unhealthy(node)
+        if not reason:
+            return
+        node.unhealthy_untold = False
+        named = f" ({node.details.name})" if node.details.name else ""
+        logger.bind(node=node_id, name=node.details.name).info(
+            "Node {}{} is unhealthy: {}", node_id[:12], named, reason
+        )
+        for listener in self.on_unhealthy:
+            listener(node_id, reason)
+
+    def on_written(self, node_id: str, new: Mapping[str, str | int], cause: Cause) -> None:
+        """Take in what a document says from now on, and did not say before."""
+        if new.get("status") in ENDED:
+            self.ended(node_id)
+        elif new.get("status") == "running":
+            self.runs(node_id)
+        if new.get("health") == "unhealthy":
+            self.unhealthy(node_id, cause)
 
     def runs(self, node_id: str) -> None:
         """Its document says that it runs: what the history has of an end or a stop is of before."""
@@ -242,8 +281,11 @@ class Reasons:
             return self._end_of(node)
         if node.own:
             return node.own
+        return self._why_unhealthy(node)
+
+    def _why_unhealthy(self, node: _Node) -> str:
         failures = node.details.failures if node.unhealthy_since is not None else ()
-        return f"its last health check said: {failures[0].output}" if failures else ""
+        return str(failures[0]) if failures else ""
 
     def crash_looping(self) -> int:
         """How many nodes start again and again."""

@@ -130,6 +130,17 @@ class History:
                 self._has_waiting.set()
                 return
 
+    def explain_health(self, node_id: str, reason: str) -> None:
+        """Put to the change by which a node became unhealthy why it is. Raises nothing."""
+        node = self._nodes.get(node_id)
+        for entry in reversed(node.last.values() if node else ()):
+            if node and entry.what["new"].get("health") == "unhealthy":
+                if entry.reason != reason and "status" not in entry.what["new"]:
+                    entry.reason = str(_sound(reason, LONGEST_TEXT))
+                    self._want(node, entry)
+                    self._has_waiting.set()
+                return
+
     def _want(self, node: _Node, entry: Entry) -> None:
         self._waiting -= len(node.to_write)
         node.to_write[entry.id] = entry

@@ -47,6 +47,12 @@ async def test_a_death_is_explained_everywhere(world: World) -> None:
                 return bool(row["unhealthy_for"] is not None and row["failures"])
 
             await eventually(told_unhealthy, within=SLOWLY)
+
+            async def why_on_record() -> bool:
+                rows = [row for row in await changes_of(client, killed) if row["new"].get("health") == "unhealthy"]
+                return bool(rows and "health check" in rows[0]["reason"])
+
+            await eventually(why_on_record, within=SLOWLY)
             await killed.kill()
             for node in (failed, hungry):
                 await node.exec(["touch", "/go"], check=False)

@@ -28,7 +28,7 @@ from eventwatch.core.details import (
     restarts_lately,
 )
 from eventwatch.core.durations import about
-from eventwatch.core.facts import Cause, Ending, Event, Observation, Write, parse_container, parse_event
+from eventwatch.core.facts import Cause, Ending, Event, Failure, Observation, Write, parse_container, parse_event
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.reasons import Ended, Reasons
 
@@ -100,11 +100,16 @@ def test_an_end_is_of_one_kind(ending: Ending, asked: bool | None, kind: End) ->
 
 
 def test_an_end_is_told_with_its_signal_how_long_it_ran_and_who_asked() -> None:
-    text = end_reason(replace(KILLED, oom_killed=True, health_output="refused"), ran=10920, asked="asked")
+    text = end_reason(
+        replace(KILLED, oom_killed=True, failure=Failure(None, 1, "refused")), ran=10920, asked="asked"
+    )
     assert text == (
         "exit code 137 (SIGKILL), out of memory, after 3h 2m; its last health check said: refused; asked"
     )
-    assert len(end_reason(replace(KILLED, error="x" * 9999, health_output="y" * 9999))) <= LONGEST_TEXT + 1
+    assert (
+        len(end_reason(replace(KILLED, error="x" * 9999, failure=Failure(None, 1, "y" * 9999))))
+        <= LONGEST_TEXT + 1
+    )
     assert die_reason("143", asked=asked_by("15")) == (
         "exit code 143 (SIGTERM); stopped by a client of the engine (SIGTERM)"
     )
@@ -264,6 +269,32 @@ def test_who_asked_for_an_end_outlives_the_process_that_saw_it(
     row = reasons.row(ID)
     assert row["end"] == kind
     assert row["reason"].partition("; ")[2] == asked
+
+
+REFUSED, SILENT = Failure(START, 1, "refused"), Failure(START, 3, "")
+
+
+def test_why_a_node_is_unhealthy_is_told_once_an_inspection_explains_it(reasons: Reasons) -> None:
+    told: list[tuple[str, str]] = []
+    reasons.on_unhealthy.append(lambda node_id, reason: told.append((node_id, reason)))
+    unhealthy = {"health": "unhealthy"}
+    reasons.on_inspection(seen("running", health="starting", failures=(Failure(START, 1, "too early"),)))
+    reasons.on_event(Event("health_status", ID, 1, health="unhealthy"))
+    assert reasons.of_change(Write(ID, unhealthy, Cause.EVENT), None) == ""
+    reasons.unhealthy(ID, Cause.EVENT)
+    assert told == []
+    for _ in range(2):
+        reasons.on_inspection(seen("running", health="unhealthy", failures=(REFUSED,)))
+    assert told == [(ID, "its last health check said: refused")]
+    reasons.on_event(Event("health_status", ID, 1, health="healthy"))
+    reasons.on_inspection(seen("running", health="unhealthy", failures=(SILENT,)))
+    settled = reasons.of_change(Write(ID, unhealthy, Cause.SETTLE), None)
+    reasons.unhealthy(ID, Cause.SETTLE)
+    assert told[1:] == [(ID, settled)] == [(ID, "its last health check failed with exit code 3 and said nothing")]
+    reasons.unhealthy(ID, Cause.EVENT)
+    reasons.on_inspection(seen("running", health="healthy"))  # it has recovered before anybody looked
+    reasons.on_inspection(seen("paused", health="unhealthy", failures=(REFUSED,)))
+    assert len(told) == 2
 
 
 def test_what_is_on_record_of_an_end_says_nothing_of_the_next(reasons: Reasons, told: list[Ended]) -> None:
