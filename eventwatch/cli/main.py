@@ -12,18 +12,18 @@ import os
 import pkgutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from eventwatch.cli.output import say
 from eventwatch.core.durations import parse_duration
 from eventwatch.core.errors import ConfigError, EventwatchError
 from eventwatch.core.facts import CONDITIONS, STATUSES
 from eventwatch.core.logs import LONGEST, configure_logging, tell_bug, tell_failure
+from eventwatch.core.readiness import is_standby, summary
 from eventwatch.core.text import printable
 from eventwatch.core.version import eventwatch_version
-from eventwatch.http.nearby import is_standby, told
 from eventwatch.http.probe import ask_readiness
 from eventwatch.settings.model import Settings, load_settings
 
@@ -35,6 +35,7 @@ NODE_COLUMNS: Final = (
 SHOWN_COLUMNS: Final = ("node", "name", "status", "age", "health", "address", "idle", "agrees")
 #: The fastest replay that still follows the clock.
 FASTEST: Final = 1_000_000.0
+Command: TypeAlias = Callable[[argparse.Namespace, Settings], Coroutine[Any, Any, None]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = load_settings(arguments.env_file)
         as_json = settings.log_format == "json"
         configure_logging(settings.log_level, as_json=as_json)
-        command = pkgutil.resolve_name(arguments.command)
+        command = _imported(arguments.command)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.freeze()  # what was imported stays, and need not be looked through again and again
         gc.enable()
         asyncio.run(command(arguments, settings))
     except EventwatchError as error:
@@ -61,6 +63,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the last place where it can be logged in one piece
         tell_bug(error, as_json=as_json)
         sys.exit(1)
+
+
+def _imported(name: str) -> Command:
+    """The command of that name, without what takes aiohttp longest: it makes a TLS context as it is imported.
+
+    For which it reads all authorities that the machine trusts. Nobody uses it: engine.py makes its own.
+    """
+    before = os.environ.get("SSL_CERT_FILE")
+    os.environ["SSL_CERT_FILE"] = os.devnull
+    try:
+        command: Command = pkgutil.resolve_name(name)
+    finally:
+        del os.environ["SSL_CERT_FILE"]
+        if before is not None:
+            os.environ["SSL_CERT_FILE"] = before
+    return command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -279,7 +297,7 @@ async def healthcheck(_: argparse.Namespace, settings: Settings) -> None:
     )
     if not ready and not is_standby(reasons):
         raise EventwatchError("not ready: " + "; ".join(reasons))
-    say(told(ready, reasons))
+    say(summary(ready, reasons))
 
 
 async def config(_: argparse.Namespace, settings: Settings) -> None:

@@ -58,6 +58,8 @@ class _Node:
     untold: bool = False
     #: Whether its document says `unhealthy`, and no inspection since has told why.
     unhealthy_untold: bool = False
+    #: When the end was that was told last.
+    told: datetime | None = None
     #: Monotonic, s.
     unhealthy_since: float | None = None
     #: What the history has of it: its last status, and since when it has been unhealthy (monotonic, s).
@@ -220,6 +222,9 @@ class Reasons:
         if ending is None or kind is None:
             return
         node.untold = False
+        if ending.finished_at and ending.finished_at == node.told:
+            return  # somebody had put an older status back
+        node.told = ending.finished_at
         self._metrics.ends.labels(str(kind)).inc()
         told = logger.bind(node=node_id, end=str(kind), exit_code=ending.exit_code, name=node.details.name)
         named = f" ({node.details.name})" if node.details.name else ""

@@ -203,7 +203,8 @@ class Entry:
 class Peer:
     """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby.
 
-    Of a holder, also `life`, the `epoch` of its lease, and when it last renewed that (naive UTC).
+    Of a holder, also `life`, its `epoch`, when it last renewed its lease (naive UTC), and how long ago that
+    was (s, by the database's clock) when a candidate asked.
     """
 
     manager_id: str
@@ -214,6 +215,7 @@ class Peer:
     life: Life = NO_LIFE
     epoch: int = 0
     renewed_at: datetime | None = None
+    renewed_ago: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,9 +301,9 @@ def checker_id(engine_id: str) -> ObjectId:
 class Store:
     """The node and checker collections. Use `open_store`, or construct after your own `init_beanie`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_return: Callable[[], object] = lambda: None) -> None:
         #: Called when the database accepts writes again after it did not: it may have lost what it acknowledged.
-        self.on_return: Callable[[], object] = lambda: None
+        self._on_return = on_return
         #: How often the database has come back so.
         self.returns = 0
         surely = WriteConcern("majority")
@@ -324,38 +326,44 @@ class Store:
     def has_returned(self) -> None:
         """Tell, from the driver's monitor, that the database takes writes again."""
         self.returns += 1
-        self.on_return()
+        self._on_return()
 
     # -- indexes --------------------------------------------------------------------------------------
 
     async def create_indexes(self, names: Iterable[str] = INDEXES) -> list[str]:
         """Create those of `INDEXES` that are not there, and say which cannot be. Raises StoreError."""
+        missing = await self._lacking(names)
+        if not missing:
+            return []
         problems = []
         async with _deadline("asking whether it is a replica set"):
             is_set = "setName" in await self._database.command("hello")
         # By default a member that is down holds it up for ever.
         quorum: dict[str, Any] = {"commitQuorum": "majority"} if is_set else {}
-        for name in names:
-            for keys, options in INDEXES[name]:
-                async with _deadline(f"creating an index of {name}"):
-                    try:
-                        wanted = IndexModel([*keys.items()], **options)
-                        await self._database[name].create_indexes([wanted], **quorum)
-                    except OperationFailure as error:
-                        if error.code in _PASSING:
-                            raise
-                        if error.code not in _INDEX_CONFLICTS:  # one with other options does as well
-                            problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
+        for name, keys, options in missing:
+            async with _deadline(f"creating an index of {name}"):
+                try:
+                    wanted = IndexModel([*keys.items()], **options)
+                    await self._database[name].create_indexes([wanted], **quorum)
+                except OperationFailure as error:
+                    if error.code in _PASSING:
+                        raise
+                    if error.code not in _INDEX_CONFLICTS:  # somebody else was faster
+                        problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
         return problems
 
     async def missing_indexes(self) -> list[str]:
         """Those of `INDEXES` that are not there, in words. Raises StoreError."""
-        missing = []
-        for name, wanted in INDEXES.items():
+        return [f"{name} ({', '.join(keys)})" for name, keys, _ in await self._lacking(INDEXES)]
+
+    async def _lacking(self, names: Iterable[str]) -> list[tuple[str, Mapping[str, int], Mapping[str, Any]]]:
+        """The indexes that are not there: collection, fields and options. One with other options does as well."""
+        lacking = []
+        for name in names:
             async with _deadline(f"looking for the indexes of {name}"):
                 there = [list(index["key"].items()) async for index in await self._database[name].list_indexes()]
-            missing += [f"{name} ({', '.join(keys)})" for keys, _ in wanted if list(keys.items()) not in there]
-        return missing
+            lacking += [(name, keys, how) for keys, how in INDEXES[name] if list(keys.items()) not in there]
+        return lacking
 
     async def may_create_indexes(self) -> bool:
         """Whether this login has the right to, as far as the server says. Raises StoreError."""
@@ -714,7 +722,7 @@ class Store:
                 held, [{"$set": waiting}], return_document=ReturnDocument.AFTER
             )
         if row is not None:
-            return _parse_peer(row, holds=True)
+            return _parse_holder(row)
         floor = await self._highest_epoch()
         known_epoch = {"$max": [_SANE_EPOCH, floor]}
         taken: dict[str, Any] = {
@@ -731,8 +739,7 @@ class Store:
             },
             "containers": list(witness.containers),
             "look": witness.look,
-            # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
-            "life": {"$literal": {**asdict(life), "manager_id": checker.manager_id}},
+            "life": _recorded_life(life, checker.manager_id),
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
         }
@@ -744,7 +751,7 @@ class Store:
         if row is None:
             raise StoreError("Database took the lease but did not say so")
         if row["manager_id"] != checker.manager_id:
-            return _parse_peer(row, holds=True)
+            return _parse_holder(row)
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), _sane_cursor(row.get("cursor")))
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
         async with _deadline("stamping the epoch"):
@@ -779,10 +786,12 @@ class Store:
         cursor: int | None,
         witness: Witness = UNSEEN,
         report: Mapping[str, Any] | None = None,
+        life: Life | None = None,
     ) -> bool:
         """Extend a lease that is still ours. False when its document is gone or another's.
 
-        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`).
+        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`); `life` is ours, if
+        more is known of it than when the lease was taken.
         """
         fields: dict[str, Any] = {
             "renewed_at": "$$NOW",
@@ -795,6 +804,8 @@ class Store:
             fields["cursor"] = cursor
         if report is not None:
             fields["report"] = {"$literal": report}
+        if life is not None:
+            fields["life"] = _recorded_life(life, lease.manager_id)
         guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
         async with _deadline("renewing the lease"):
             return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
@@ -1138,10 +1149,13 @@ async def create_user(url: str, database: str, *, name: str, password: str) -> b
 
 
 @asynccontextmanager
-async def open_store(url: str, database: str) -> AsyncIterator[Store]:
+async def open_store(
+    url: str, database: str, *, on_return: Callable[[], object] = lambda: None
+) -> AsyncIterator[Store]:
     """Connect, initialise the Beanie documents on `database` and close at the end.
 
-    Raises ConfigError for a URL or login that can never work, StoreError while the server cannot be reached.
+    `on_return` is called when the database accepts writes again after it did not. Raises ConfigError for a URL or
+    login that can never work, StoreError while the server cannot be reached.
     Beanie's documents are bound to one database at a time in a process: the last to initialise wins.
     """
     returns = _Returns()
@@ -1171,7 +1185,7 @@ async def open_store(url: str, database: str) -> AsyncIterator[Store]:
             )
             # init_beanie asks for the server's version only; reading proves that the login may do its work.
             await node_collection().find_one({}, {"_id": 1}, sort=[("_id", 1)])
-        store = Store()
+        store = Store(on_return=on_return)
         returns.watch_for(store)
         yield store
 
@@ -1266,6 +1280,19 @@ def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
         _whole(row.get("epoch")) or 0,
         row["renewed_at"] if isinstance(row.get("renewed_at"), datetime) else None,
     )
+
+
+def _parse_holder(row: Mapping[str, Any]) -> Peer:
+    """The holder of a lease, as it was when a candidate asked, which is the last on record of those that wait."""
+    holder, asked_at = _parse_peer(row, holds=True), row["standbys"][-1]["seen_at"]
+    if holder.renewed_at is None:
+        return holder
+    return replace(holder, renewed_ago=(asked_at - holder.renewed_at).total_seconds())
+
+
+def _recorded_life(life: Life, manager_id: str) -> dict[str, Any]:
+    # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
+    return {"$literal": {**asdict(life), "manager_id": manager_id}}
 
 
 def _parse_life(row: Mapping[str, Any]) -> Life:
