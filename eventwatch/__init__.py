@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from eventwatch.app import Application, watch
     from eventwatch.calls.use import in_use, touch
     from eventwatch.calls.waiting import wait_for
+    from eventwatch.checks import check_nodes_status, check_nodes_status_loop, update_node_status
     from eventwatch.core.errors import (
         ChangesLostError,
         ConfigError,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     )
     from eventwatch.core.facts import Cause, Change
     from eventwatch.core.logs import use_standard_logging
-    from eventwatch.pipeline.sweeper import check_nodes_status, check_nodes_status_loop, update_node_status
     from eventwatch.settings.model import Settings
     from eventwatch.store.documents import NodeChecker, ToolServerNode
 
@@ -63,11 +63,11 @@ _HOMES = {
     "StoreError": "core.errors",
     "ToolServerNode": "store.documents",
     "WaitTimeoutError": "core.errors",
-    "check_nodes_status": "pipeline.sweeper",
-    "check_nodes_status_loop": "pipeline.sweeper",
+    "check_nodes_status": "checks",
+    "check_nodes_status_loop": "checks",
     "in_use": "calls.use",
     "touch": "calls.use",
-    "update_node_status": "pipeline.sweeper",
+    "update_node_status": "checks",
     "use_standard_logging": "core.logs",
     "wait_for": "calls.waiting",
     "watch": "app",

@@ -30,39 +30,47 @@ from loguru import logger
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
 from eventwatch.calls.waiting import find_ids, find_node, wait_for
+from eventwatch.checks import set_watching
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.core.errors import (
     FAILURES,
     CheckerDeletedError,
     ConfigError,
-    EngineChangedError,
     EngineError,
     EventwatchError,
-    LeaseLostError,
     StoreError,
 )
-from eventwatch.core.facts import STOPPING, Change, Recorded, nanos
+from eventwatch.core.facts import STOPPING, Change, Recorded
 from eventwatch.core.metrics import Metrics
-from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness, stop_timeout_of
+from eventwatch.core.policy import (
+    KNOWN_ACTIONS,
+    Idleness,
+    Timeout,
+    idle_timeout_of,
+    recorded_idleness,
+    stop_timeout_of,
+)
+from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
 from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
-from eventwatch.http.nearby import is_standby
 from eventwatch.http.probe import identity
 from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series
 from eventwatch.http.server import Pages, serve
-from eventwatch.pipeline.afterlook import Afterlook
-from eventwatch.pipeline.deletion import LEFTOVER_GRACE, Deletions, MassBrake
+from eventwatch.pipeline.deletion import LEFTOVER_GRACE
+from eventwatch.pipeline.disputes import Disputes
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
-from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.indexes import keep_indexes
+from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.pulse import Pulse
-from eventwatch.pipeline.reconciler import INSPECTORS, Reconciler
-from eventwatch.pipeline.sweeper import PATIENCE, Sweeper, create_indexes, set_watching
+from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.requests import SweepRequests
+from eventwatch.pipeline.sweeper import PATIENCE, Sweeper
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.pipeline.watcher import Watcher
@@ -144,6 +152,7 @@ class Application:
         self._elector: Elector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
+        self._requests = SweepRequests(self._clock)
         self.series = Series(self.metrics, self._clock)
         self._time = KindestClock(self._clock, settings.idle_timeout)
         self._clock_timer: Timer | None = None
@@ -154,6 +163,7 @@ class Application:
         self._true_at: float | None = None
         self._swept_at: float | None = None
         self._dead: DeadEngines | None = None
+        self._disputes: Disputes | None = None
         self._latencies = LastLatencies()
         self._engine_id = ""
         self._store: Store | None = None
@@ -171,8 +181,7 @@ class Application:
 
     def sweep_now(self) -> None:
         """Ask for a full pass as soon as possible."""
-        if self.sweeper:
-            self.sweeper.request()
+        self._requests.ask()
 
     def changes(self) -> ChangeReader:
         """Every change that this watcher writes from now on, for `async for`; ends with the watcher.
@@ -363,7 +372,8 @@ class Application:
             if abs(seconds) > SKEW
         ]
         dead = self._dead.notes if self._dead and self.reconciler else []
-        return ([exceptions] if unanswered else []) + unknown + clocks + dead
+        disputes = self._disputes.notes() if self._disputes and self.reconciler else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
@@ -482,7 +492,8 @@ class Application:
         self.mongo_url = url
 
         async def connect() -> Store:
-            return await stack.enter_async_context(open_store(url, self.settings.mongo_database))
+            opening = open_store(url, self.settings.mongo_database, on_return=self._requests.database_returned)
+            return await stack.enter_async_context(opening)
 
         return await self._patiently(connect)
 
@@ -496,7 +507,8 @@ class Application:
             except (StoreError, EngineError, ConfigError) as error:
                 self._fail(error, again=backoff.failures > 0)
                 away_since = away_since or began
-                await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+                delay = backoff.next_delay(took=self._clock.monotonic() - began)
+                await self._unless_stopped(self._clock.sleep(delay))
             else:
                 if backoff.failures:
                     logger.info("It is there again after {:.1f} s", began - away_since)
@@ -538,7 +550,6 @@ class Application:
             info = self._info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
-            await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
             lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
@@ -555,7 +566,7 @@ class Application:
                 raise
             # A bug must not end the watching, nor a cancellation that nobody asked for.
             except (Exception, asyncio.CancelledError) as error:
-                if _is_cancelled(error):
+                if is_cancelled(error):
                     raise
                 _tell_bug(error)
             backoff.succeeded_for(self._clock.monotonic() - began)
@@ -601,44 +612,26 @@ class Application:
         host: str,
     ) -> None:
         settings, clock = self.settings, self._clock
-        reconciler = Reconciler(
-            engine=engine, store=store, settings=settings, engine_id=lease.engine_id, host=host, clock=clock,
-            metrics=self.metrics, lease=lease, holds_lease=elector.holds,
+        pipeline = Pipeline(
+            engine=engine, store=store, settings=settings, clock=clock, time=self._time, tasks=tasks,
+            requests=self._requests, metrics=self.metrics, engine_id=lease.engine_id, host=host,
+            manager_id=lease.manager_id, lease=lease, holds_lease=elector.holds, twins=self._twins,
+            care=Care(Brakes(), grace=LEFTOVER_GRACE, patience=PATIENCE), stopping=self._stopping,
         )  # fmt: skip
+        reconciler, sweeper = pipeline.reconciler, pipeline.sweeper
         await reconciler.load_owned()
-        stopper = IdleStopper(
-            engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks, time=self._time,
-            brake=MassBrake(),
-        )  # fmt: skip
-        deletions = Deletions(
-            store=store, clock=clock, twins=self._twins or TwinWatch(engine, store),
-            delete_limit=settings.delete_limit, brake=MassBrake(), grace=LEFTOVER_GRACE,
-        )  # fmt: skip
-        sweeper = Sweeper(
-            engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions,
-            time=self._time, settings=settings, manager_id=lease.manager_id, patience=PATIENCE,
-        )  # fmt: skip
-        afterlook = Afterlook(store=store, reconciler=reconciler, longest=settings.sweep_interval, clock=clock)
-        reconciler.request_sweep = sweeper.request
-        store.on_return = sweeper.request_later
         reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note
         reconciler.listeners += self.rows.publish, self.series.publish
-        reconciler.listeners.append(afterlook.remember)
         self.metrics.queue_depth.set_function(reconciler.depth)
         self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
         history = History(store, clock, engine_id=lease.engine_id)
         if settings.history:
             reconciler.listeners.append(history.remember)
             reconciler.reasons.on_end.append(history.explain)
+            reconciler.reasons.on_unhealthy.append(history.explain_health)
+            tasks.create_task(history.recall_reasons(reconciler.reasons.recall), name="reasons-recall")
             if not self.feed.recent:
                 tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
-
-        async def on_connect() -> int | None:
-            info = await engine.identify()
-            if info.id != lease.engine_id:
-                raise EngineChangedError("another engine answers at the same address now")
-            sweeper.request(after_connect=True)
-            return nanos(info.system_time) or None
 
         async def keep_lease() -> None:
             try:
@@ -647,69 +640,33 @@ class Application:
                 logger.info("{}: stopping", error)
                 self.stop()
 
-        watcher = Watcher(
-            engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
-            metrics=self.metrics, tasks=tasks, cursor=lease.cursor,
-        )  # fmt: skip
         undocumented = self._undocumented = Undocumented(
             engine,
             settings,
             lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
             clock,
         )
+        self._disputes = pipeline.afterlook.disputes
         pulse = self._pulse = Pulse(partial(engine.list_newest, 1), clock)
         dead = self._dead = DeadEngines(store, clock, self.metrics)
-        sweeper.on_fact = watcher.confront
-        self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, watcher
+        self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, pipeline.watcher
         self.metrics.leader.set(1)
         set_watching(sweeper)
-        last = partial(self._last, tasks)
-        intake = [
-            last(watcher.run, "watcher"),
-            last(sweeper.run, "sweeper"),
-            last(undocumented.run, "undocumented"),
-            last(pulse.run, "pulse"),
-            last(dead.run, "dead-engines"),
-            last(reconciler.run_orphanage, "orphanage"),
-            last(afterlook.run, "afterlook"),
-        ]
-        workers = [
-            last(reconciler.run_writer, "writer"),
-            last(keep_lease, "lease-keeper"),
-            last(reconciler.run_owner_recorder, "owner-recorder"),
-            last(history.run, "history"),
-            *(last(reconciler.run_inspector, f"inspector-{n}") for n in range(INSPECTORS)),
-        ]
+        pipeline.start(
+            intake={
+                "undocumented": undocumented.run,
+                "pulse": pulse.run,
+                "dead-engines": dead.run,
+                "indexes": partial(keep_indexes, store, clock),
+            },
+            workers={"lease-keeper": keep_lease, "history": history.run},
+        )
         await self._stopping.wait()
-        for task in intake:
-            task.cancel()
-        await self._drain(reconciler, stopper)
+        await pipeline.drain()
         if settings.stop_nodes_on_exit and not await self._is_handed_over(store, lease):
-            await stopper.stop_all()
+            await pipeline.stopper.stop_all()
         await history.finish()
-        for task in workers:
-            task.cancel()
-
-    def _last(
-        self, tasks: asyncio.TaskGroup, part: Callable[[], Awaitable[None]], name: str
-    ) -> asyncio.Task[None]:
-        return tasks.create_task(self._lasting(part, name), name=name)
-
-    async def _lasting(self, part: Callable[[], Awaitable[None]], name: str) -> None:
-        """Run a part of a term that lasts as long as the term does: its end, whatever its cause, ends the term.
-
-        A part that is missing, and that nobody misses, leaves documents wrong for ever.
-        """
-        try:
-            await part()
-        except asyncio.CancelledError as error:
-            if _is_cancelled(error):
-                raise
-            cause: BaseException | None = error
-        else:
-            cause = None
-        if not self._stopping.is_set():  # else it must not take the time to finish from the others
-            raise RuntimeError(f"{name} ended by itself") from cause
+        pipeline.end()
 
     async def _is_handed_over(self, store: Store, lease: Lease) -> bool:
         """Whether a standby takes the nodes over, so that they need not be stopped."""
@@ -721,18 +678,6 @@ class Application:
         if standbys:
             logger.info("Checker {} (host {}) takes the nodes over", standbys[0].manager_id, standbys[0].host)
         return bool(standbys)
-
-    async def _drain(self, reconciler: Reconciler, stopper: IdleStopper) -> None:
-        try:
-            async with asyncio.timeout(self.settings.drain_timeout):
-                await stopper.drain()
-                await reconciler.drain()
-                await reconciler.record_ownership()
-        except TimeoutError:
-            stopper.cancel_all()
-            logger.warning("Not everything was finished within drain_timeout; the next start makes it right")
-        except (StoreError, LeaseLostError) as error:
-            logger.warning("Not everything could be written: {}; the next start makes it right", error)
 
 
 @contextmanager
@@ -802,12 +747,6 @@ async def watch(
         ready.cancel()
         app.stop()
         await running
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether this is the cancellation of the task that runs, rather than one that some code made up."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _tell_bug(error: BaseException) -> None:

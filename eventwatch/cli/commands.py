@@ -23,6 +23,7 @@ from rich.live import Live
 
 from eventwatch.app import MOST_ENGINES
 from eventwatch.calls.waiting import wait_for
+from eventwatch.checks import Manner, one_off_sweeper
 from eventwatch.cli.doctor import examine
 from eventwatch.cli.engines import describe, engine_table, examine_forgetting
 from eventwatch.cli.nodes import (
@@ -44,7 +45,6 @@ from eventwatch.core.facts import is_container_id
 from eventwatch.core.text import printable
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline.fleet import as_json, ordered
-from eventwatch.pipeline.sweeper import Manner, one_off_sweeper
 from eventwatch.settings.model import EMBEDDED, Settings
 from eventwatch.store.embedded import EmbeddedMongo, running_url
 from eventwatch.store.nodes import Store, create_user, open_store
@@ -156,7 +156,10 @@ async def completion(arguments: argparse.Namespace, _: Settings) -> None:
     """`eventwatch completion`."""
     if find_spec("shtab") is None:
         raise ConfigError("completion needs the extra `completion` (shtab)")
-    print(pkgutil.resolve_name("shtab:complete")(arguments.parser(), arguments.shell))  # noqa: T201
+    script = str(pkgutil.resolve_name("shtab:complete")(arguments.parser(), arguments.shell))
+    # shtab takes `source <(...)` for being loaded from fpath, and would complete at once.
+    script = script.replace("[[ $zsh_eval_context[-1] == eval ]]", "[[ $zsh_eval_context[-1] == (eval|file) ]]")
+    print(script)  # noqa: T201
 
 
 async def engines(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -2,5 +2,5 @@
 
 `facts` are events, observations and changes; `policy` is every decision, as a pure function; `details` and
 `reasons` tell why a node ended; `clock`, `backoff`, `workqueue` and `durations` are about time; `metrics`,
-`errors`, `logs`, `text` and `version` are about what is told. Imports nothing of eventwatch beside itself.
+`readiness`, `errors`, `logs`, `text` and `version` are about what is told. Imports nothing beside itself.
 """

@@ -5,8 +5,9 @@ So this asks the eventwatch that runs here without them: the one process of the 
 with the variables, the folder and the files that we have, and so the settings that we would read. That it listens
 where it is asked is the kernel's word (/proc), before and after.
 
-Contract: needs the standard library alone. It answers only what is certain and good; wherever it cannot, as with
-two of them, with none, with one that is not ready, over TLS, or on a system without /proc, the whole command does.
+Contract: imports the standard library, and nothing that imports more. It answers only what is certain and good;
+wherever it cannot, as with two of them, with none, with one that is not ready, over TLS, or on a system without
+/proc, the whole command does.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import os
 import socket
 import sys
 
+from eventwatch.core.readiness import is_standby, summary
+
 #: Seconds for an answer; less than the time that Docker gives the whole check.
 DEADLINE = 4.0
-STANDBY = "lease: standing by,"
-#: What begins a line that is no doubt.
-NOTES = ("clock:", "nodes:", "fleet:")
-#: The header by which an answer says whose it is: a process id, and what `readiness.identity` says.
+#: The header by which an answer says whose it is: a process id, and what `probe.identity` says.
 IDENTITY = "X-Eventwatch"
 _SETTINGS = (b"EVENTWATCH_", b"DB_", b"DOCKER_")
 #: How Linux says that a socket listens.
@@ -29,12 +29,6 @@ LISTENING = "0A"
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - everywhere includes here
 #: Bytes of an answer.
 _LONGEST = 1_000_000
-
-
-def is_standby(reasons: list[str]) -> bool:
-    """Whether the only doubt is that another checker leads, which is as it should be."""
-    doubts = [reason for reason in reasons if not reason.startswith(NOTES)]
-    return len(doubts) == 1 and doubts[0].startswith(STANDBY)
 
 
 def ask_nearby() -> str | None:
@@ -124,9 +118,4 @@ def _understood(answer: bytes, pid: int) -> str:
     ready = status.split()[1] == "200"
     if headers[IDENTITY.lower()].split()[0] != str(pid) or not (ready or is_standby(reasons)):
         raise LookupError(pid)
-    return told(ready, reasons)
-
-
-def told(ready: bool, reasons: list[str]) -> str:
-    """What a health check says of an eventwatch that is ready, or else standing by."""
-    return "; ".join(["ready", *reasons] if ready else reasons)
+    return summary(ready, reasons)

@@ -19,7 +19,7 @@ from typing import Final
 
 from eventwatch.core.errors import EventwatchError
 from eventwatch.core.text import path_of
-from eventwatch.http.nearby import DEADLINE, EVERYWHERE, IDENTITY, LISTENING, STANDBY
+from eventwatch.http.nearby import DEADLINE, EVERYWHERE, IDENTITY, LISTENING
 
 #: Where Linux tells who listens, and how it says so.
 _TABLES: Final = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
@@ -108,8 +108,3 @@ def _check_owner(connection: socket.socket, host: str, port: int) -> None:
         for row in map(str.split, rows):
             if row[3] == LISTENING and row[1] in wanted and int(row[7]) not in {0, os.getuid()}:
                 raise EventwatchError(f"{host} port {port} is held by a program of another user (uid {row[7]})")
-
-
-def standing_by(manager_id: str) -> str:
-    """The doubt of a standby."""
-    return f"{STANDBY} checker {manager_id} watches this engine"

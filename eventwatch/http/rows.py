@@ -65,7 +65,7 @@ def disagreement(facts: Facts, now: float) -> dict[str, str | int]:
 
 
 def stopped_by(facts: Facts, since: float | None) -> float | None:
-    """When the engine kills a node that is being stopped, unless it ends before (Unix time, s); None: it is not."""
+    """When the engine kills a node that is being stopped (Unix time, s); None where nothing tells that."""
     return since + facts.stop_timeout if facts.recorded.status == STOPPING and since is not None else None
 
 

@@ -1,13 +1,14 @@
 """What decides and acts between an engine and a database; no module here talks to either by itself.
 
-One event's way: `watcher` reads the stream, `reconciler` orders what is known of each node and writes it;
-`sweeper` is the full pass that catches what the stream missed, `afterlook` the look at what others wrote over,
-`pulse` the question whether the engine is there at all.
+`pipeline` puts the parts together. One event's way: `watcher` reads the stream, `reconciler` orders what is known
+of each node and writes it; `sweeper` is the full pass that catches what the stream missed, `requests` where one
+is asked for; `afterlook` is the look at what others wrote over, `disputes` notices who does so again and again.
+`pulse` asks whether the engine is there at all.
 
 `elector` holds the lease, `proof` tells that its holder is dead, `twins` whether another engine has our
 engine's id.
 
-`members` says which documents are this engine's, `deletion` which of vanished containers may go, `idle` which
-nodes are stopped, and stops them, `essentials` which containers eventwatch itself lives on; `undocumented` and
-`fleet` tell what else there is.
+`members` says which documents are this engine's, and `indexes` keeps it cheap to find them; `deletion` which
+of vanished containers may go, `idle` which nodes are stopped, and stops them, `essentials` which containers
+eventwatch itself lives on; `undocumented` and `fleet` tell what else there is.
 """

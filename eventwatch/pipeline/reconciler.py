@@ -38,7 +38,7 @@ from loguru import logger
 from eventwatch.core.backoff import TIMED_OUT, Backoff, Pace
 from eventwatch.core.clock import Clock, SystemClock, Timer
 from eventwatch.core.errors import EngineError, LeaseLostError, StoreError
-from eventwatch.core.facts import ENDED, STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
+from eventwatch.core.facts import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import (
     IDLE_LABEL,
@@ -134,6 +134,7 @@ class Reconciler:
         metrics: Metrics | None = None,
         lease: Lease | None = None,
         holds_lease: Callable[[], bool] = lambda: True,
+        request_sweep: Callable[[], object] = lambda: None,
     ) -> None:
         self.engine_id = engine_id
         #: The engine's name.
@@ -141,6 +142,8 @@ class Reconciler:
         self.clock = clock or SystemClock()
         self.metrics = metrics or Metrics()
         self.known: dict[str, Recorded] = {}
+        #: Whether a pass has told which documents there are; until then, one that is not known proves nothing.
+        self.has_learned = False
         #: Whether what a sweep corrects is drift: not where nobody has watched before.
         self._counts_drift = lease is None or lease.epoch > 1
         #: Why the nodes are as they are.
@@ -155,13 +158,13 @@ class Reconciler:
         self.inspections: WorkQueue[str] = WorkQueue()
         #: `timeNano` of the newest event of which all that it led to is written.
         self.cursor: int | None = None
-        #: Called when only a sweep can find or decide something.
-        self.request_sweep: Callable[[], object] = lambda: None
         self._engine = engine
         self._store = store
         self._settings = settings
         self._lease = lease
         self._holds_lease = holds_lease
+        #: Called when only a sweep can find or decide something.
+        self._request_sweep = request_sweep
         self._newest = 0
         self._nodes: dict[str, _Node] = {}
         self._orphans: dict[str, float] = {}
@@ -241,7 +244,7 @@ class Reconciler:
     def _wait_for_document(self, node_id: str) -> None:
         if node_id not in self._orphans:
             if len(self._orphans) >= REMEMBERED:
-                self.request_sweep()
+                self._request_sweep()
                 return
             self._orphans[node_id] = self.clock.monotonic()
             self._has_orphans.set()
@@ -278,7 +281,7 @@ class Reconciler:
     def inspect_soon(self, node_id: str, *, urgent: bool = False) -> None:
         """Queue an inspection of this node, before all that are not urgent if it is."""
         if not self.inspections.add(node_id, urgent=urgent):
-            self.request_sweep()
+            self._request_sweep()
 
     # -- pending facts -------------------------------------------------------------------------------
 
@@ -351,7 +354,7 @@ class Reconciler:
 
     def _accept(self, seen: Observation, cause: Cause, node: _Node) -> None:
         if not seen.found and cause is not Cause.SWEEP and self.engine_id:
-            self.request_sweep()  # it asks which engine says so, whose the node is, and how many are gone
+            self._request_sweep()  # it asks which engine says so, whose the node is, and how many are gone
             return
         node.as_of = max(node.as_of, seen.time_nano)
         node.answers += 1
@@ -459,6 +462,7 @@ class Reconciler:
 
         What was written or deleted since is newer than the read.
         """
+        self.has_learned = True
         for node_id in known_before.keys() - documents.keys():
             self._forget(node_id)
         for node_id, recorded in documents.items():
@@ -716,8 +720,7 @@ class Reconciler:
                 change.cause, now, latency, event_ns, reason, details.name, details.image,
             )  # fmt: skip
             self._tell(written)
-        if new.get("status") in ENDED:
-            self.reasons.ended(node_id)
+        self.reasons.on_written(node_id, new, change.cause)
 
     def _tell(self, written: Change) -> None:
         for listener in self.listeners:

@@ -1,12 +1,8 @@
-"""The full pass over all documents, and the checker functions that managers know.
+"""The full pass over all documents.
 
 A sweep reads its engine's documents (see pipeline/members.py), inspects their containers ten at a time, and hands
 the answers that differ to the one writer. It is what sees changes that no event tells (a kill while restarting, a
 crash of the daemon, events lost) and what stops idle nodes. Whatever it corrects is drift.
-
-`update_node_status`, `check_nodes_status` and `check_nodes_status_loop` do the same for a manager. Inside
-`watch()` they go through the running watcher, so there is still one writer; elsewhere they build what they
-need for the call from the engine and settings passed by name, or from the environment.
 
 Which documents of vanished containers may go is decided in pipeline/deletion.py, which idle nodes are stopped in
 pipeline/idle.py. Any other answer than 200 or the engine's own 404 changes nothing.
@@ -16,34 +12,32 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 from loguru import logger
 
 from eventwatch.core.backoff import TIMED_OUT, Pace
-from eventwatch.core.clock import Clock, KindestClock, Slices, SystemClock
+from eventwatch.core.clock import Clock, KindestClock, Slices
 from eventwatch.core.errors import (
     ConfigError,
     EngineChangedError,
     EngineError,
     EventwatchError,
     LeaseLostError,
-    StoreError,
 )
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
-from eventwatch.engine.docker import DockerClient, DockerEngine, Engine, EngineInfo, as_engine
-from eventwatch.pipeline.deletion import Deletions, MassBrake, Verdict
+from eventwatch.engine.docker import Engine, EngineInfo
+from eventwatch.pipeline.deletion import Deletions, Verdict
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.indexes import create_indexes
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.reconciler import RETRIED, STAMP, Reconciler
-from eventwatch.pipeline.twins import PUBLISHED, TwinWatch, some_of
-from eventwatch.settings.model import Settings, load_settings
-from eventwatch.store.documents import NodeChecker, ToolServerNode, node_collection
+from eventwatch.pipeline.requests import SweepRequests
+from eventwatch.pipeline.twins import PUBLISHED, some_of
+from eventwatch.settings.model import Settings
+from eventwatch.store.documents import ToolServerNode
 from eventwatch.store.nodes import UNSEEN, Store, Witness
 
 #: Inspections in flight during a sweep.
@@ -60,10 +54,9 @@ GIVEN_WAY = 20
 MOMENT = 0.001
 #: Nodes that are told of when no engine answers.
 UNANSWERED = 1000
-#: The part of a sweep's interval by which it is varied, and seconds by which a sweep after a return of the
-#: database is put off at most: watchers that began together are not to ask together for ever.
+#: The part of a sweep's interval by which it is varied: watchers that began together are not to ask together for
+#: ever.
 JITTER = 0.2
-RETURN_JITTER = 0.5
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
 SWEEPS_LATE = 3.0
 
@@ -102,8 +95,9 @@ class SweepReport:
 
 
 class Sweeper:
-    """Runs passes: on its timer, and whenever `request` is called.
+    """Runs passes: on its timer, and whenever `requests` asks for one.
 
+    `on_newest_change` is told the engine time (ns) of the latest start or end of a container that a pass saw.
     `patience` (s): with it, a pass leaves it to the reconciler's inspectors to wait for what the engine is slow to
     tell of, unless that is most of the nodes: only a pass deletes and stops. `manager_id`: of the checker that we
     are, if any.
@@ -117,6 +111,8 @@ class Sweeper:
         reconciler: Reconciler,
         stopper: IdleStopper,
         deletions: Deletions,
+        requests: SweepRequests,
+        on_newest_change: Callable[[int], object],
         time: KindestClock,
         settings: Settings,
         manager_id: str = "",
@@ -128,6 +124,8 @@ class Sweeper:
         self._reconciler = reconciler
         self.stopper = stopper
         self.deletions = deletions
+        self._requests = requests
+        self._on_newest_change = on_newest_change
         self._time = time
         self._settings = settings
         self._clock: Clock = reconciler.clock
@@ -138,35 +136,12 @@ class Sweeper:
         self._rng = rng
         self._patience = self._least_patience = patience
         self._timeouts = 0
-        self._requested = asyncio.Event()
-        self._resumed = asyncio.Event()
-        self._after_connect = False
-        #: Told the engine time (ns) of the latest start or end of a container that a pass saw.
-        self.on_fact: Callable[[int], object] = lambda _: None
+        #: Seconds that the last pass took to find its documents: where all is slow, no single node is to blame.
+        self._begun_after = 0.0
         self.last_success: float | None = None
         self._silences = 0
         #: Some of the containers that the last pass found.
         self.witness = UNSEEN
-
-    def request_later(self) -> None:
-        """Ask for a pass as the database is back, but not at the very moment at which all its watchers do."""
-        self._clock.call_later(self._rng() * RETURN_JITTER, self._resume)
-
-    def _resume(self) -> None:
-        self._resumed.set()
-        self.request()
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until the database has come back."""
-        self._resumed.clear()
-        timer = self._clock.call_later(seconds, self._resumed.set)
-        await self._resumed.wait()
-        timer.cancel()
-
-    def request(self, *, after_connect: bool = False) -> None:
-        """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
-        self._after_connect |= after_connect
-        self._requested.set()
 
     async def run(self) -> None:
         """Sweep when asked and every `sweep_interval`; repeat a pass that failed, soon. Never ends."""
@@ -174,10 +149,7 @@ class Sweeper:
         slow = TIMED_OUT.start()
         while True:
             interval = self._settings.sweep_interval * (1 - JITTER * self._rng())
-            timer = self._clock.call_later(interval, self._requested.set)
-            await self._requested.wait()
-            timer.cancel()
-            self._requested.clear()
+            await self._requests.wait(interval)
             try:
                 report = await self.sweep()
             except (LeaseLostError, EngineChangedError):
@@ -189,15 +161,15 @@ class Sweeper:
                     times = f" ({failures + 1} times by now)" if failures else ""
                     logger.warning("Sweep failed: {}{}", error, times)
                 pace = slow if getattr(error, "timed_out", False) else backoff
-                await self._pause(pace.next_delay())
-                self._requested.set()
+                await self._requests.pause(pace.next_delay())
+                self._requests.ask()
                 continue
             backoff.succeeded_for(0)
             slow.succeeded_for(0)
             self._tell_of_silence(report)
             if report.failed == report.checked > 0:
                 await self._clock.sleep(silence.next_delay())
-                self._requested.set()
+                self._requests.ask()
                 continue
             silence.succeeded_for(0)
             logger.debug("Sweep: {}", report)
@@ -238,8 +210,9 @@ class Sweeper:
         documents = await self._read_members()
         self._reconciler.learn(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
+        self._begun_after = self._clock.monotonic() - began
         answers = await self._inspect_all(documents, report)
-        self.on_fact(max((seen.time_nano for seen, _ in answers.values()), default=0))
+        self._on_newest_change(max((seen.time_nano for seen, _ in answers.values()), default=0))
         found = {i: seen for i, (seen, _) in answers.items() if seen.found}
         missing = {i: documents[i] for i in answers.keys() - found.keys()}
         verdict = await self._judge(missing, engine, found=found, force=force)
@@ -326,7 +299,7 @@ class Sweeper:
             force=force,
         )  # fmt: skip
         if self.deletions.twins.doubtful:
-            self._clock.call_later(SECOND_THOUGHT, self.request)
+            self._clock.call_later(SECOND_THOUGHT, self._requests.ask)
         return verdict
 
     async def _look_at_clocks(self) -> None:
@@ -369,7 +342,7 @@ class Sweeper:
         """
         documents = await self._store.read_some(UNANSWERED)
         for node_id in documents:
-            _warn(node_id, error)
+            warn_of(node_id, error)
         return SweepReport(checked=len(documents), failed=len(documents))
 
     async def check(self, node: ToolServerNode) -> None:
@@ -390,7 +363,7 @@ class Sweeper:
             if idle:
                 await self._look_at_clocks()
         except (EngineError, EngineChangedError, ConfigError) as error:
-            _warn(node_id, error)
+            warn_of(node_id, error)
             return
         self._reconciler.known.setdefault(node_id, recorded)
         self._reconciler.accept_sweep(seen, events_seen=events_seen)
@@ -432,7 +405,7 @@ class Sweeper:
             await self._give_way()
             events_seen = self._reconciler.events_seen(node_id)
             try:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self._patience and max(self._patience, self._begun_after)):
                     seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
             except TimeoutError:
                 self._timeouts += 1
@@ -440,7 +413,7 @@ class Sweeper:
                 continue
             except EngineError as error:
                 if self.is_one_off:
-                    _warn(node_id, error)
+                    warn_of(node_id, error)
                 self._reconciler.inspection_failed(node_id, error)
                 if error.unreachable:
                     return  # nobody need ask for the rest
@@ -457,8 +430,7 @@ class Sweeper:
 
     async def _look_further(self) -> None:
         """Turn to containers that have no document."""
-        if self._after_connect:
-            self._after_connect = False
+        if self._requests.take_after_connect():
             try:
                 self._reconciler.expect(await self._engine.list_running())
             except EngineError as error:
@@ -478,202 +450,13 @@ class Sweeper:
                     await self._reconciler.register(seen)
 
 
-async def create_indexes(store: Store) -> None:
-    """Create the indexes by which the cost stays that of the own documents. Raises StoreError.
-
-    A login that may not is a warning: all works without them, and slows down with every other engine. So is a
-    server that takes its time over it.
-    """
-    try:
-        problems = await store.create_indexes()
-    except StoreError as error:
-        if not error.timed_out:
-            raise
-        problems = [str(error)]
-    for problem in problems:
-        logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
-
-
 def bring_up_to_date(node: ToolServerNode, written: Recorded) -> None:
     """Let a manager's object say what the document says now, in the fields that are ours."""
     node.status, node.health = written.status or node.status, written.health or node.health
     node.ip, node.port = written.ip or "", written.port or node.port
 
 
-def _warn(node_id: str, error: EventwatchError) -> None:
+def warn_of(node_id: str, error: EventwatchError) -> None:
+    """Tell of a node that could not be inspected."""
     logger.warning("Failed to get node info from docker: {}", node_id)
     logger.warning("{}", error)
-
-
-# -- what managers call -------------------------------------------------------------------------------------
-
-#: The sweeper of the `watch()` that runs in this process, and of a loop in this task.
-_watching: Sweeper | None = None
-_looping: ContextVar[Sweeper | None] = ContextVar("eventwatch_looping", default=None)
-
-
-def set_watching(sweeper: Sweeper | None) -> None:
-    """Let the checker functions of this process go through the running watcher (None: it stopped)."""
-    global _watching  # noqa: PLW0603 - one watcher per process, as Beanie's documents are bound once per process
-    _watching = sweeper
-
-
-class Manner(Enum):
-    """How a pass outside a watcher treats what many nodes, or nobody, are concerned by."""
-
-    #: A manager asks: what is gone is deleted, what is idle is stopped.
-    ASKED = auto()
-    #: A manager asks again and again: brakes hold mass deletions and mass stops.
-    LOOP = auto()
-    #: An operator sweeps by hand: as in a loop, and nobody's leftovers are left alone.
-    BY_HAND = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Brakes:
-    """The brakes of one who sweeps again and again: passes must agree before many nodes are acted on."""
-
-    deletions: MassBrake = field(default_factory=MassBrake)
-    stops: MassBrake = field(default_factory=MassBrake)
-
-
-#: Those of the passes that a host asks for outside `watch()`, by event loop, database and engine.
-_brakes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Brakes]] = WeakKeyDictionary()
-
-
-def _brakes_of(engine: Engine | DockerClient | None, settings: Settings | None) -> Brakes:
-    engine_name = str(getattr(engine, "docker_host", "")) or (settings or load_settings()).docker_host or ""
-    mine = _brakes.setdefault(asyncio.get_running_loop(), {})
-    return mine.setdefault((node_collection().full_name, engine_name), Brakes())
-
-
-@asynccontextmanager
-async def one_off_sweeper(
-    engine: Engine | DockerClient | None = None,
-    settings: Settings | None = None,
-    *,
-    manner: Manner = Manner.ASKED,
-    brakes: Brakes | None = None,
-) -> AsyncIterator[Sweeper]:
-    """A sweeper of one's own, on the database that Beanie is initialised with; waits for its idle stops.
-
-    `brakes` are those of earlier passes; without them, only a pass that is not `ASKED` has any.
-    """
-    settings = settings or load_settings()
-    own = DockerEngine(settings) if engine is None else None
-    used = own or as_engine(engine, settings)  # type: ignore[arg-type]  # one of the two is there
-    store, clock = Store(), SystemClock()
-    reconciler = Reconciler(engine=used, store=store, settings=settings, engine_id="", clock=clock)
-    if brakes is None and manner is not Manner.ASKED:
-        brakes = Brakes()
-    time = KindestClock(clock, settings.idle_timeout)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            stopper = IdleStopper(
-                engine=used,
-                store=store,
-                reconciler=reconciler,
-                settings=settings,
-                tasks=tasks,
-                time=time,
-                brake=brakes.stops if brakes else None,
-            )
-            deletions = Deletions(
-                store=store,
-                clock=clock,
-                twins=TwinWatch(used, store),
-                delete_limit=settings.delete_limit,
-                brake=brakes.deletions if brakes else None,
-                grace=None if manner is Manner.BY_HAND else 0.0,
-            )
-            yield Sweeper(
-                engine=used,
-                store=store,
-                reconciler=reconciler,
-                stopper=stopper,
-                deletions=deletions,
-                time=time,
-                settings=settings,
-            )
-    except BaseExceptionGroup as group:
-        # What the caller's block raised, and nothing else, is not to come back wrapped.
-        raise group.exceptions[0] if len(group.exceptions) == 1 else group from None
-    finally:
-        if own:
-            await own.close()
-
-
-@asynccontextmanager
-async def _sweeper(
-    engine: Engine | DockerClient | None, settings: Settings | None, *, braked: bool = False
-) -> AsyncIterator[Sweeper]:
-    running = _looping.get() or _watching
-    if running is not None and engine is None and settings is None:
-        yield running
-    else:
-        brakes = _brakes_of(engine, settings) if braked else None
-        async with one_off_sweeper(engine, settings, brakes=brakes) as own:
-            yield own
-
-
-async def update_node_status(
-    node: ToolServerNode,
-    *,
-    engine: Engine | DockerClient | None = None,
-    settings: Settings | None = None,
-) -> None:
-    """Make one node's document equal to its container, delete it if that is gone, stop it if it sat idle.
-
-    An engine that does not answer is logged as a warning and changes nothing. Raises StoreError when the
-    database does not answer. Outside `watch()`, returns when a stop that it began has ended.
-    """
-    async with _sweeper(engine, settings) as sweeper:
-        try:
-            await sweeper.check(node)
-        except LeaseLostError as error:
-            _warn(node.id, error)
-    if sweeper.is_one_off and (written := (await Store().read([node.id])).get(node.id)):
-        bring_up_to_date(node, written)  # a stop that it began has ended since
-
-
-async def check_nodes_status(
-    *, engine: Engine | DockerClient | None = None, settings: Settings | None = None
-) -> SweepReport:
-    """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write.
-
-    As in `watch()`, a pass that would delete or stop many nodes at once does so only when others agree: the third
-    in a row, a minute after the first, in the same process. Raises StoreError when the database does not answer.
-    """
-    async with _sweeper(engine, settings, braked=True) as sweeper:
-        try:
-            return await sweeper.sweep()
-        except (EngineError, EngineChangedError, ConfigError, LeaseLostError) as error:
-            return await sweeper.unanswered(error)
-
-
-async def check_nodes_status_loop(
-    checker: NodeChecker,
-    *,
-    engine: Engine | DockerClient | None = None,
-    settings: Settings | None = None,
-) -> None:
-    """Repeat `check_nodes_status` every `checker.interval` seconds, until the checker's document is gone.
-
-    A pass that fails is logged with its traceback, and the loop goes on.
-    """
-    logger.info("Nodes status checker started.")
-    logger.info("Checker id: {}", checker.manager_id)
-    store = Store()
-    async with AsyncExitStack() as stack:
-        if _watching is None or engine is not None or settings is not None:
-            sweeper = await stack.enter_async_context(one_off_sweeper(engine, settings, manner=Manner.LOOP))
-            stack.callback(_looping.reset, _looping.set(sweeper))
-        while True:
-            try:
-                if not await store.checker_exists(checker.manager_id):
-                    break
-                await check_nodes_status()
-            except Exception:  # noqa: BLE001 - whatever it was, the next pass may do better
-                logger.exception("Nodes status check failed, the next one is in {} s", checker.interval)
-            await asyncio.sleep(checker.interval)
-    logger.info("Nodes status checker stopped.")

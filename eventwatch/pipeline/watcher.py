@@ -201,7 +201,7 @@ class Watcher:
             return str(error)
         return ""
 
-    def confront(self, fact: int) -> None:
+    def expect_events_up_to(self, fact: int) -> None:
         """Tell of a container that a sweep saw to have started or ended at `fact` (engine time, ns).
 
         An event tells of each; one that is still on its way has a second to come.

@@ -37,13 +37,10 @@ from eventwatch.core.errors import ConfigError, EventwatchError
 from eventwatch.core.facts import Cause, Change, Event, Owner, Recorded, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS
-from eventwatch.pipeline.deletion import Deletions
 from eventwatch.pipeline.elector import Elector
-from eventwatch.pipeline.idle import IdleStopper
-from eventwatch.pipeline.reconciler import INSPECTORS, SETTLE_LIMIT, Reconciler
+from eventwatch.pipeline.pipeline import Pipeline
+from eventwatch.pipeline.reconciler import SETTLE_LIMIT, Reconciler
 from eventwatch.pipeline.sweeper import Sweeper
-from eventwatch.pipeline.twins import TwinWatch
-from eventwatch.pipeline.watcher import Watcher
 from eventwatch.replay.engine import ENGINE_ID, ReplayEngine
 from eventwatch.replay.recording import TRUTH, Recording, Truth
 from eventwatch.replay.timeline import Busy, RealTime, Simulation, Timeline
@@ -353,59 +350,31 @@ class Replay:
         lease = await elector.acquire(ENGINE_ID)
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = self._start_pipeline(tasks, elector, lease)
+                pipeline = self._start_pipeline(tasks, elector, lease)
                 self._running.set()
                 await self._stopping.wait()
-                for task in running:
-                    task.cancel()
+                pipeline.end()
         except* EventwatchError as group:
             raise _first(group) from None
         finally:
             await asyncio.shield(elector.release(lease))
 
-    def _start_pipeline(
-        self, tasks: asyncio.TaskGroup, elector: Elector, lease: Lease
-    ) -> list[asyncio.Task[None]]:
-        engine, store, settings, clock = self.engine, self.store, self.settings, self.clock
-        metrics = Metrics(KNOWN_ACTIONS)
-        reconciler = self.reconciler = Reconciler(
-            engine=engine, store=store, settings=settings, engine_id=lease.engine_id, clock=clock,
-            metrics=metrics, lease=lease, holds_lease=elector.holds,
+    def _start_pipeline(self, tasks: asyncio.TaskGroup, elector: Elector, lease: Lease) -> Pipeline:
+        # Without a brake or grace: what a recording makes vanish is gone. And nobody else writes there.
+        pipeline = Pipeline(
+            engine=self.engine, store=self.store, settings=self.settings, clock=self.clock,
+            time=KindestClock(self.clock, self.settings.idle_timeout), tasks=tasks,
+            metrics=Metrics(KNOWN_ACTIONS), engine_id=lease.engine_id, manager_id=lease.manager_id, lease=lease,
+            holds_lease=elector.holds, stopping=self._stopping, sweeps=self.tiers >= Tier.SWEEP, looks=False,
+            rng=random.Random(0),  # noqa: S311 - the same each time
         )  # fmt: skip
-        reconciler.listeners.append(self._note)
-        kindest = KindestClock(clock, settings.idle_timeout)
-        stopper = IdleStopper(
-            engine=engine, store=store, reconciler=reconciler, settings=settings, tasks=tasks, time=kindest
-        )  # fmt: skip
-        # Without a brake or grace: what a recording makes vanish is gone.
-        deletions = Deletions(store=store, clock=clock, twins=TwinWatch(engine, store))
-        sweeper = self._sweeper = Sweeper(
-            engine=engine, store=store, reconciler=reconciler, stopper=stopper, deletions=deletions, time=kindest,
-            settings=settings, manager_id=lease.manager_id,
-        )  # fmt: skip
-
-        async def on_connect() -> None:
-            if self.tiers >= Tier.SWEEP:
-                sweeper.request()
-
-        watcher = Watcher(
-            engine=engine, notice=reconciler.notice, on_connect=on_connect, clock=clock,
-            metrics=metrics, tasks=tasks, chance=random.Random(0),  # noqa: S311 - the same each time
-        )  # fmt: skip
-        writer = tasks.create_task(reconciler.run_writer())
+        self.reconciler, self._sweeper = pipeline.reconciler, pipeline.sweeper
+        pipeline.reconciler.listeners.append(self._note)
+        tasks.create_task(self._play_manager(), name="manager")
+        pipeline.start(workers={"lease-keeper": lambda: elector.keep(lease, lambda: pipeline.reconciler.cursor)})
         if self._hurry:
-            store.writer = writer
-        jobs = [
-            watcher.run(),
-            reconciler.run_orphanage(),
-            self._play_manager(),
-            elector.keep(lease, lambda: reconciler.cursor),
-            *(reconciler.run_inspector() for _ in range(INSPECTORS)),
-        ]
-        if self.tiers >= Tier.SWEEP:
-            reconciler.request_sweep = sweeper.request
-            jobs.append(sweeper.run())
-        return [writer, *(tasks.create_task(job) for job in jobs)]
+            self.store.writer = pipeline.running["writer"]
+        return pipeline
 
     async def _play_manager(self) -> None:
         by_time = sorted(self.recording.first_seen.items(), key=lambda item: item[1])

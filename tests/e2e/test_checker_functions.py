@@ -22,10 +22,10 @@ from eventwatch import (
     ToolServerNode,
     check_nodes_status,
     check_nodes_status_loop,
-    engine,
     update_node_status,
 )
 from eventwatch.core.facts import Observation
+from eventwatch.engine import docker as engine
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.nodes import OWNERS
 from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts

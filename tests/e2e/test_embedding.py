@@ -161,7 +161,11 @@ async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
                     lambda: [text for text in texts(lines) if text.startswith("Standing by: checker")]
                 )
                 assert app.reconciler is None
-                assert await ToolServerNode.get(node.id) is not None
+                document = await ToolServerNode.get(node.id)
+                assert document is not None
+                # With the settings of `watch()`, not with those of the environment, which names no node network.
+                await update_node_status(document)
+                assert document.ip == await world.ip(node)
                 await follows(world, node)  # through the first
                 checker = await NodeChecker.find_one()
                 assert checker is not None

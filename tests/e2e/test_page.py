@@ -330,7 +330,8 @@ FIVE_THOUSAND = """
             nodes.set(id, {node_id: id, short_id: id, name: 'fake-' + i, image: 'shop/web:1', since: 1.8e9 - i,
                 status: ended ? 'exited' : 'running',
                 health: ['none', 'none', 'healthy', 'none', 'unhealthy'][i % 5],
-                ip: ended ? '' : '10.0.' + (i >> 8) + '.' + (i & 255), port: 31942, restarts: i % 7, reason: ended ? 'exit code 3' : '',
+                ip: ended ? '' : '10.0.' + (i >> 8) + '.' + (i & 255), port: 31942, restarts: i % 7,
+                reason: ended ? 'exit code 3' : '',
                 idle_at: ended ? null : 1.8e9 + i, problems: ended ? ['died'] : [], disagreement: {}});
         }
         tell('nodes');

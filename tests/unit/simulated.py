@@ -24,15 +24,9 @@ from typing import Any
 from eventwatch.core.clock import Clock, KindestClock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write, parse_container
-from eventwatch.core.metrics import Metrics
 from eventwatch.engine.docker import EngineInfo
-from eventwatch.pipeline.afterlook import Afterlook
-from eventwatch.pipeline.deletion import Deletions
-from eventwatch.pipeline.idle import IdleStopper
-from eventwatch.pipeline.reconciler import INSPECTORS, Reconciler
-from eventwatch.pipeline.sweeper import Sweeper
-from eventwatch.pipeline.twins import TwinWatch
-from eventwatch.pipeline.watcher import Watcher
+from eventwatch.pipeline.pipeline import Pipeline
+from eventwatch.pipeline.requests import SweepRequests
 from eventwatch.replay.timeline import Busy, Simulation
 from eventwatch.settings.model import Settings
 from eventwatch.store.documents import ToolServerNode
@@ -384,6 +378,13 @@ class SimulatedEngine(UnaskedEngine):
     async def list_all(self) -> list[str]:
         return await self.list_newest(len(self._containers))
 
+    async def list_running(self, label: str | None = None) -> list[str]:
+        assert label is None
+        self._check()
+        now = self._clock.time_ns()
+        states = {i: each.at(now) for i, each in self._containers.items()}
+        return [i for i, state in states.items() if state and state.status in {"running", "paused"}]
+
     async def list_newest(self, limit: int) -> list[str]:
         self._check()
         now = self._clock.time_ns()
@@ -479,6 +480,17 @@ class MemoryStore(Store):
             watcher(document)
 
 
+class OnlyUrgent(SweepRequests):
+    """Sweeps are made when a part finds that it needs one, not at a connect and not on the timer."""
+
+    def ask(self, *, after_connect: bool = False) -> None:
+        if not after_connect:
+            super().ask()
+
+    async def wait(self, seconds: float) -> None:
+        await super().wait(seconds + 1e6)
+
+
 # -- everything together --------------------------------------------------------------------------------------
 
 
@@ -523,17 +535,16 @@ class World:
         acts = meanwhile or {}
         end = max(self.end, *acts, START) + round(after * 1e9)
         async with asyncio.TaskGroup() as tasks:
-            sweeper, running = self._start(tasks)
+            pipeline = self._start(tasks)
             for at, act in acts.items():
                 self.clock.call_later(max(0, at - START) / 1e9, act)
             for container in self.containers:
                 self._insert_later(container)
             await self.time.run_until(end)
             if self.sweeps:
-                sweeper.request()
+                pipeline.requests.ask()
                 await self.time.run_until(end + round(after * 1e9))
-            for task in running:
-                task.cancel()
+            pipeline.end()
 
     def _insert_later(self, container: Container) -> None:
         late = self._chance.choice((0, 20, 300)) * MS
@@ -546,44 +557,20 @@ class World:
 
         self.clock.call_later(max(0, at - START) / 1e9, insert)
 
-    def _start(self, tasks: asyncio.TaskGroup) -> tuple[Sweeper, list[asyncio.Task[None]]]:
-        reconciler = self.reconciler = Reconciler(
-            engine=self.engine, store=self.store, settings=self.settings, engine_id=ENGINE_ID, clock=self.clock
-        )
+    def _start(self, tasks: asyncio.TaskGroup) -> Pipeline:
         settings = self.settings
-        if not self.sweeps:
-            settings = settings.model_copy(update={"sweep_interval": 1e6})
-        time = KindestClock(self.clock, settings.idle_timeout)
-        stopper = IdleStopper(
-            engine=self.engine, store=self.store, reconciler=reconciler, settings=settings, tasks=tasks, time=time
-        )
-        sweeper = Sweeper(
-            engine=self.engine,
-            store=self.store,
-            reconciler=reconciler,
-            stopper=stopper,
-            deletions=Deletions(store=self.store, clock=self.clock, twins=TwinWatch(self.engine, self.store)),
-            time=time,
-            settings=settings,
-            manager_id="simulated",
-        )
-        reconciler.request_sweep = sweeper.request
-
-        async def on_connect() -> None:
-            if self.sweeps:
-                sweeper.request()
-
-        watcher = Watcher(
-            engine=self.engine, notice=reconciler.notice, on_connect=on_connect, clock=self.clock,
-            metrics=Metrics(), tasks=tasks, chance=random.Random(self.seed),
+        pipeline = Pipeline(
+            engine=self.engine, store=self.store, settings=settings, clock=self.clock,
+            time=KindestClock(self.clock, settings.idle_timeout), tasks=tasks, engine_id=ENGINE_ID,
+            requests=SweepRequests(self.clock) if self.sweeps else OnlyUrgent(self.clock),
+            manager_id="simulated", rng=random.Random(self.seed), looks=self.looks,
         )  # fmt: skip
-        afterlook = Afterlook(store=self.store, reconciler=reconciler, longest=5.0, clock=self.clock)
-        reconciler.listeners += [afterlook.remember, self.changes.append]
-        jobs = [watcher.run(), sweeper.run(), reconciler.run_orphanage(), reconciler.run_writer()]
-        jobs += [reconciler.run_inspector() for _ in range(INSPECTORS)]
-        if self.looks:
-            jobs.append(afterlook.run())
-        return sweeper, [tasks.create_task(job) for job in jobs]
+        self.reconciler, self.requests = pipeline.reconciler, pipeline.requests
+        if not self.sweeps:
+            self.reconciler.learn({}, known_before={})  # as a first pass does where there are no documents yet
+        pipeline.reconciler.listeners.append(self.changes.append)
+        pipeline.start()
+        return pipeline
 
     def wrong(self) -> dict[str, tuple[object, object]]:
         """Documents that do not say the truth, each with what it says and what is true."""

@@ -216,7 +216,7 @@ async def test_a_stream_that_did_not_tell_what_a_sweep_saw_is_deaf_and_renewed(
     scene: Scene,
 ) -> None:
     await scene.say(event(10))
-    scene.watcher.confront(T0 + 500)
+    scene.watcher.expect_events_up_to(T0 + 500)
     assert not scene.watcher.deaf  # the event may be on its way
     scene.clock.advance(1.1)
     await scene.settle()
@@ -225,7 +225,7 @@ async def test_a_stream_that_did_not_tell_what_a_sweep_saw_is_deaf_and_renewed(
     assert scene.engine.closed == 1
     assert scene.counted("eventwatch_stream_reconnects_total", reason="deaf") == 1
     scene.engine_time = T0 + 600
-    scene.watcher.confront(T0 + 700)
+    scene.watcher.expect_events_up_to(T0 + 700)
     scene.clock.advance(1.1)
     await scene.settle()
     assert len(scene.engine.connections) == 3
@@ -239,7 +239,7 @@ async def test_a_stream_that_did_not_tell_what_a_sweep_saw_is_deaf_and_renewed(
     [pytest.param(400, id="the stream told later"), pytest.param(-1, id="before the stream was opened")],
 )
 async def test_what_the_stream_need_not_tell_proves_nothing(scene: Scene, fact: int) -> None:
-    scene.watcher.confront(T0 + fact)
+    scene.watcher.expect_events_up_to(T0 + fact)
     await scene.say(event(450))
     scene.clock.advance(2)
     await scene.settle()
@@ -252,7 +252,7 @@ async def test_an_engine_that_does_not_tell_its_time_is_not_taken_for_deaf() -> 
         scene = Scene(tasks)
         scene.engine_time = None
         await scene.settle()
-        scene.watcher.confront(T0 + 1)
+        scene.watcher.expect_events_up_to(T0 + 1)
         scene.clock.advance(2)
         await scene.settle()
         assert not scene.watcher.deaf
