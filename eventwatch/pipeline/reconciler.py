@@ -38,7 +38,7 @@ from loguru import logger
 from eventwatch.core.backoff import TIMED_OUT, Backoff, Pace
 from eventwatch.core.clock import Clock, SystemClock, Timer
 from eventwatch.core.errors import EngineError, LeaseLostError, StoreError
-from eventwatch.core.facts import ENDED, STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
+from eventwatch.core.facts import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import (
     IDLE_LABEL,
@@ -720,8 +720,7 @@ class Reconciler:
                 change.cause, now, latency, event_ns, reason, details.name, details.image,
             )  # fmt: skip
             self._tell(written)
-        if new.get("status") in ENDED:
-            self.reasons.ended(node_id)
+        self.reasons.on_written(node_id, new, change.cause)
 
     def _tell(self, written: Change) -> None:
         for listener in self.listeners:
