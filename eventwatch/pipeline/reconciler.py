@@ -71,6 +71,8 @@ INSPECTORS: Final = 32
 RETRIED: Final = 16
 #: Orphans are looked for after an eighth of their age, between these bounds (seconds).
 ORPHAN_POLL: Final = (0.01, 0.25)
+#: Nodes that are written at once.
+MOST_AT_ONCE: Final = 500
 #: Containers remembered as no nodes, and orphans waiting: bounds on memory, the sweep finds what they lose.
 REMEMBERED: Final = 10_000
 _looked_at: Final = attrgetter(*LOOKED_AT)
@@ -621,7 +623,7 @@ class Reconciler:
         """Write everything that is pending now. Raises StoreError and keeps it pending when it cannot."""
         async with self._writing:
             while self._pending:
-                batch, self._pending = self._pending, {}
+                batch = self._take_batch()
                 try:
                     await self._write(batch)
                 except BaseException:
@@ -632,6 +634,15 @@ class Reconciler:
             self._has_pending.clear()
             if self.inspections.idle:
                 self.cursor = self._newest or None
+
+    def _take_batch(self) -> dict[str, _Pending]:
+        """All that is pending; of very many, the hints first, and no more than holds up no event that comes."""
+        batch, self._pending = self._pending, {}
+        if len(batch) <= MOST_AT_ONCE:
+            return batch
+        order = sorted(batch, key=lambda node_id: batch[node_id].seen is not None)
+        self._pending = {node_id: batch.pop(node_id) for node_id in order[MOST_AT_ONCE:]}
+        return batch
 
     async def _write(self, batch: dict[str, _Pending]) -> None:
         # Hints first: they need no reading, and nobody waits for an observation as one waits for them.

@@ -774,7 +774,7 @@ class Store:
 
     async def _highest_epoch(self, engine_id: str) -> int:
         # A released lease leaves no document behind, but the nodes remember its epoch, and the engine's record
-        # does where no node is left. Of all engines' nodes: one that lost its id finds its own under the old id, and
+        # does where no node is left. All engines' nodes: one that lost its id finds its own under the old id, and
         # must not be fenced off by their epoch for ever.
         async with _deadline("reading the epoch"):
             sane = {"epoch": {"$type": ["int", "long"], "$lt": MAX_FLOOR}}
