@@ -566,7 +566,7 @@ class World:
             manager_id="simulated", rng=random.Random(self.seed), looks=self.looks,
         )  # fmt: skip
         self.reconciler = pipeline.reconciler
-        pipeline.reconciler.listeners.append(self.changes.append)
+        pipeline.writer.listeners.append(self.changes.append)
         pipeline.start()
         return pipeline
 
