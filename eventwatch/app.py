@@ -46,7 +46,8 @@ from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
 from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
-from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.http.access import Access
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.http.probe import identity

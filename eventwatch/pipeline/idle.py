@@ -45,7 +45,8 @@ from eventwatch.core.policy import (
     stop_timeout_of,
     why_not_to_stop,
 )
-from eventwatch.engine.docker import CALL_DEADLINE, DENIED, NOBODY, Engine
+from eventwatch.engine.docker import CALL_DEADLINE, DENIED, NOBODY
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
 from eventwatch.pipeline.essentials import Essentials, find_essentials
 from eventwatch.pipeline.ownership import OwnerRecord

@@ -22,7 +22,7 @@ from eventwatch.core.errors import EngineChangedError, LeaseLostError, StoreErro
 from eventwatch.core.facts import nanos
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.reasons import Reasons
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper

@@ -37,7 +37,7 @@ from eventwatch.core.policy import (
     label_matches,
     where_it_is,
 )
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.inspections import Inspections
 from eventwatch.pipeline.orphans import Orphans
 from eventwatch.pipeline.roster import NodeState, Roster

@@ -30,7 +30,7 @@ from eventwatch.core.errors import (
 )
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
 from eventwatch.core.metrics import Metrics
-from eventwatch.engine.docker import Engine, EngineInfo
+from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.deletion import Deletions, Verdict
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.inspections import RETRIED, Inspections

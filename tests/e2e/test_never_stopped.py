@@ -19,7 +19,8 @@ from eventwatch import NodeChecker, ToolServerNode, check_nodes_status, update_n
 from eventwatch.app import Application
 from eventwatch.core.clock import SystemClock
 from eventwatch.core.facts import STOPPING, Observation, Recorded
-from eventwatch.engine.docker import DockerEngine, EngineInfo
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline import deletion, essentials, idle
 from eventwatch.pipeline.writer import Writer
 from eventwatch.store.nodes import ENGINES, OWNERS, Store

@@ -16,7 +16,8 @@ from bson import DatetimeMS, Int64
 from eventwatch import ToolServerNode, update_node_status, watch
 from eventwatch.core.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.core.facts import Observation
-from eventwatch.engine.docker import DockerEngine, EngineInfo
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline.inspections import RETRIED
 from eventwatch.pipeline.writer import Writer
 from eventwatch.store.nodes import OWNERS, Lease, Peer, Store, checker_id

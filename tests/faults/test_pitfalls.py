@@ -29,6 +29,7 @@ from eventwatch.core.clock import SystemClock
 from eventwatch.core.errors import ConfigError
 from eventwatch.core.facts import Cause
 from eventwatch.engine import docker as engine_module
+from eventwatch.engine import wire
 from eventwatch.pipeline import watcher as watcher_module
 from tests.conftest import free_address
 from tests.e2e.watching import NEVER, Watched, ago, eventually, filmed, logged, texts, watching
@@ -142,7 +143,7 @@ async def test_pitfall_1_aiodocker_dies_silently(scene: Scene) -> None:
         await scene.proxy.emit(line(two, "rename", label="x" * LONG))
         await eventually(lambda: watched.events(two, "rename"))
         for garbage in (
-            b"x" * (engine_module.MAX_LINE + 1),
+            b"x" * (wire.MAX_LINE + 1),
             b"\n{\n",
             b"[]\n",
             b'{"Type":"container"}\n',

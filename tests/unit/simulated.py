@@ -23,8 +23,9 @@ from typing import Any
 
 from eventwatch.core.clock import Clock, KindestClock
 from eventwatch.core.errors import EngineError
-from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write, parse_container
-from eventwatch.engine.docker import EngineInfo
+from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write
+from eventwatch.engine.protocol import EngineInfo
+from eventwatch.engine.wire import parse_container
 from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.pipeline.requests import SweepRequests
 from eventwatch.replay.timeline import Busy, Simulation
