@@ -57,10 +57,11 @@ from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
+from eventwatch.pipeline.indexes import keep_indexes
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.requests import SweepRequests
-from eventwatch.pipeline.sweeper import PATIENCE, create_indexes
+from eventwatch.pipeline.sweeper import PATIENCE
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.settings.model import EMBEDDED, Settings, load_settings
@@ -320,7 +321,8 @@ class Application:
             if abs(seconds) > SKEW
         ]
         dead = self._dead.notes if self._dead and self.pipeline else []
-        return ([exceptions] if unanswered else []) + unknown + clocks + dead
+        disputes = self.pipeline.afterlook.disputes.notes() if self.pipeline else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
@@ -453,7 +455,8 @@ class Application:
             except (StoreError, EngineError, ConfigError) as error:
                 self._fail(error, again=backoff.failures > 0)
                 away_since = away_since or began
-                await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
+                delay = backoff.next_delay(took=self._clock.monotonic() - began)
+                await self._unless_stopped(self._clock.sleep(delay))
             else:
                 if backoff.failures:
                     logger.info("It is there again after {:.1f} s", began - away_since)
@@ -495,7 +498,6 @@ class Application:
             info = self._info = await self._patiently(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
-            await self._patiently(partial(create_indexes, store))  # first: taking the lease needs them
             lease = await self._patiently(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
@@ -573,6 +575,8 @@ class Application:
         if settings.history:
             writer.listeners.append(history.remember)
             roster.reasons.on_end.append(history.explain)
+            roster.reasons.on_unhealthy.append(history.explain_health)
+            tasks.create_task(history.recall_reasons(roster.reasons.recall), name="reasons-recall")
             if not self.feed.recent:
                 tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
 
@@ -594,7 +598,11 @@ class Application:
         self.metrics.leader.set(1)
         set_watching(sweeper)
         pipeline.start(
-            intake={"undocumented": undocumented.run, "dead-engines": dead.run},
+            intake={
+                "undocumented": undocumented.run,
+                "dead-engines": dead.run,
+                "indexes": partial(keep_indexes, store, clock),
+            },
             workers={"lease-keeper": keep_lease, "history": history.run},
         )
         await self._stopping.wait()

@@ -38,11 +38,14 @@ class Backoff:
         self._jitter = jitter
         self.failures = 0
 
-    def next_delay(self) -> float:
-        """Count one more failure and say how long to wait before the next attempt."""
+    def next_delay(self, took: float = 0.0) -> float:
+        """Count one more failure and say how long to wait before the next attempt.
+
+        `took` (s): for how long the attempt that failed had waited; it need not be waited for again.
+        """
         delay = min(self._pace.cap, self._pace.base * 2.0 ** min(self.failures, 30))
         self.failures += 1
-        return delay * (0.5 + self._jitter() / 2)
+        return max(0.0, delay * (0.5 + self._jitter() / 2) - took)
 
     def succeeded_for(self, seconds: float) -> None:
         """Tell how long the attempt that just ended had been good."""

@@ -23,6 +23,10 @@ from eventwatch.core.text import printable
 NOT_RUNNING_IP: Final = ""
 NO_HEALTH_CHECK: Final = "none"
 STOPPING: Final = "stopping"
+#: What a document says of a container.
+STATUSES: Final = (
+    "created", "running", STOPPING, "paused", "restarting", "removing", "exited", "dead",
+)  # fmt: skip
 #: The states in which a container no longer runs, and will not by itself.
 ENDED: Final = frozenset({"exited", "dead"})
 #: What a node can be waited for to be.
@@ -110,16 +114,23 @@ class Failure:
     exit_code: int | None
     output: str
 
+    def __str__(self) -> str:
+        """Such as `its last health check said: ...`."""
+        if self.output:
+            return f"its last health check said: {self.output}"
+        code = "no exit code" if self.exit_code is None else f"exit code {self.exit_code}"
+        return f"its last health check failed with {code} and said nothing"
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a container ended, in the engine's words. `health_output` is that of the last failed check."""
+    """How a container ended, in the engine's words. `failure` is its last health check that failed."""
 
     exit_code: int | None = None
     oom_killed: bool = False
     error: str = ""
     finished_at: datetime | None = None
-    health_output: str = ""
+    failure: Failure | None = None
 
     def __str__(self) -> str:
         """Such as `exit code 137 (SIGKILL), out of memory; its last health check said: ...`."""
@@ -127,8 +138,7 @@ class Ending:
         told = ["no exit code" if code is None else f"exit code {code}{_signal_of(code)}"]
         told += ["out of memory"] if self.oom_killed else []
         told += [printable(self.error, LONGEST_REASON)] if self.error else []
-        said = f"; its last health check said: {self.health_output}" if self.health_output else ""
-        return ", ".join(told) + said
+        return ", ".join(told) + (f"; {self.failure}" if self.failure else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,9 @@ class DockerEngine:
         self._tls: ssl.SSLContext | None = None
         if settings.docker_tls_verify and self._url.startswith("tcp://"):
             self._url = "https://" + self._url.removeprefix("tcp://")
-        if settings.docker_tls_verify and self._url.startswith("https://"):
-            self._tls = _tls_context(settings.docker_cert_path)
+        if self._url.startswith("https://"):
+            verify = settings.docker_tls_verify
+            self._tls = _tls_context(settings.docker_cert_path) if verify else ssl.create_default_context()
         #: The URL without a password, for messages.
         self._named = mask_url(self._url)
         self._client = client

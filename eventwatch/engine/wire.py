@@ -171,7 +171,7 @@ def _ending(state: Mapping[str, Any]) -> Ending:
         oom_killed=state.get("OOMKilled") is True,
         error=error if isinstance(error, str) else "",
         finished_at=parse_time(state.get("FinishedAt")),
-        health_output=failures[0].output if failures else "",
+        failure=failures[0] if failures else None,
     )
 
 

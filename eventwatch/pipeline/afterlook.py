@@ -8,7 +8,7 @@ that are due; and all documents of containers that our engine has are read every
 there are many engines or many containers, so that a fleet asks its database no more often than a few hosts do.
 Only the database is asked, by `_id`, for the four fields. What differs from what we know is not corrected from
 memory: the node is inspected, and the answer goes the way of every other (cause `look`), so that an event or an
-inspection that is newer wins.
+inspection that is newer wins. Who writes the same thing again and again is not fought each time (disputes.py).
 
 Not promised: that a stamp (`engine_id`, `epoch`) which a replace dropped is put back before the next write or
 sweep; nor a look at all while the database does not answer, or more often than a sweep in a large fleet.
@@ -24,6 +24,7 @@ from loguru import logger
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Change
+from eventwatch.pipeline.disputes import Disputes
 from eventwatch.pipeline.orphans import Orphans
 from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.reconciler import Reconciler
@@ -67,6 +68,7 @@ class Afterlook:
         self._reconciler = reconciler
         self._longest = longest
         self._clock = clock
+        self.disputes = Disputes(clock)
         #: For each delay the nodes that wait for their look, and when it is due (monotonic, s), in that order.
         self._due: tuple[OrderedDict[str, float], ...] = tuple(OrderedDict() for _ in DELAYS)
         #: What was found in documents that cannot be read as a whole: not tried again until it changes.
@@ -76,6 +78,9 @@ class Afterlook:
 
     def remember(self, change: Change) -> None:
         """Have the document of a node that we changed, or deleted, looked at again."""
+        self.disputes.note(change)
+        if self.disputes.rests(change.node_id):
+            return  # until a look at all of them
         now = self._clock.monotonic()
         for delay, due in zip(DELAYS, self._due, strict=True):
             due[change.node_id] = now + delay
@@ -91,7 +96,7 @@ class Afterlook:
             if began < rested:
                 continue
             wanted = self._take_due(began)
-            if everything := began >= full_look:
+            if everything := began >= full_look and self._roster.has_learned:
                 wanted.update(self._owners.owned, self._roster.known, self._orphans.foreign)
             try:
                 if wanted:
@@ -129,6 +134,8 @@ class Afterlook:
         found = await self._store.look(node_ids)
         new = []
         for node_id, fields in found.items():
+            if self.disputes.rests(node_id):
+                continue
             if before[node_id] is not None:
                 self._reconciler.check_document(before[node_id], fields)
             elif self._unreadable.get(node_id) != fields:

@@ -27,7 +27,7 @@ from eventwatch.core.readiness import standing_by
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.store.documents import NodeChecker
-from eventwatch.store.nodes import NO_LIFE, UNSEEN, Lease, Peer, Store, Witness
+from eventwatch.store.nodes import NO_LIFE, UNSEEN, Lease, Life, Peer, Store, Witness
 
 #: Seconds between two looks at the engine while standing by.
 LOOK_INTERVAL: Final = 5.0
@@ -122,7 +122,7 @@ class Elector:
                 self.unanswered = True
                 if not backoff.failures:
                     logger.warning("{}. Retrying until it is back", error)
-                await self._clock.sleep(backoff.next_delay())
+                await self._clock.sleep(backoff.next_delay(took=self._clock.monotonic() - asked))
                 continue
             self.unanswered = False
             backoff.succeeded_for(0)
@@ -190,14 +190,34 @@ class Elector:
         Raises CheckerDeletedError when its document was deleted, LeaseLostError when another took it, when it ran
         out while the database was away, or when the database has lost it.
         """
+        introduction = None
+        if self._deaths and self._deaths.is_unsure:  # what was not known when the lease was taken
+            introduction = asyncio.create_task(self._deaths.finish_introduction(), name="introduction")
+        try:
+            await self._renew(lease, cursor, witness, report, introduction)
+        finally:
+            if introduction:
+                introduction.cancel()
+                await asyncio.gather(introduction, return_exceptions=True)
+
+    async def _renew(
+        self,
+        lease: Lease,
+        cursor: Callable[[], int | None],
+        witness: Callable[[], Witness],
+        report: Callable[[], Mapping[str, Any] | None],
+        introduction: asyncio.Task[Life] | None,
+    ) -> None:
         backoff = Pace(base=0.1, cap=1.0).start()
+        delay = self._duration / RENEWALS
         while True:
-            await self._clock.sleep(self._duration / RENEWALS if not backoff.failures else backoff.next_delay())
+            await self._clock.sleep(delay)
             asked = self._clock.monotonic()
             try:
                 renewed = await self._store.renew_lease(
-                    lease, duration=self._duration, cursor=cursor(), witness=witness(), report=report()
-                )
+                    lease, duration=self._duration, cursor=cursor(), witness=witness(), report=report(),
+                    life=introduction.result() if introduction and introduction.done() else None,
+                )  # fmt: skip
                 gone = not renewed and await self._is_deleted(lease)
             except StoreError as error:
                 self.unanswered = True
@@ -205,6 +225,7 @@ class Elector:
                 if not backoff.failures:
                     logger.warning("The lease could not be renewed: {}", error)
                     backoff.next_delay()
+                delay = backoff.next_delay(took=self._clock.monotonic() - asked)
                 if not self.holds():
                     raise LeaseLostError("The lease ran out while the database was away") from None
                 continue
@@ -215,6 +236,7 @@ class Elector:
             if not renewed:
                 raise LeaseLostError("Another checker took the lease, or the database lost it")
             backoff.succeeded_for(0)
+            delay = self._duration / RENEWALS
             self._note_return()
             self._trusted_until = asked + self._duration * TRUSTED
 

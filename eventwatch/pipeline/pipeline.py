@@ -108,7 +108,7 @@ class Pipeline:
         rng = rng or random.Random()  # noqa: S311 - spreads load
         brakes = care.brakes
         requests = self.requests = requests or SweepRequests(clock, rng.random)
-        metrics = metrics or Metrics()
+        metrics = self.metrics = metrics or Metrics()
         request_sweep: Callable[[], object] = requests.ask if sweeps else lambda: None
         self.inspections = Inspections(clock, request_sweep)
         self.roster = Roster(

@@ -7,16 +7,19 @@ container if it runs in one of the engine that it watches. A candidate on the sa
 believes
 - the kernel, about a process of its own pid and time namespace: there is no such process, or only a zombie of it,
   or one of that number that started at another time;
-- else the engine, about the container: its `die` event, or an inspection that says that it has ended, or started
-  at another time; that there is none only from an engine that has another container which the holder named.
-A `die` event and the end of the process are waited for, and so are known at once.
+- else the engine, about the container: its `die` event, or an inspection that says that it has ended or was
+  started anew, unless that was before the holder last renewed its lease: then it is another engine of the same id
+  that speaks of a copy. That there is no such container proves nothing.
+A `die` event and the end of the process are waited for, and so are known at once; events are asked for from the
+last renewal on.
 
 A process that is stopped, and a container that is paused, are alive. Host names and bare process ids prove
 nothing, nor does a record that is odd in any way. All else waits for the lease to expire: another machine, another
 pid namespace without the engine's word, a machine that was booted since.
 
-Not promised: exclusion. A copy of a machine that runs on as it was copied could prove what is not so; then, too,
-the epoch in every write's filter lets only one of the two write.
+Not promised: exclusion. A copy of a machine that runs on as it was copied, or of an engine's data where a copy of
+the holder's container starts or dies just now, could prove what is not so; then, too, the epoch in every write's
+filter lets only one of the two write.
 """
 
 from __future__ import annotations
@@ -44,6 +47,9 @@ INSPECT_DEADLINE: Final = 1.0
 #: Nanoseconds by which the kernel's time of a start may be late, and from a process's to its container's start.
 ROUNDING: Final = 50_000_000
 START_LASTS: Final = 30_000_000_000
+#: Nanoseconds by which a container may have ended before its holder's last renewal as it is told: what rounding,
+#: and two clocks that run, make of it.
+RENEWAL_ROUNDING: Final = 1_000_000_000
 #: States in which no process of a container runs.
 WITHOUT_PROCESS: Final = ENDED | {"restarting", "removing"}
 #: Between attempts to follow the engine's events (s).
@@ -75,20 +81,36 @@ class DeathWatch:
         self._process: int | None = None
         #: Whose container's `die` event came.
         self._died = NO_LIFE
+        #: Whether what we are in may be a container of which the engine has not told yet.
+        self.is_unsure = False
 
     async def introduce(self) -> Life:
-        """By what we ourselves can be seen to have ended."""
+        """By what we ourselves can be seen to have ended, as far as the engine tells within a moment."""
         self._own = own_process()
         ids = own_container_ids()
+        self.is_unsure = len(ids) == 1
+        with suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(INSPECT_DEADLINE):
+                await self._find_own_container(ids)
+        return self._own
+
+    async def finish_introduction(self) -> Life:
+        """As `introduce`, however long the engine takes."""
+        backoff = RETRY.start()
+        while self.is_unsure:
+            with suppress(EngineError):
+                await self._find_own_container(own_container_ids())
+                break
+            await self._clock.sleep(backoff.next_delay())
+        return self._own
+
+    async def _find_own_container(self, ids: frozenset[str]) -> None:
         if len(ids) == 1:
             (container,) = ids
-            with suppress(EngineError, TimeoutError):
-                async with asyncio.timeout(INSPECT_DEADLINE):
-                    seen = await self._engine.inspect(container)
-                began = started_with_first_process(seen)
-                if began:
-                    self._own = replace(self._own, container=container, container_started=began)
-        return self._own
+            began = started_with_first_process(await self._engine.inspect(container))
+            if began:
+                self._own = replace(self._own, container=container, container_started=began)
+        self.is_unsure = False
 
     async def judge(self, holder: Peer) -> Finding:
         """Whether the holder has ended, as far as it can be known."""
@@ -103,27 +125,19 @@ class DeathWatch:
             return Finding(dead=None)
         if life == self._died:
             return Finding(dead=True, reason="the engine says that its container died")
+        now = self._clock.time_ns()
         try:
             async with asyncio.timeout(INSPECT_DEADLINE):
                 seen = await self._engine.inspect(life.container)
-                if not seen.found:
-                    here = await self._has_one_of(set(holder.witness.containers) - {life.container})
-                    return Finding(dead=here or None, reason="the engine says that its container is gone")
         except (EngineError, TimeoutError):
             return Finding(dead=None)
-        return _judge_seen(seen, life)
-
-    async def _has_one_of(self, containers: set[str]) -> bool:
-        for container in containers:
-            if (await self._engine.inspect(container)).found:
-                return True
-        return False
+        return _judge_seen(seen, holder, now)
 
     async def wait(self, holder: Peer, seconds: float) -> None:
         """Return when the holder may have ended, or after so many seconds."""
         if holder.life != self._watched:
             await self.end()
-            self._watch(holder.life)
+            self._watch(holder)
         timer = self._clock.call_later(seconds, self._wake.set)
         try:
             await self._wake.wait()
@@ -131,12 +145,13 @@ class DeathWatch:
             timer.cancel()
             self._wake.clear()
 
-    def _watch(self, life: Life) -> None:
-        self._watched = life
+    def _watch(self, holder: Peer) -> None:
+        self._watched = life = holder.life
         if not life.boot_id or life.boot_id != self._own.boot_id:
             return
         if life.container:
-            self._events = asyncio.create_task(self._follow(life), name="holder-events")
+            renewed_at = _latest_renewal(holder, self._clock.time_ns())
+            self._events = asyncio.create_task(self._follow(life, renewed_at), name="holder-events")
         if life.pid and life.namespaces == self._own.namespaces and life.pid != self._own.pid:
             with suppress(OSError):
                 self._process = os.pidfd_open(life.pid)
@@ -152,12 +167,12 @@ class DeathWatch:
             os.close(self._process)
             self._process = None
 
-    async def _follow(self, life: Life) -> None:
+    async def _follow(self, life: Life, since: int | None) -> None:
         backoff = RETRY.start()
         while True:
             with suppress(EngineError):
-                async with self._engine.events(None, lambda _: None) as events:
-                    self._wake.set()  # an inspection tells what happened before
+                async with self._engine.events(since, lambda _: None) as events:
+                    self._wake.set()  # an inspection may tell what no event does any more
                     async for event in events:
                         is_theirs = event.action == "die" and event.node_id == life.container
                         if is_theirs and event.time_nano >= life.container_started:
@@ -175,12 +190,27 @@ class DeathWatch:
             self._events = None
 
 
-def _judge_seen(seen: Observation, life: Life) -> Finding:
+def _judge_seen(seen: Observation, holder: Peer, now: int) -> Finding:
+    """What an inspection proves that was asked for at `now` (ns since the epoch)."""
+    if not seen.found:
+        return Finding(dead=None)
     if seen.status in WITHOUT_PROCESS:
-        return Finding(dead=True, reason=f"the engine says that its container is {seen.status}")
-    if seen.started_at and nanos(seen.started_at) != life.container_started:
-        return Finding(dead=True, reason="the engine says that its container was started anew")
-    return Finding(dead=False, reason="its container runs")
+        ended_at, reason = seen.finished_at, f"the engine says that its container is {seen.status}"
+    elif seen.started_at and nanos(seen.started_at) != holder.life.container_started:
+        ended_at, reason = seen.started_at, "the engine says that its container was started anew"
+    else:
+        return Finding(dead=False, reason="its container runs")
+    renewed_at = _latest_renewal(holder, now)
+    if ended_at is None or renewed_at is None or nanos(ended_at) < renewed_at:
+        return Finding(dead=None)
+    return Finding(dead=True, reason=reason)
+
+
+def _latest_renewal(holder: Peer, now: int) -> int | None:
+    """When the holder last renewed its lease, by our clock (ns since the epoch) and not a moment too late."""
+    if holder.renewed_ago is None:
+        return None
+    return now - round(holder.renewed_ago * 1e9) - RENEWAL_ROUNDING
 
 
 def own_process(proc: Path = Path("/proc")) -> Life:

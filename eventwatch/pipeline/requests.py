@@ -26,6 +26,8 @@ class SweepRequests:
         self._asked = asyncio.Event()
         self._resumed = asyncio.Event()
         self._after_connect = False
+        #: When the last pass began (monotonic, s).
+        self._taken_at = float("-inf")
 
     def ask(self, *, after_connect: bool = False) -> None:
         """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
@@ -34,11 +36,13 @@ class SweepRequests:
 
     def database_returned(self) -> None:
         """Ask for a pass as the database is back, but not at the very moment at which all its watchers do."""
-        self._clock.call_later(self._rng() * RETURN_JITTER, self._resume)
+        returned_at = self._clock.monotonic()
+        self._clock.call_later(self._rng() * RETURN_JITTER, lambda: self._resume(returned_at))
 
-    def _resume(self) -> None:
+    def _resume(self, returned_at: float) -> None:
         self._resumed.set()
-        self.ask()
+        if self._taken_at <= returned_at:  # a pass that began since does: if it fails, it is repeated
+            self.ask()
 
     async def wait(self, seconds: float) -> None:
         """Wait until a pass is asked for, and take that as answered; so many seconds at most."""
@@ -46,6 +50,7 @@ class SweepRequests:
         await self._asked.wait()
         timer.cancel()
         self._asked.clear()
+        self._taken_at = self._clock.monotonic()
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until the database has come back."""

@@ -51,6 +51,8 @@ class Roster:
         self.engine_id = engine_id
         self.host = host
         self.known: dict[str, Recorded] = {}
+        #: Whether a pass has told which documents there are; until then, one that is not known proves nothing.
+        self.has_learned = False
         #: Why the nodes are as they are.
         self.reasons = reasons
         #: Engine time (ns) of the newest event received: whatever is asked now is at least as new.
@@ -83,6 +85,7 @@ class Roster:
 
         What was written or deleted since is newer than the read.
         """
+        self.has_learned = True
         for node_id in known_before.keys() - documents.keys():
             self.forget(node_id)
         for node_id, recorded in documents.items():

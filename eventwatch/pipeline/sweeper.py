@@ -26,13 +26,13 @@ from eventwatch.core.errors import (
     EngineError,
     EventwatchError,
     LeaseLostError,
-    StoreError,
 )
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
 from eventwatch.core.metrics import Metrics
 from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.deletion import Deletions, Verdict
 from eventwatch.pipeline.idle import IdleStopper
+from eventwatch.pipeline.indexes import create_indexes
 from eventwatch.pipeline.inspections import RETRIED, Inspections
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.orphans import Orphans
@@ -154,6 +154,8 @@ class Sweeper:
         self._rng = rng
         self._patience = self._least_patience = patience
         self._timeouts = 0
+        #: Seconds that the last pass took to find its documents: where all is slow, no single node is to blame.
+        self._begun_after = 0.0
         self.last_success: float | None = None
         self._silences = 0
         #: Some of the containers that the last pass found.
@@ -226,6 +228,7 @@ class Sweeper:
         documents = await self._read_members()
         self._reconciler.replace_known(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
+        self._begun_after = self._clock.monotonic() - began
         answers = await self._inspect_all(documents, report)
         self._on_newest_change(max((seen.time_nano for seen, _ in answers.values()), default=0))
         found = {i: seen for i, (seen, _) in answers.items() if seen.found}
@@ -418,7 +421,7 @@ class Sweeper:
             await self._give_way()
             events_seen = self._roster.events_seen(node_id)
             try:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self._patience and max(self._patience, self._begun_after)):
                     seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
             except TimeoutError:
                 self._timeouts += 1
@@ -461,22 +464,6 @@ class Sweeper:
                     continue
                 if seen.found and seen.status in {"running", "paused"}:
                     await self._reconciler.register(seen)
-
-
-async def create_indexes(store: Store) -> None:
-    """Create the indexes by which the cost stays that of the own documents. Raises StoreError.
-
-    A login that may not is a warning: all works without them, and slows down with every other engine. So is a
-    server that takes its time over it.
-    """
-    try:
-        problems = await store.create_indexes()
-    except StoreError as error:
-        if not error.timed_out:
-            raise
-        problems = [str(error)]
-    for problem in problems:
-        logger.warning("An index cannot be created, so queries read every engine's documents: {}", problem)
 
 
 def bring_up_to_date(node: ToolServerNode, written: Recorded) -> None:

@@ -28,7 +28,7 @@ from loguru import logger
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import LeaseLostError, StoreError
-from eventwatch.core.facts import ENDED, STOPPING, Cause, Change, Claim, Observation, Owner, Recorded, Write
+from eventwatch.core.facts import STOPPING, Cause, Change, Claim, Observation, Owner, Recorded, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import Fields, as_run, claim_on, complete_hint, desired_fields, difference
 from eventwatch.pipeline.inspections import Inspections
@@ -262,8 +262,7 @@ class Writer:
                 change.cause, now, latency, event_ns, reason, details.name, details.image,
             )  # fmt: skip
             self._tell(written)
-        if new.get("status") in ENDED:
-            roster.reasons.ended(node_id)
+        roster.reasons.on_written(node_id, new, change.cause)
 
     def _log(self, old: Recorded, new: Fields, cause: Cause) -> None:
         for name in ("status", "health", "ip", "port"):

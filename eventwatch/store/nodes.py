@@ -59,7 +59,7 @@ from pymongo.monitoring import (
 )
 
 from eventwatch.core.clock import Slices
-from eventwatch.core.errors import ConfigError, StoreError
+from eventwatch.core.errors import ConfigError, DocumentError, StoreError
 from eventwatch.core.facts import STOPPING, Claim, Owner, Recorded, Write, is_container_id
 from eventwatch.core.policy import AT_WORK, as_utc
 from eventwatch.settings.model import mask_url
@@ -195,13 +195,16 @@ class Entry:
     stored: bool = False
     reason: str = ""
     named: Mapping[str, str] = field(default_factory=dict)
+    #: Of an explained end: `end`, `asked` and `ended_at`.
+    ending: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another live process that watches an engine with our engine's id: the holder of the lease, or a standby.
 
-    Of a holder, also `life`, the `epoch` of its lease, and when it last renewed that (naive UTC).
+    Of a holder, also `life`, its `epoch`, when it last renewed its lease (naive UTC), and how long ago that
+    was (s, by the database's clock) when a candidate asked.
     """
 
     manager_id: str
@@ -212,6 +215,7 @@ class Peer:
     life: Life = NO_LIFE
     epoch: int = 0
     renewed_at: datetime | None = None
+    renewed_ago: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +261,7 @@ class Refused:
 def _history_operations(entry: Entry) -> list[UpdateOne]:
     """What makes the database hold this entry, once, whatever came of an earlier attempt."""
     found: dict[str, Any] = {"_id": entry.node_id, "changes.id": entry.id}
-    news = {"count": entry.count, "until": entry.until, "reason": entry.reason}
+    news = {"count": entry.count, "until": entry.until, "reason": entry.reason, **entry.ending}
     renewed = UpdateOne(
         found,
         {
@@ -279,6 +283,14 @@ def _history_operations(entry: Entry) -> list[UpdateOne]:
         upsert=True,
     )
     return [renewed, added] if entry.tried else [added]
+
+
+def _last_change_of(name: str) -> dict[str, Any]:
+    """What gives a history's last change of this field, or the deletion, in a list."""
+    changes = {"$cond": [{"$isArray": "$changes"}, "$changes", []]}
+    told = {"$ne": [{"$type": f"$$this.new.{name}"}, "missing"]}
+    chosen = {"$filter": {"input": changes, "cond": {"$or": [told, {"$eq": ["$$this.deleted", True]}]}}}
+    return {"$slice": [chosen, -1]}
 
 
 def checker_id(engine_id: str) -> ObjectId:
@@ -320,32 +332,38 @@ class Store:
 
     async def create_indexes(self, names: Iterable[str] = INDEXES) -> list[str]:
         """Create those of `INDEXES` that are not there, and say which cannot be. Raises StoreError."""
+        missing = await self._lacking(names)
+        if not missing:
+            return []
         problems = []
         async with _deadline("asking whether it is a replica set"):
             is_set = "setName" in await self._database.command("hello")
         # By default a member that is down holds it up for ever.
         quorum: dict[str, Any] = {"commitQuorum": "majority"} if is_set else {}
-        for name in names:
-            for keys, options in INDEXES[name]:
-                async with _deadline(f"creating an index of {name}"):
-                    try:
-                        wanted = IndexModel([*keys.items()], **options)
-                        await self._database[name].create_indexes([wanted], **quorum)
-                    except OperationFailure as error:
-                        if error.code in _PASSING:
-                            raise
-                        if error.code not in _INDEX_CONFLICTS:  # one with other options does as well
-                            problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
+        for name, keys, options in missing:
+            async with _deadline(f"creating an index of {name}"):
+                try:
+                    wanted = IndexModel([*keys.items()], **options)
+                    await self._database[name].create_indexes([wanted], **quorum)
+                except OperationFailure as error:
+                    if error.code in _PASSING:
+                        raise
+                    if error.code not in _INDEX_CONFLICTS:  # somebody else was faster
+                        problems.append(f"{name} ({', '.join(keys)}): {_first_line(str(error))}")
         return problems
 
     async def missing_indexes(self) -> list[str]:
         """Those of `INDEXES` that are not there, in words. Raises StoreError."""
-        missing = []
-        for name, wanted in INDEXES.items():
+        return [f"{name} ({', '.join(keys)})" for name, keys, _ in await self._lacking(INDEXES)]
+
+    async def _lacking(self, names: Iterable[str]) -> list[tuple[str, Mapping[str, int], Mapping[str, Any]]]:
+        """The indexes that are not there: collection, fields and options. One with other options does as well."""
+        lacking = []
+        for name in names:
             async with _deadline(f"looking for the indexes of {name}"):
                 there = [list(index["key"].items()) async for index in await self._database[name].list_indexes()]
-            missing += [f"{name} ({', '.join(keys)})" for keys, _ in wanted if list(keys.items()) not in there]
-        return missing
+            lacking += [(name, keys, how) for keys, how in INDEXES[name] if list(keys.items()) not in there]
+        return lacking
 
     async def may_create_indexes(self) -> bool:
         """Whether this login has the right to, as far as the server says. Raises StoreError."""
@@ -704,7 +722,7 @@ class Store:
                 held, [{"$set": waiting}], return_document=ReturnDocument.AFTER
             )
         if row is not None:
-            return _parse_peer(row, holds=True)
+            return _parse_holder(row)
         floor = await self._highest_epoch()
         known_epoch = {"$max": [_SANE_EPOCH, floor]}
         taken: dict[str, Any] = {
@@ -721,8 +739,7 @@ class Store:
             },
             "containers": list(witness.containers),
             "look": witness.look,
-            # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
-            "life": {"$literal": {**asdict(life), "manager_id": checker.manager_id}},
+            "life": _recorded_life(life, checker.manager_id),
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
         }
@@ -734,7 +751,7 @@ class Store:
         if row is None:
             raise StoreError("Database took the lease but did not say so")
         if row["manager_id"] != checker.manager_id:
-            return _parse_peer(row, holds=True)
+            return _parse_holder(row)
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), _sane_cursor(row.get("cursor")))
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
         async with _deadline("stamping the epoch"):
@@ -769,10 +786,12 @@ class Store:
         cursor: int | None,
         witness: Witness = UNSEEN,
         report: Mapping[str, Any] | None = None,
+        life: Life | None = None,
     ) -> bool:
         """Extend a lease that is still ours. False when its document is gone or another's.
 
-        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`).
+        `report` is what the watcher tells of itself, for others to read (see `EngineRecord`); `life` is ours, if
+        more is known of it than when the lease was taken.
         """
         fields: dict[str, Any] = {
             "renewed_at": "$$NOW",
@@ -785,6 +804,8 @@ class Store:
             fields["cursor"] = cursor
         if report is not None:
             fields["report"] = {"$literal": report}
+        if life is not None:
+            fields["life"] = _recorded_life(life, lease.manager_id)
         guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
         async with _deadline("renewing the lease"):
             return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
@@ -1021,6 +1042,27 @@ class Store:
             found = self._history.find({"_id": {"$in": list(node_ids)}}, {"changes": {"$slice": -1}})
             return await found.to_list()
 
+    async def read_last_states(
+        self, node_ids: Collection[str] = (), *, engine_id: str = "", limit: int
+    ) -> list[dict[str, Any]]:
+        """Of the histories of these nodes, or an engine's, that changed last: only what tells how the node is now.
+
+        `changes` are the last one of the status (or the deletion), and the last one of the health.
+        """
+        query = {"engine_id": engine_id} if engine_id else {"_id": {"$in": list(node_ids)}}
+        kept = {"short_id": 1, "name": 1, "image": 1}
+        last = [_last_change_of("status"), _last_change_of("health")]
+        stages: list[dict[str, Any]] = [
+            {"$match": query}, {"$sort": {"at": -1}}, {"$limit": limit},
+            {"$project": kept | {"changes": {"$concatArrays": last}}},
+        ]  # fmt: skip
+        rows, slices = [], Slices()
+        async with _deadline("reading the history"):
+            async for row in await self._history.aggregate(stages, batchSize=BATCH):
+                rows.append(row)
+                await slices.turn()
+        return rows
+
     async def read_old_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
         """The newest rows that earlier versions wrote, one a change, whatever they are like."""
         query = {} if node_id is None else {"node_id": node_id}
@@ -1029,7 +1071,10 @@ class Store:
             return await self._old_history.find(query).sort(order, -1).limit(limit).to_list()
 
     async def find(self, name: str) -> Recorded | None:
-        """The node whose id or short id begins with `name`; ConfigError when there are several."""
+        """The node whose id or short id begins with `name`; ConfigError when there are several.
+
+        Raises DocumentError when its document is one that everything skips.
+        """
         if not name:
             return None  # and not all of them
         prefix = {"$regex": f"^{re.escape(name)}"}
@@ -1037,7 +1082,10 @@ class Store:
             rows = await self._nodes.find({"$or": [{"_id": prefix}, {"short_id": prefix}]}, _PROJECTION).to_list(2)
         if len(rows) > 1:
             raise ConfigError(f"{name}: several nodes begin with it, give more of the id")
-        return self._parse(rows[0]) if rows else None
+        recorded = self._parse(rows[0]) if rows else None
+        if rows and recorded is None:
+            raise DocumentError(f"{name}: it has a document, which is skipped until that is corrected or deleted")
+        return recorded
 
     # -- for the doctor -------------------------------------------------------------------------------
 
@@ -1232,6 +1280,19 @@ def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
         _whole(row.get("epoch")) or 0,
         row["renewed_at"] if isinstance(row.get("renewed_at"), datetime) else None,
     )
+
+
+def _parse_holder(row: Mapping[str, Any]) -> Peer:
+    """The holder of a lease, as it was when a candidate asked, which is the last on record of those that wait."""
+    holder, asked_at = _parse_peer(row, holds=True), row["standbys"][-1]["seen_at"]
+    if holder.renewed_at is None:
+        return holder
+    return replace(holder, renewed_ago=(asked_at - holder.renewed_at).total_seconds())
+
+
+def _recorded_life(life: Life, manager_id: str) -> dict[str, Any]:
+    # With the name of whose it is: an older version that takes the lease leaves this as it finds it.
+    return {"$literal": {**asdict(life), "manager_id": manager_id}}
 
 
 def _parse_life(row: Mapping[str, Any]) -> Life:

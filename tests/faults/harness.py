@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -240,6 +241,7 @@ class World:
         #: Containers that were told to go.
         self.removed: set[str] = set()
         self.put_back: dict[str, PutBack] = {}
+        self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.most = most
         self.stale_s = stale_s
         self.replace_share = REPLACES
@@ -358,6 +360,10 @@ class World:
 
     async def request(self, node_id: str, document: Document | None = None) -> None:
         """Note down one request to a node; with `document`, by writing all of that back."""
+        async with self._one_at_a_time[node_id]:  # of two at once, nobody could say which is to stay
+            await self._request(node_id, document)
+
+    async def _request(self, node_id: str, document: Document | None) -> None:
         now = ago(0)
         requests = self.requests[node_id]
         requests.unsure.add(now)

@@ -560,13 +560,15 @@ class World:
 
     def _start(self, tasks: asyncio.TaskGroup) -> Pipeline:
         settings = self.settings
-        pipeline = Pipeline(
+        pipeline = self.pipeline = Pipeline(
             engine=self.engine, store=self.store, settings=settings, clock=self.clock,
             time=KindestClock(self.clock, settings.idle_timeout), tasks=tasks, engine_id=ENGINE_ID,
             requests=SweepRequests(self.clock) if self.sweeps else OnlyUrgent(self.clock),
             manager_id="simulated", rng=random.Random(self.seed), looks=self.looks,
         )  # fmt: skip
-        self.reconciler = pipeline.reconciler
+        self.reconciler, self.requests = pipeline.reconciler, pipeline.requests
+        if not self.sweeps:
+            self.reconciler.replace_known({}, known_before={})  # as a first pass where there are no documents yet
         pipeline.writer.listeners.append(self.changes.append)
         pipeline.start()
         return pipeline

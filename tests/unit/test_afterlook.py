@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,9 +10,12 @@ from functools import partial
 
 import pytest
 
-from eventwatch.core.facts import Cause, Recorded
+from eventwatch.core.clock import KindestClock
+from eventwatch.core.facts import Cause, Owner, Recorded
 from eventwatch.core.policy import CLOCK_SET_BACK_NS
-from tests.unit.simulated import MS, START, Container, Stream, World
+from eventwatch.pipeline.pipeline import Pipeline
+from eventwatch.store.nodes import Lease
+from tests.unit.simulated import ENGINE_ID, FIRST_PORT, MS, START, Container, Stream, World
 
 SECOND = 1000 * MS
 
@@ -98,6 +102,28 @@ async def test_an_unreadable_document_is_read_once_and_left_alone(monkeypatch: p
     # Once to write it, a few times as of a container whose document may still come, once by a look.
     waiting = world.settings.orphan_grace / 0.25
     assert 0 < reads < waiting
+
+
+async def test_a_watcher_that_begins_looks_only_once_a_pass_has_told_which_documents_there_are() -> None:
+    """Else each node that it owns would be new to the look, and inspected beside the pass that inspects all."""
+    world = world_of(ended_node())
+    node_id = world.containers[0].id
+    world.store.put(Recorded(node_id, node_id[:12], "exited", "unhealthy", "", FIRST_PORT))
+    async with asyncio.TaskGroup() as tasks:
+        pipeline = Pipeline(
+            engine=world.engine, store=world.store, settings=world.settings, clock=world.clock,
+            time=KindestClock(world.clock, 0.0), tasks=tasks, engine_id=ENGINE_ID,
+            lease=Lease("holder", ENGINE_ID, 1),
+        )  # fmt: skip
+        pipeline.owners.owned[node_id] = Owner(ENGINE_ID, "host")
+        looking = tasks.create_task(pipeline.afterlook.run())
+        await world.time.run_until(START + 5 * SECOND)
+        assert not pipeline.reconciler.depth()
+        pipeline.reconciler.replace_known(dict(world.store.documents), known_before={})
+        await world.time.run_until(START + 10 * SECOND)
+        assert world.store.looks
+        assert not pipeline.reconciler.depth()
+        looking.cancel()
 
 
 @pytest.mark.parametrize(("engines", "least", "most"), [(1, 100, 300), (1000, 8, 40)])

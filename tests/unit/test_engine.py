@@ -7,6 +7,8 @@ import gzip
 import inspect as introspection
 import json
 import re
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ import eventwatch.engine.docker
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
 from eventwatch.settings.model import Settings
+from tests.certificates import make_certificates
 from tests.e2e.watching import served
 
 NODE = "a" * 64
@@ -494,6 +497,29 @@ def test_certificates_are_not_asked_for_where_there_is_no_tls(tmp_path: Path, ur
 def test_certificates_are_loaded_for_tls(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match="DOCKER_CERT_PATH"):
         DockerEngine(_with_tls(url, tmp_path))
+
+
+async def test_an_engine_is_believed_over_tls_by_the_authorities_that_the_machine_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read when the engine is made: those that aiohttp reads as it is imported are none, for a command."""
+    make_certificates(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem")
+    fake = FakeEngine()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", fake.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, socket.create_server(("127.0.0.1", 0)), ssl_context=context)
+        await site.start()
+        fake.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        async with closing(fake.engine()) as engine:
+            assert (await engine.identify()).id == "fake"
+    finally:
+        await runner.cleanup()
 
 
 def _with_tls(url: str, folder: Path) -> Settings:

@@ -11,9 +11,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pytest
 
@@ -137,6 +137,7 @@ class ToldEngine(UnaskedEngine):
         self.states = states
         self.sent: asyncio.Queue[Event] = asyncio.Queue()
         self.listeners = 0
+        self.since: int | None = None
 
     async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:  # noqa: ARG002
         seen = self.states.get(node_id, Observation(node_id, found=False))
@@ -147,10 +148,11 @@ class ToldEngine(UnaskedEngine):
     @asynccontextmanager
     async def events(
         self,
-        since: int | None,  # noqa: ARG002
+        since: int | None,
         on_malformed: Callable[[str], object],  # noqa: ARG002
     ) -> AsyncIterator[AsyncIterator[Event]]:
         self.listeners += 1
+        self.since = since
         try:
             yield self._sent()
         finally:
@@ -161,16 +163,30 @@ class ToldEngine(UnaskedEngine):
             yield await self.sent.get()
 
 
+#: When a candidate judges; the holder renewed its lease four seconds before.
+NOW: Final = datetime(2026, 1, 2, tzinfo=UTC)
+AGO: Final = 4.0
+
+
 def holder(life: Life = CONTAINED, **more: Any) -> Peer:
-    return Peer("them", "host", 1, Witness((NODE, HOLDER), 1), holds=True, life=life, epoch=3, **more)
+    told = {"renewed_ago": AGO, **more}
+    return Peer("them", "host", 1, Witness((NODE, HOLDER), 1), holds=True, life=life, epoch=3, **told)
 
 
-def state(status: str, started: datetime = STARTED) -> Observation:
-    return Observation(HOLDER, status=status, started_at=started)
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def state(status: str, started: datetime = STARTED, finished: datetime | None = None) -> Observation:
+    return Observation(HOLDER, status=status, started_at=started, finished_at=finished)
+
+
+def clock() -> VirtualClock:
+    return VirtualClock(nanos(NOW))
 
 
 async def judge(holder: Peer, engine: ToldEngine) -> Finding:
-    deaths = DeathWatch(engine, VirtualClock())
+    deaths = DeathWatch(engine, clock())
     await deaths.introduce()
     return await deaths.judge(holder)
 
@@ -180,11 +196,12 @@ async def judge(holder: Peer, engine: ToldEngine) -> Finding:
     [
         (state("running"), False),
         (state("paused"), False),
-        (state("exited"), True),
-        (state("dead"), True),
-        (state("restarting"), True),
-        (state("removing"), True),
-        (state("running", datetime(2026, 1, 2, tzinfo=UTC)), True),
+        (state("exited", finished=ago(2)), True),
+        (state("dead", finished=ago(2)), True),
+        (state("restarting", finished=ago(2)), True),
+        (state("removing", finished=ago(2)), True),
+        (state("running", ago(2)), True),
+        (state("exited"), None),
         (None, None),
     ],
 )
@@ -192,29 +209,40 @@ async def test_the_engine_says_whether_a_container_has_ended(told: Observation |
     assert (await judge(holder(), ToldEngine(**{HOLDER: told}))).dead is dead
 
 
-async def test_a_container_that_is_gone_counts_only_on_an_engine_that_has_another_of_the_holders() -> None:
-    """Another engine of the same id has none of them."""
-    assert (await judge(holder(), ToldEngine())).dead is None
-    assert (await judge(holder(), ToldEngine(**{NODE: Observation(NODE, status="exited")}))).dead is True
+@pytest.mark.parametrize("told", [state("exited", finished=ago(6)), state("running", ago(6))])
+async def test_a_container_that_had_ended_before_its_holder_renewed_its_lease_is_a_copy(told: Observation) -> None:
+    """As on an engine that was given another's data, and with that its id."""
+    engine = ToldEngine(**{HOLDER: told})
+    assert (await judge(holder(), engine)).dead is None
+    assert (await judge(holder(renewed_ago=None), engine)).dead is None
+    assert (await judge(holder(renewed_ago=-3600.0), engine)).dead is None
+    assert (await judge(holder(renewed_ago=7.0), engine)).dead is True
+
+
+async def test_a_container_that_is_gone_proves_nothing() -> None:
+    """An engine that was given another's data may never have had it, though it has others of the holder's."""
+    assert (await judge(holder(), ToldEngine(**{NODE: Observation(NODE, status="exited")}))).dead is None
 
 
 async def test_a_container_proves_nothing_on_another_machine_or_after_another_boot() -> None:
     elsewhere = replace(CONTAINED, boot_id="00000000-0000-0000-0000-000000000000")
     for life in (elsewhere, replace(CONTAINED, boot_id=""), replace(CONTAINED, container=""), NO_LIFE):
-        assert (await judge(holder(life), ToldEngine(**{HOLDER: state("exited")}))).dead is None
+        told = state("exited", finished=ago(2))
+        assert (await judge(holder(life), ToldEngine(**{HOLDER: told}))).dead is None
 
 
 async def test_the_kernel_counts_more_than_the_engine() -> None:
     """An engine may have lost a container whose process lives on."""
     living = replace(OWN, container=HOLDER, container_started=nanos(STARTED))
-    assert (await judge(holder(living), ToldEngine(**{HOLDER: state("exited")}))).dead is False
+    assert (await judge(holder(living), ToldEngine(**{HOLDER: state("exited", finished=ago(2))}))).dead is False
 
 
 async def test_the_end_of_a_container_ends_the_wait_and_is_proof() -> None:
     engine = ToldEngine(**{HOLDER: None})  # locked, as it dies
-    deaths = DeathWatch(engine, VirtualClock())
+    deaths = DeathWatch(engine, clock())
     await deaths.introduce()
     await deaths.wait(holder(), 1000)  # ends as soon as events are listened to
+    assert engine.since == nanos(ago(AGO + 1))  # for it may have died before that, and be gone
     waiting = asyncio.create_task(deaths.wait(holder(), 1000))
     for event in (
         Event("die", HOLDER, nanos(STARTED) - 1),  # of its earlier life
@@ -250,6 +278,49 @@ async def test_the_end_of_a_process_ends_the_wait(child: subprocess.Popen[bytes]
 
 
 # -- what the candidate makes of it -------------------------------------------------------------------------
+
+
+async def test_a_holder_whose_engine_is_slow_to_tell_of_its_container_leaves_that_with_a_later_renewal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began = nanos(STARTED)
+    monkeypatch.setattr("eventwatch.pipeline.proof.own_container_ids", lambda: frozenset({HOLDER}))
+    monkeypatch.setattr("eventwatch.pipeline.proof.started_with_first_process", lambda _: began)
+    engine, renewed = ToldEngine(**{HOLDER: None}), RenewedStore()
+    virtual = clock()
+    elector = Elector(
+        store=cast("Store", renewed), checker=NodeChecker.model_construct(manager_id="us"), duration=15.0,
+        clock=virtual, deaths=DeathWatch(engine, virtual),
+    )  # fmt: skip
+    keeping = asyncio.create_task(elector.keep(await elector.acquire("engine"), lambda: None))
+    for told in (None, None, state("running"), state("running")):
+        engine.states[HOLDER] = told
+        await settle()
+        virtual.advance(5.0)
+        await settle()
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert not renewed.taken.container
+    assert [life and life.container for life in renewed.lives] == [None, None, HOLDER, HOLDER]
+    assert renewed.lives[-1] == replace(OWN, container=HOLDER, container_started=began)
+    assert not any(task.get_name() == "introduction" for task in asyncio.all_tasks())
+
+
+class RenewedStore:
+    """A lease that is free, and stays ours."""
+
+    def __init__(self) -> None:
+        self.returns = 0
+        self.taken = NO_LIFE
+        self.lives: list[Life | None] = []
+
+    async def acquire_lease(self, *_: object, life: Life, **__: object) -> Lease:
+        self.taken = life
+        return Lease("us", "engine", 4)
+
+    async def renew_lease(self, *_: object, life: Life | None, **__: object) -> bool:
+        self.lives.append(life)
+        return True
 
 
 class HeldStore:

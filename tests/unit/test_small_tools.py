@@ -178,6 +178,10 @@ class TestBackoff:
         backoff.succeeded_for(30)
         assert backoff.next_delay() == 1
 
+    def test_what_an_attempt_waited_is_not_waited_for_again(self) -> None:
+        backoff = Pace(base=1, cap=10).start(jitter=lambda: 1.0)
+        assert [backoff.next_delay(took=3) for _ in range(4)] == [0, 0, 1, 5]
+
     def test_a_thousand_failures_do_not_overflow(self) -> None:
         backoff = Pace(base=1, cap=10).start(jitter=lambda: 1.0)
         assert max(backoff.next_delay() for _ in range(1000)) == 10

@@ -114,7 +114,7 @@ function reasons(node) {
   const parts = [];
   const problems = node.problems || [];
   if (problems.length) parts.push(element("p", problems.map(problemName).join(", "), "verdict"));
-  const listed = told && told.failures && told.failures.length && /^its last health check said/.test(told.reason);
+  const listed = told && told.failures && told.failures.length && /^its last health check /.test(told.reason);
   if (told && told.reason && !listed) parts.push(element("p", told.reason));
   if (told && told.error) parts.push(element("p", `The engine says: ${told.error}`));
   if (node.disagreement && Object.keys(node.disagreement).length) {
