@@ -348,9 +348,11 @@ class Replay:
         lease = await elector.acquire(ENGINE_ID)
         try:
             async with asyncio.TaskGroup() as tasks:
+                manager = tasks.create_task(self._play_manager(), name="manager")
                 pipeline = self._start_pipeline(tasks, elector, lease)
                 self._running.set()
                 await self._stopping.wait()
+                manager.cancel()
                 pipeline.end()
         except* EventwatchError as group:
             raise _first(group) from None
@@ -368,7 +370,6 @@ class Replay:
         )  # fmt: skip
         self.parts = pipeline
         pipeline.writer.listeners.append(self._note)
-        tasks.create_task(self._play_manager(), name="manager")
         pipeline.start(workers={"lease-keeper": lambda: elector.keep(lease, lambda: pipeline.writer.cursor)})
         if self._hurry:
             self.store.writer = pipeline.running["writer"]
