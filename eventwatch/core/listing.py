@@ -17,9 +17,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from eventwatch.core.facts import NO_HEALTH_CHECK, NOT_RUNNING_IP, Observation, address_on, is_container_id
+from eventwatch.core.facts import NO_HEALTH_CHECK, NOT_RUNNING_IP, Observation
 
 #: Seconds by which an age may be off: that of a row was worked out somewhat before or after ours.
 TOLERANCE: Final = range(-2, 3)
@@ -38,28 +38,6 @@ class Listed:
     state: str = ""
     text: str = ""
     addresses: Mapping[str, str] | None = None
-
-
-def parse_listed(row: object) -> Listed | None:
-    """Read a row of the list; None for what is about no container. What is odd in it is left out."""
-    if not isinstance(row, dict) or not is_container_id(row.get("Id")):
-        return None
-    node_id: str = row["Id"]
-    state, text, networks = row.get("State"), row.get("Status"), row.get("NetworkSettings")
-    endpoints = networks.get("Networks") if isinstance(networks, dict) else None
-    return Listed(
-        node_id,
-        state if isinstance(state, str) else "",
-        text if isinstance(text, str) else "",
-        _addresses(endpoints) if isinstance(endpoints, dict) else None,
-    )
-
-
-def _addresses(endpoints: Mapping[str, Any]) -> Mapping[str, str] | None:
-    try:
-        return {name: address_on(endpoint or {}) for name, endpoint in endpoints.items()}
-    except (TypeError, AttributeError):
-        return None
 
 
 def shows_no_change(row: Listed, seen: Observation, *, network: str, now: datetime) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from eventwatch.core.facts import Observation, parse_container
-from eventwatch.core.listing import age_in_words, parse_listed, shows_no_change
+from eventwatch.core.facts import Observation
+from eventwatch.core.listing import age_in_words, shows_no_change
+from eventwatch.engine.wire import parse_container, parse_listed
 from tests.listed import row_of
 
 NODE, NETWORK = "5c" * 32, "nodes"
