@@ -68,9 +68,9 @@ function show() {
     const item = element("li");
     item.append(element("b", engine.host || engine.engine_id), " ");
     item.append(element("span", engine.state, `state ${CLASSES[engine.state] || ""}`), " ");
-    item.append(element("span", facts(engine), "facts"));
+    item.append(element("span", facts(engine), "numbers"));
     if (engine.own) {
-      item.append(" ", element("span", "shown below", "facts"));
+      item.append(" ", element("span", "shown below", "numbers"));
     } else {
       const open = opened.get(engine.engine_id);
       const act = button(open ? "Hide its nodes" : "Its nodes", "plain", () => toggle(engine));
