@@ -74,10 +74,12 @@ from eventwatch.pipeline.sweeper import PATIENCE
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.settings.model import EMBEDDED, Settings, load_settings
+from eventwatch.store.changes import HISTORY_CHANGES
+from eventwatch.store.connection import Store, open_store
 from eventwatch.store.documents import NodeChecker, ToolServerNode
 from eventwatch.store.embedded import EmbeddedMongo
 from eventwatch.store.history import History, read_changes
-from eventwatch.store.nodes import HISTORY_CHANGES, Lease, Store, open_store
+from eventwatch.store.rows import Lease
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline
 from eventwatch.pipeline.sweeper import Sweeper, SweepReport, bring_up_to_date, warn_of
 from eventwatch.settings.model import Settings, load_settings
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker, ToolServerNode, node_collection
-from eventwatch.store.nodes import Store
 
 #: The sweeper of the `watch()` that runs in this process.
 _watching: Sweeper | None = None

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from eventwatch.store.nodes import ENGINES, OWNERS, checker_id
+from eventwatch.store.base import ENGINES, OWNERS, checker_id
 
 Document = dict[str, Any]
 #: Documents of each of them.

@@ -46,8 +46,8 @@ from eventwatch.core.text import printable
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline.fleet import as_json, ordered
 from eventwatch.settings.model import EMBEDDED, Settings
+from eventwatch.store.connection import Store, create_user, open_store
 from eventwatch.store.embedded import EmbeddedMongo, running_url
-from eventwatch.store.nodes import Store, create_user, open_store
 
 #: Characters shown of a name that was asked for.
 NAMED: Final = 80

@@ -21,8 +21,9 @@ from eventwatch.pipeline.fleet import MOST, SILENCE, note_of
 from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.pipeline.undocumented import doubt, running_undocumented
 from eventwatch.settings.model import EMBEDDED, Settings
+from eventwatch.store.connection import Store, open_store
 from eventwatch.store.embedded import server_version
-from eventwatch.store.nodes import Peer, Store, open_store
+from eventwatch.store.rows import Peer
 
 #: Seconds between two clocks from which on idle times are visibly wrong.
 SKEW: Final = 5.0

@@ -20,7 +20,8 @@ from eventwatch.core.errors import ConfigError
 from eventwatch.core.text import printable
 from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.fleet import SILENCE, state_of
-from eventwatch.store.nodes import EngineRecord, Store
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import EngineRecord
 
 _COLOURS: Final = {"ready": "green", "unready": "red", "unwatched": "", "away": "yellow", "dead": "red"}
 #: Characters shown of one value.

@@ -39,8 +39,9 @@ from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.sweeper import CONCURRENCY
 from eventwatch.settings.model import JUDGING, Settings
+from eventwatch.store.changes import HISTORY_CHANGES
+from eventwatch.store.connection import Store
 from eventwatch.store.history import Named, PastChange, State, parse_name, read_changes, read_states, state_of
-from eventwatch.store.nodes import HISTORY_CHANGES, Store
 
 STATUS_COLOURS: Final = {
     "running": "green",

@@ -32,8 +32,8 @@ from eventwatch.core.policy import as_utc
 from eventwatch.core.text import printable
 from eventwatch.engine.protocol import Engine
 from eventwatch.settings.model import Settings
+from eventwatch.store.connection import Store
 from eventwatch.store.history import read_last_changes
-from eventwatch.store.nodes import Store
 
 #: Seconds between two reads of the documents, and of the selected node.
 RENEWED: Final = 1.0

@@ -29,7 +29,8 @@ from eventwatch.pipeline.orphans import Orphans
 from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.roster import Roster
-from eventwatch.store.nodes import BATCH, Store
+from eventwatch.store.base import BATCH
+from eventwatch.store.connection import Store
 
 #: Seconds after a change at which its document is read again.
 DELAYS: Final = (0.1, 0.25, 1.0, 4.0)

@@ -27,7 +27,7 @@ from eventwatch.core.facts import Owner, Recorded
 from eventwatch.core.policy import Ownership, mass_limit, ownership
 from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline.twins import TwinWatch
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 #: Sweeps and seconds that must agree before more than a limit of nodes is deleted, or stopped.
 AGREEING_SWEEPS: Final = 3

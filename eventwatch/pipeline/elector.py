@@ -26,8 +26,9 @@ from eventwatch.core.errors import CheckerDeletedError, LeaseLostError, StoreErr
 from eventwatch.core.readiness import standing_by
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker
-from eventwatch.store.nodes import NO_LIFE, UNSEEN, Lease, Life, Peer, Store, Witness
+from eventwatch.store.rows import NO_LIFE, UNSEEN, Lease, Life, Peer, Witness
 
 #: Seconds between two looks at the engine while standing by.
 LOOK_INTERVAL: Final = 5.0

@@ -21,7 +21,8 @@ from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Change
 from eventwatch.core.metrics import STATUSES, Metrics, quantile
 from eventwatch.core.text import printable
-from eventwatch.store.nodes import EngineRecord, Store
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import EngineRecord
 
 #: Seconds without a sign of life after which an engine is told of, and between two looks.
 SILENCE: Final = 600.0

@@ -54,7 +54,7 @@ from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.roster import Roster
 from eventwatch.pipeline.writer import Writer
 from eventwatch.settings.model import Settings
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 #: Seconds between the first look at a database with idle nodes and the first stop.
 FIRST_CONTACT_GRACE: Final = 180.0

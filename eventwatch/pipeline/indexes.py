@@ -15,7 +15,7 @@ from loguru import logger
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import StoreError
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 #: Seconds between two looks, and between attempts.
 INTERVAL: Final = 3600.0

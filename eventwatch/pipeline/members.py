@@ -25,7 +25,7 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Recorded
 from eventwatch.core.listing import Listed
 from eventwatch.engine.protocol import Engine
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 #: Containers that went lately, whose documents a manager's stale save may bring back: looked for by each pass, the
 #: newest of them and as many of the others in turn.

@@ -23,7 +23,7 @@ from eventwatch.core.facts import Event, Recorded
 from eventwatch.pipeline.inspections import Inspections
 from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.roster import Roster
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 #: Orphans are looked for after an eighth of their age, between these bounds (seconds).
 POLL: Final = (0.01, 0.25)

@@ -17,7 +17,7 @@ from eventwatch.core.clock import Clock
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Owner
 from eventwatch.pipeline.roster import Roster
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 #: Containers that are gone and remembered: a bound on memory.
 REMEMBERED: Final = 10_000

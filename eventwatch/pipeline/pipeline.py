@@ -37,7 +37,8 @@ from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.pipeline.watcher import Watcher
 from eventwatch.pipeline.writer import Writer
 from eventwatch.settings.model import Settings
-from eventwatch.store.nodes import Lease, Store
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import Lease
 
 #: What a task runs.
 Part = Callable[[], Awaitable[None]]

@@ -40,7 +40,7 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import ENDED, Observation, nanos
 from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.essentials import own_container_ids
-from eventwatch.store.nodes import NO_LIFE, Life, Peer
+from eventwatch.store.rows import NO_LIFE, Life, Peer
 
 #: Seconds for what the engine says of one container: it may be locked for long.
 INSPECT_DEADLINE: Final = 1.0

@@ -47,8 +47,9 @@ from eventwatch.pipeline.roster import Roster
 from eventwatch.pipeline.twins import PUBLISHED, some_of
 from eventwatch.pipeline.writer import STAMP, Writer
 from eventwatch.settings.model import Settings
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import ToolServerNode
-from eventwatch.store.nodes import UNSEEN, Store, Witness
+from eventwatch.store.rows import UNSEEN, Witness
 
 #: Inspections in flight during a sweep.
 CONCURRENCY = 10

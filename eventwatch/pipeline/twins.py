@@ -23,7 +23,8 @@ from loguru import logger
 
 from eventwatch.core.errors import EngineError
 from eventwatch.engine.protocol import Engine
-from eventwatch.store.nodes import Peer, Store, Witness
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import Peer, Witness
 
 #: Containers that a process publishes.
 PUBLISHED: Final = 8

@@ -35,8 +35,10 @@ from eventwatch.pipeline.inspections import Inspections
 from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.roster import Roster
 from eventwatch.settings.model import Settings
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import ToolServerNode
-from eventwatch.store.nodes import Lease, Refused, Store, naive_utc
+from eventwatch.store.fleet import naive_utc
+from eventwatch.store.rows import Lease, Refused
 
 #: Fields that say whose a node is. To take a node over is no change of it.
 STAMP: Final = frozenset({"engine_id", "epoch"})

@@ -44,8 +44,9 @@ from eventwatch.replay.engine import ENGINE_ID, ReplayEngine
 from eventwatch.replay.recording import TRUTH, Recording, Truth
 from eventwatch.replay.timeline import Busy, RealTime, Simulation, Timeline
 from eventwatch.settings.model import Settings
+from eventwatch.store.connection import Store, open_store
 from eventwatch.store.documents import NodeChecker, ToolServerNode
-from eventwatch.store.nodes import Lease, Store, open_store
+from eventwatch.store.rows import Lease
 
 #: A settle delay that no recording outlives.
 NEVER: Final = 1e9

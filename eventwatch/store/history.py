@@ -35,7 +35,9 @@ from eventwatch.core.facts import ENDED, Change, is_container_id
 from eventwatch.core.policy import as_utc
 from eventwatch.core.reasons import Ended
 from eventwatch.core.text import printable
-from eventwatch.store.nodes import HISTORY_CHANGES, Entry, Store
+from eventwatch.store.changes import HISTORY_CHANGES
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import Entry
 
 #: Entries that wait for the database, entries of one bulk, seconds between two writes, and for the last one.
 WAITING: Final = 10_000

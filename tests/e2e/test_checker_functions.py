@@ -27,7 +27,7 @@ from eventwatch import (
 from eventwatch.core.facts import Observation
 from eventwatch.engine import docker as engine
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.store.nodes import OWNERS
+from eventwatch.store.base import OWNERS
 from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts
 from tests.nodes import SLOW, Node
 

@@ -15,7 +15,7 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
-import eventwatch.store.nodes
+import eventwatch.store.connection
 from tests.e2e.test_idle_stop import quick, start_idle, stops
 from tests.e2e.watching import World, ago, eventually, manager_document, run_program
 
@@ -47,7 +47,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     def client(url: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
         return AsyncMongoClient(url, **{**options, "event_listeners": [*options["event_listeners"], heard]})
 
-    monkeypatch.setattr(eventwatch.store.nodes, "AsyncMongoClient", client)
+    monkeypatch.setattr(eventwatch.store.connection, "AsyncMongoClient", client)
     return heard
 
 

@@ -27,8 +27,8 @@ from eventwatch.cli.commands import database_url
 from eventwatch.core.errors import ConfigError, StoreError
 from eventwatch.settings.model import Settings, load_settings, mask_url
 from eventwatch.store import embedded
+from eventwatch.store.connection import open_store
 from eventwatch.store.embedded import EmbeddedMongo, default_data_dir, find_mongod, running_url
-from eventwatch.store.nodes import open_store
 from eventwatch.testing import _private_mongod
 from tests.nodes import SLOW
 

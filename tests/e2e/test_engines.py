@@ -20,8 +20,10 @@ from eventwatch.core.metrics import Metrics
 from eventwatch.engine.docker import as_engine
 from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.fleet import SILENCE, DeadEngines
+from eventwatch.store.base import ENGINES, OWNERS, checker_id
+from eventwatch.store.connection import open_store
 from eventwatch.store.documents import NodeChecker
-from eventwatch.store.nodes import ENGINES, OWNERS, Lease, checker_id, open_store
+from eventwatch.store.rows import Lease
 from tests.conftest import free_address
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, ago, eventually, logged, texts

@@ -12,8 +12,11 @@ import pytest
 from eventwatch.core.clock import SystemClock
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Cause, Change
+from eventwatch.store.base import HISTORY, OLD_HISTORY
+from eventwatch.store.changes import HISTORY_CHANGES
+from eventwatch.store.connection import Store, open_store
 from eventwatch.store.history import History, PastChange, parse_change, read_changes
-from eventwatch.store.nodes import HISTORY, HISTORY_CHANGES, OLD_HISTORY, Entry, Store, open_store
+from eventwatch.store.rows import Entry
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, eventually, logged, texts
 

@@ -23,7 +23,8 @@ from eventwatch.engine.docker import DockerEngine
 from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline import deletion, essentials, idle
 from eventwatch.pipeline.writer import Writer
-from eventwatch.store.nodes import ENGINES, OWNERS, Store
+from eventwatch.store.base import ENGINES, OWNERS
+from eventwatch.store.connection import Store
 from tests.conftest import free_address
 from tests.e2e.test_idle_stop import STUBBORN, aged, quick, start_idle, stops, sweep
 from tests.e2e.watching import World, ago, eventually, filmed, logged, program, texts

@@ -20,7 +20,9 @@ from eventwatch.engine.docker import DockerEngine
 from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline.inspections import RETRIED
 from eventwatch.pipeline.writer import Writer
-from eventwatch.store.nodes import OWNERS, Lease, Peer, Store, checker_id
+from eventwatch.store.base import OWNERS, checker_id
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import Lease, Peer
 from tests.conftest import free_address, free_port
 from tests.e2e.test_idle_stop import quick, start_idle, sweep
 from tests.e2e.test_never_stopped import get

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from eventwatch.store.nodes import ENGINES, OWNERS, checker_id
+from eventwatch.store.base import ENGINES, OWNERS, checker_id
 from tests.e2e.test_idle_stop import sweep
 from tests.e2e.watching import Document, World, ago, eventually, logged, manager_document, texts
 from tests.nodes import Node

@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from eventwatch import watch
-from eventwatch.store.nodes import checker_id
+from eventwatch.store.base import checker_id
 from tests.conftest import free_address
 from tests.e2e.watching import Failing, World, ago, eventually
 

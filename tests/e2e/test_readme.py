@@ -31,7 +31,7 @@ from typing import Final
 
 import pytest
 
-from eventwatch.store.nodes import checker_id
+from eventwatch.store.base import checker_id
 from tests.conftest import free_address
 from tests.e2e.test_embedding import environment, served
 from tests.e2e.watching import Program, World, ago, eventually, program, run_program

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from eventwatch.store.nodes import HISTORY
+from eventwatch.store.base import HISTORY
 from tests.conftest import free_address
 from tests.e2e.test_events_to_documents import create_hungry
 from tests.e2e.test_operator import ask

@@ -12,7 +12,8 @@ from eventwatch.cli.doctor import examine
 from eventwatch.cli.nodes import compare_nodes, explain_node, identity_of, settings_in_force
 from eventwatch.core.errors import ConfigError, DocumentError, EventwatchError
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.store.nodes import OWNERS, open_store
+from eventwatch.store.base import OWNERS
+from eventwatch.store.connection import open_store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts
 

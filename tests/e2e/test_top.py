@@ -17,7 +17,7 @@ from textual.widgets import DataTable, Static
 from eventwatch.cli.top import TopView
 from eventwatch.core.errors import StoreError
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.store.nodes import Store, open_store
+from eventwatch.store.connection import Store, open_store
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Failing, World, eventually, manager_document
 

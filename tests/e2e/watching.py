@@ -33,7 +33,7 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Change, Event, Observation
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline.reconciler import Reconciler
-from eventwatch.store.nodes import ENGINES, checker_id
+from eventwatch.store.base import ENGINES, checker_id
 from tests.conftest import end
 from tests.nodes import NODE_PORT, SLOW, Node, Nodes
 

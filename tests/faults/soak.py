@@ -41,7 +41,7 @@ from typing import Any, Final, TypeVar
 
 from pymongo.errors import OperationFailure, PyMongoError
 
-import eventwatch.store.nodes  # noqa: F401 - it mends the driver
+import eventwatch.store.connection  # noqa: F401 - it mends the driver
 from tests.conftest import end
 from tests.e2e.watching import eventually, true_fields
 from tests.engines import PrivateEngine, PrivateMongo

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pymongo import AsyncMongoClient
 
-import eventwatch.store.nodes  # noqa: F401 - it mends the driver
+import eventwatch.store.connection  # noqa: F401 - it mends the driver
 from tests.conftest import free_port
 from tests.e2e.watching import eventually
 from tests.engines import PrivateEngine, PrivateMongo

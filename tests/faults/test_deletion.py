@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eventwatch.store.nodes import OWNERS
+from eventwatch.store.base import OWNERS
 from tests.e2e.watching import manager_document
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.faults.harness import Eventwatch, Oracle, World

@@ -21,7 +21,7 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
-from eventwatch.store.nodes import INDEXES
+from eventwatch.store.indexes import INDEXES
 from tests.conftest import find_mongod, free_address, free_port
 from tests.faults.harness import OUR_VARIABLES, ROOT, Document, Eventwatch, Oracle, World
 from tests.fleet import EACH, crowd

@@ -31,8 +31,10 @@ from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.pipeline.requests import SweepRequests
 from eventwatch.replay.timeline import Busy, Simulation
 from eventwatch.settings.model import Settings
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import ToolServerNode
-from eventwatch.store.nodes import LOOKED_AT, Lease, Peer, Refused, Store
+from eventwatch.store.nodes import LOOKED_AT
+from eventwatch.store.rows import Lease, Peer, Refused
 from tests.listed import row_of
 
 START = 1_800_000_000_000_000_000

@@ -14,7 +14,7 @@ from eventwatch.core.clock import KindestClock
 from eventwatch.core.facts import Cause, Owner, Recorded
 from eventwatch.core.policy import CLOCK_SET_BACK_NS
 from eventwatch.pipeline.pipeline import Pipeline
-from eventwatch.store.nodes import Lease
+from eventwatch.store.rows import Lease
 from tests.unit.simulated import ENGINE_ID, FIRST_PORT, MS, START, Container, Stream, World
 
 SECOND = 1000 * MS

@@ -20,7 +20,8 @@ from eventwatch.pipeline.deletion import (
     Verdict,
 )
 from eventwatch.pipeline.twins import TWIN_MEMORY, TwinWatch
-from eventwatch.store.nodes import Peer, Store, Witness
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import Peer, Witness
 
 US = EngineInfo("us", "host-a", "", "")
 SWEEP = 30.0

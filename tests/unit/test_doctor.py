@@ -8,7 +8,8 @@ from unittest.mock import AsyncMock
 
 from eventwatch.cli.doctor import _examine_peers
 from eventwatch.engine.protocol import Engine
-from eventwatch.store.nodes import Peer, Store, Witness
+from eventwatch.store.connection import Store
+from eventwatch.store.rows import Peer, Witness
 
 GONE = ("a" * 64,)
 

@@ -10,8 +10,9 @@ import pytest
 from eventwatch.core.clock import VirtualClock
 from eventwatch.core.errors import CheckerDeletedError, LeaseLostError
 from eventwatch.pipeline.elector import RENEWALS, SECOND_LOOK, Elector
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker
-from eventwatch.store.nodes import Lease, Store
+from eventwatch.store.rows import Lease
 from tests.nodes import SLOW
 
 DURATION = 15.0

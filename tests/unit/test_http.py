@@ -38,7 +38,7 @@ from eventwatch.http.feed import ChangeFeed
 from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.fleet import note_of
-from eventwatch.store.nodes import EngineRecord
+from eventwatch.store.rows import EngineRecord
 from tests.certificates import make_certificates, trusting
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts

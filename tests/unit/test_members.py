@@ -12,7 +12,7 @@ from eventwatch.core.facts import Recorded
 from eventwatch.core.listing import Listed
 from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import LATELY_GONE, Members
-from eventwatch.store.nodes import Store
+from eventwatch.store.connection import Store
 
 US, ALIVE, DEAD = "us", "alive", "dead"
 

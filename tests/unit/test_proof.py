@@ -30,8 +30,9 @@ from eventwatch.pipeline.proof import (
     start_time,
     started_with_first_process,
 )
+from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker
-from eventwatch.store.nodes import NO_LIFE, Lease, Life, Peer, Store, Witness, _parse_life
+from eventwatch.store.rows import NO_LIFE, Lease, Life, Peer, Witness, parse_life
 from tests.unit.simulated import UnaskedEngine
 
 HOLDER, NODE = "a" * 64, "b" * 64
@@ -97,7 +98,7 @@ def test_what_is_not_known_from_here_is_left_open(foreign: dict[str, Any]) -> No
 
 def test_what_a_holder_left_is_read_as_it_was_written() -> None:
     row = {"manager_id": "them", "life": {**asdict(CONTAINED), "manager_id": "them"}}
-    assert _parse_life(row) == CONTAINED
+    assert parse_life(row) == CONTAINED
 
 
 @pytest.mark.parametrize(
@@ -119,12 +120,12 @@ def test_what_a_holder_left_is_read_as_it_was_written() -> None:
 )
 def test_an_odd_record_proves_nothing(odd: dict[str, Any]) -> None:
     row = {"manager_id": "them", "life": {**asdict(CONTAINED), "manager_id": "them", **odd}}
-    assert _parse_life(row) == NO_LIFE
+    assert parse_life(row) == NO_LIFE
 
 
 @pytest.mark.parametrize("life", [None, "dead", [], {}, 2**80])
 def test_a_record_that_is_none_proves_nothing(life: object) -> None:
-    assert _parse_life({"manager_id": "them", "life": life}) == NO_LIFE
+    assert parse_life({"manager_id": "them", "life": life}) == NO_LIFE
 
 
 # -- a container --------------------------------------------------------------------------------------------
