@@ -156,7 +156,10 @@ async def completion(arguments: argparse.Namespace, _: Settings) -> None:
     """`eventwatch completion`."""
     if find_spec("shtab") is None:
         raise ConfigError("completion needs the extra `completion` (shtab)")
-    print(pkgutil.resolve_name("shtab:complete")(arguments.parser(), arguments.shell))  # noqa: T201
+    script = str(pkgutil.resolve_name("shtab:complete")(arguments.parser(), arguments.shell))
+    # shtab takes `source <(...)` for being loaded from fpath, and would complete at once.
+    script = script.replace("[[ $zsh_eval_context[-1] == eval ]]", "[[ $zsh_eval_context[-1] == (eval|file) ]]")
+    print(script)  # noqa: T201
 
 
 async def engines(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """The command line: parse, configure logging, run, and turn what went wrong into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 bad configuration or usage.
+Exit codes: 0 done, 1 failed, 2 bad configuration or usage; as ever in a shell 130 at Ctrl-C, 141 at a closed pipe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from eventwatch.cli.output import say
 from eventwatch.core.durations import parse_duration
 from eventwatch.core.errors import ConfigError, EventwatchError
-from eventwatch.core.facts import CONDITIONS
+from eventwatch.core.facts import CONDITIONS, STATUSES
 from eventwatch.core.logs import LONGEST, configure_logging, tell_bug, tell_failure
 from eventwatch.core.readiness import is_standby, summary
 from eventwatch.core.text import printable
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="eventwatch",
         description="Keeps the node documents of a ToolServerManager in MongoDB true to their Docker containers.",
         epilog="Settings are EVENTWATCH_* variables or lines of .env; `eventwatch config` prints them all. "
-        "Exit codes: 0 done, 1 failed, 2 wrong settings or usage.",
+        "Exit codes: 0 done, 1 failed, 2 wrong settings or usage; 130 where Ctrl-C cuts one off.",
     )
     parser.add_argument(
         "--version",
@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_status_options(add("status", "list the nodes, their idle time left, and whether the engine agrees"))
     add("top", "show the nodes on a full screen, renewed each second: sort, filter, and one node in full")
     explain_parser = add("explain", "tell what Docker and the document say of one node, and what changed it when")
-    explain_parser.add_argument("id", metavar="ID", help="a container's id, the beginning of its id, or its name")
+    explain_parser.add_argument(
+        "id", metavar="ID", type=_name, help="a container's id, the beginning of its id, or its name"
+    )
     explain_parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     _add_engines_options(add("engines", "list every engine on record, who watches it, and how it is"))
     _add_wait_options(add("wait", "wait until a node is healthy, running, exited or deleted"))
@@ -138,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     add("config", "print every setting with its value, secrets masked", __name__)
     completion_parser = add("completion", "print a script that completes eventwatch's words in a shell")
     completion_parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
+    completion_parser.epilog = (
+        "For this shell: source <(eventwatch completion SHELL); for each one: that line at the end of ~/.bashrc "
+        "or, below compinit, ~/.zshrc. Needs the extra `completion`."
+    )
     completion_parser.set_defaults(parser=_parser)
     return parser
 
@@ -148,8 +154,9 @@ def _add_status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
     parser.add_argument("--unhealthy", action="store_true", help="only unhealthy nodes that have not ended")
     parser.add_argument(
-        "--status", action="append", metavar="STATUS", help="only nodes of this status; may be repeated"
-    )
+        "--status", action="append", choices=STATUSES, metavar="STATUS",
+        help=f"only nodes of this status; may be repeated: {', '.join(STATUSES)}",
+    )  # fmt: skip
     parser.add_argument(
         "--since", type=_duration, metavar="TIME", help="only nodes that started or ended in this time, e.g. 10m"
     )
@@ -206,7 +213,9 @@ def _add_engines_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_wait_options(parser: argparse.ArgumentParser) -> None:
     """Tell the parser of `wait` what it takes."""
-    parser.add_argument("name", metavar="NAME", help="a container's id, the beginning of its id, or its name")
+    parser.add_argument(
+        "name", metavar="NAME", type=_name, help="a container's id, the beginning of its id, or its name"
+    )
     parser.add_argument(
         "--for", dest="condition", choices=CONDITIONS, default="healthy", metavar="STATE",
         help="healthy, running, exited or deleted (default: healthy)",
@@ -252,6 +261,12 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
         "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",
         help="1: hints only; 2: settling too; 3: sweeps too (default: 3)",
     )  # fmt: skip
+
+
+def _name(text: str) -> str:
+    if not text.strip():  # a script's variable that is not set
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _duration(text: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eventwatch.core.details import brief_row, details_of, end_reason, full_row
+from eventwatch.core.details import Details, brief_row, details_of, end_on_record, end_reason, full_row
 from eventwatch.core.durations import about
-from eventwatch.core.errors import ConfigError, EngineError, EventwatchError
+from eventwatch.core.errors import ConfigError, EngineError, EventwatchError, StoreError
 from eventwatch.core.facts import ENDED, Observation, Owner, Recorded
 from eventwatch.core.policy import (
     Ownership,
@@ -35,12 +35,12 @@ from eventwatch.core.policy import (
     why_not_to_stop,
 )
 from eventwatch.core.text import printable
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.sweeper import CONCURRENCY
 from eventwatch.settings.model import JUDGING, Settings
-from eventwatch.store.history import PastChange, parse_name, read_changes
-from eventwatch.store.nodes import Store
+from eventwatch.store.history import Named, PastChange, State, parse_name, read_changes, read_states, state_of
+from eventwatch.store.nodes import HISTORY_CHANGES, Store
 
 STATUS_COLOURS: Final = {
     "running": "green",
@@ -75,6 +75,12 @@ class NodeReport:
     limit: Timeout = field(default_factory=lambda: Timeout(0.0))
     elsewhere: str = ""
     differs: Mapping[str, Any] = field(default_factory=dict)
+    past: State = field(default_factory=State)
+
+    @property
+    def details(self) -> Details | None:
+        """The container as inspected; None when it was not."""
+        return details_of(self.seen) if self.seen and self.seen.found else None
 
     @property
     def verdict(self) -> str:
@@ -98,13 +104,14 @@ class NodeReport:
 
     @property
     def reason(self) -> str:
-        """Why the container ended, or is not healthy, as far as the engine tells."""
-        if self.seen is None:
+        """Why the container ended, or is not healthy, by the engine; and by the history who asked for it."""
+        details = self.details
+        if details is None:
             return ""
-        details = details_of(self.seen)
         if details.ending:
-            return end_reason(details.ending, ran=details.ran)
-        return f"its last health check said: {details.failures[0].output}" if details.failures else ""
+            past = end_on_record(self.past.status, details)
+            return end_reason(details.ending, ran=details.ran, asked=past[1] if past else "")
+        return str(details.failures[0]) if details.failures else ""
 
     def as_json(self) -> dict[str, Any]:
         """For machines; times in ISO 8601, `idle_left` in seconds."""
@@ -112,7 +119,7 @@ class NodeReport:
         row["id"] = row.pop("node_id")
         request = row["last_req_time"]
         row["last_req_time"] = as_utc(request).isoformat() if request else None
-        details = details_of(self.seen) if self.seen else None
+        details = self.details
         return row | {
             "agrees": self.agrees,
             "verdict": self.verdict,
@@ -179,7 +186,19 @@ async def compare_nodes(store: Store, engine: Engine, settings: Settings, *, eng
 
     documents = await _documents_of(engine_id, store, engine)
     owners = await store.read_owners(documents)
-    return list(await asyncio.gather(*(report(node) for node in documents.values())))
+    reports = list(await asyncio.gather(*(report(node) for node in documents.values())))
+    return await _with_their_past(store, reports)
+
+
+async def _with_their_past(store: Store, reports: list[NodeReport]) -> list[NodeReport]:
+    """With what the history has of those that have ended; no matter if it cannot be read."""
+    wanted = [report.recorded.node_id for report in reports if report.seen and report.seen.ending]
+    try:
+        states = await read_states(store, wanted, limit=len(wanted)) if wanted else {}
+    except StoreError as error:
+        logger.warning("Who asked for the nodes' ends is not known: {}", error)
+        return reports
+    return [replace(report, past=states.get(report.recorded.node_id, report.past)) for report in reports]
 
 
 async def _documents_of(engine_id: str, store: Store, engine: Engine) -> dict[str, Recorded]:
@@ -350,8 +369,8 @@ class Explanation:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; times in ISO 8601."""
-        report, seen = self.report, self.report.seen if self.report else None
-        details = details_of(seen) if seen and seen.found else None
+        report = self.report
+        details, seen = (report.details, report.seen) if report else (None, None)
         docker = brief_row(details) | full_row(details) | {"status": seen.status} if details and seen else None
         idle = report and {
             "left": report.idle_left,
@@ -396,22 +415,17 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
 
     Raises EventwatchError when nobody knows it, ConfigError when it stands for several.
     """
-    recorded = await store.find(name)
+    found = await _look_up(name, store, engine)
+    recorded = found.recorded
     if recorded is None:
-        try:
-            node_id = await engine.resolve(name)
-        except EngineError as error:
-            logger.warning("Containers' names cannot be looked up: {}", error)
-            node_id = None
-        recorded = (await store.read([node_id])).get(node_id) if node_id else None
-        if recorded is None:
-            return await _explain_removed(name, node_id, store, engine)
+        return await _explain_removed(name, found, store, engine)
     engine_id = await identity_of(engine)
     settings = await settings_in_force(store, engine_id, settings)
     owner = (await store.read_owners([recorded.node_id])).get(recorded.node_id)
     report = await report_node(recorded, owner, engine, settings, engine_id=engine_id)
-    changes = await read_changes(store, recorded.node_id, limit=CHANGES)
-    details = details_of(report.seen) if report.seen else None
+    changes = await read_changes(store, recorded.node_id, limit=HISTORY_CHANGES)
+    report = replace(report, past=state_of(changes))
+    details = report.details
     last = changes[0] if changes else None
     return Explanation(
         node_id=recorded.node_id,
@@ -419,26 +433,66 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
         image=(details.image if details else "") or (last.image if last else ""),
         report=report,
         owner=owner,
-        changes=changes,
+        changes=changes[:CHANGES],
     )
 
 
-async def _explain_removed(name: str, node_id: str | None, store: Store, engine: Engine) -> Explanation:
-    """What the history tells of a node without document; `node_id` is the engine's container of that name.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What goes by a name: a document, else what the history has, and the engine's container (`node_id`).
 
-    Of several that had the name one after another it is the last.
+    `trouble` is why the engine could not be asked.
     """
-    rows = [row for row in map(parse_name, await store.find_history(name, limit=NAMESAKES)) if row]
-    rows = [row for row in rows if row.name == name][:1] or rows
-    if len(rows) > 1:
-        told = ", ".join(f"{row.node_id[:12]} ({row.name or 'no name'}, {row.at:%Y-%m-%d %H:%M})" for row in rows)
+
+    recorded: Recorded | None
+    node_id: str | None = None
+    past: Named | None = None
+    trouble: str = ""
+
+
+async def _look_up(name: str, store: Store, engine: Engine) -> _Found:
+    """Whose document it is by id or name. The history's names do where the engine has none, or is away.
+
+    Of several removed nodes that had the name one after another it is the last.
+    """
+    node_id, trouble = None, ""
+    recorded = await store.find(name)
+    if recorded is None:
+        try:
+            node_id = await engine.resolve(name)
+        except EngineError as error:
+            trouble = str(error)
+    if node_id:
+        recorded = await store.find(node_id)
+    rows = [] if recorded or not name else await store.find_history(name, limit=NAMESAKES)
+    past = [row for row in map(parse_name, rows) if row]
+    past = [row for row in past if row.name == name] or past
+    if past and not node_id:
+        documents = await store.read([row.node_id for row in past])
+        past = [row for row in past if row.node_id in documents] or past
+        recorded = documents.get(past[0].node_id)
+    one_by_one = recorded is None and past and past[0].name == name
+    if len(past) > 1 and not one_by_one:
+        told = ", ".join(f"{row.node_id[:12]} ({row.name or 'no name'}, {row.at:%Y-%m-%d %H:%M})" for row in past)
         raise ConfigError(f"{printable(name, CELL)}: several nodes begin with it: {told}")
-    found = rows[0].node_id if rows else node_id or name
-    changes = await read_changes(store, found, limit=CHANGES)
+    if recorded is None and past:
+        recorded = await store.find(past[0].node_id)  # says so if its document is an odd one
+    if recorded:
+        recorded = (await store.read([recorded.node_id])).get(recorded.node_id, recorded)  # with its claim
+    elif trouble:
+        logger.warning("Containers' names cannot be looked up: {}", trouble)
+    return _Found(recorded, node_id, past[0] if past else None, trouble)
+
+
+async def _explain_removed(name: str, found: _Found, store: Store, engine: Engine) -> Explanation:
+    """What the history tells of a node without document."""
+    past, node_id = found.past, found.node_id
+    removed = past.node_id if past else node_id or name
+    changes = await read_changes(store, removed, limit=CHANGES)
     if not changes:
         seen = _describe(await engine.inspect(node_id)) if node_id else "no container"
-        raise EventwatchError(f"{name}: no document, {seen}")
-    return Explanation(found, rows[0].name if rows else "", rows[0].image if rows else "", None, None, changes)
+        raise EventwatchError(f"{name}: no document, {'Docker does not answer' if found.trouble else seen}")
+    return Explanation(removed, past.name if past else "", past.image if past else "", None, None, changes)
 
 
 def _engine_line(report: NodeReport) -> str:

@@ -14,12 +14,12 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
 from eventwatch.core.durations import about
-from eventwatch.core.facts import Ending, Failure, Observation
+from eventwatch.core.facts import STOPPING, Ending, Failure, Observation
 from eventwatch.core.text import printable
 
 #: Characters of a name or image, labels that are kept, and characters of their keys and values.
@@ -35,6 +35,8 @@ CRASH_LOOP_SECONDS: Final = 300.0
 JUST_STARTED: Final = 60.0
 #: Looks that are remembered of a container's restarts.
 LOOKS: Final = 16
+#: A time from the database is rounded to milliseconds.
+SAME_MOMENT: Final = timedelta(milliseconds=2)
 #: Signals that end no container as a rule: somebody sent them to make it do something else.
 _HARMLESS: Final = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGCONT", "SIGCHLD"}
 #: Exit codes after SIGTERM and SIGKILL, by which stops on demand end, and not only these.
@@ -114,6 +116,32 @@ def end_kind(ending: Ending, *, asked: bool | None) -> End:
     if ending.exit_code == 0 and not ending.error:
         return End.CLEAN
     return End.UNKNOWN if asked is None and ending.exit_code in _STOPPED else End.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class OnRecord:
+    """A node's last change of status in the history: why, and when it came last (`at`).
+
+    Of an end that was explained also its kind, who asked for it, and when the run ended, by the engine's clock.
+    """
+
+    status: str
+    reason: str
+    at: datetime
+    end: str = ""
+    asked: str = ""
+    ended_at: datetime | None = None
+
+
+def end_on_record(record: OnRecord | None, details: Details) -> tuple[End, str] | None:
+    """What kind of end the last one was, and who asked for it, if it is this one that is on record."""
+    if record is None or details.ending is None:
+        return None
+    if record.ended_at and details.ending.finished_at and record.end in set(End):
+        same = abs(details.ending.finished_at - record.ended_at) < SAME_MOMENT
+        return (End(record.end), record.asked) if same else None
+    same_run = details.started_at is not None and details.started_at <= record.at
+    return (End.ASKED, record.reason) if record.status == STOPPING and same_run else None
 
 
 def end_reason(ending: Ending, *, ran: float | None = None, asked: str = "") -> str:

@@ -62,6 +62,10 @@ class StoreError(EventwatchError):
             self.exit_code = ConfigError.exit_code
 
 
+class DocumentError(EventwatchError):
+    """A node's document does not validate, so everything skips it until somebody corrects it."""
+
+
 class LeaseLostError(EventwatchError):
     """A write was refused because the lease is no longer certainly ours."""
 

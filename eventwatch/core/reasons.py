@@ -4,13 +4,13 @@ Contract: `on_event` and `on_inspection` cost a few microseconds and never raise
 called where no event may be held up. What is kept of a node is bounded, and goes when the node does. A node's end
 is told once (`on_end`, one line of the log, one count), when an inspection has explained it.
 
-Not promised: to know of an end that came before this process looked who asked for it, or for how long a node had
-been unhealthy by then.
+What came before this process looked is `recall`ed from the history: who asked for an end, and since when a node
+has been unhealthy. Not promised: to know it where no eventwatch looked, or the history lacks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -22,17 +22,19 @@ from eventwatch.core.details import (
     Details,
     End,
     Looks,
+    OnRecord,
     asked_by,
     brief_row,
     details_of,
     die_reason,
     end_kind,
+    end_on_record,
     end_reason,
     full_row,
     is_crash_loop,
     look_at_restarts,
 )
-from eventwatch.core.facts import ENDED, Ending, Event, Observation, Write
+from eventwatch.core.facts import ENDED, Cause, Ending, Event, Observation, Write
 from eventwatch.core.metrics import Metrics
 
 #: An end that is this much older than the event of one is an end before it (the engine's clock is one).
@@ -54,10 +56,15 @@ class _Node:
     died_at: datetime | None = None
     #: Whether its end is written, and still to be told.
     untold: bool = False
+    #: Whether its document says `unhealthy`, and no inspection since has told why.
+    unhealthy_untold: bool = False
     #: When the end was that was told last.
     told: datetime | None = None
     #: Monotonic, s.
     unhealthy_since: float | None = None
+    #: What the history has of it: its last status, and since when it has been unhealthy (monotonic, s).
+    record: OnRecord | None = None
+    unhealthy_on_record: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,8 @@ class Ended:
     at: datetime | None
     kind: End
     reason: str
+    #: Who asked for it; empty: nobody.
+    asked: str = ""
 
 
 class Reasons:
@@ -80,6 +89,8 @@ class Reasons:
         self._nodes: dict[str, _Node] = {}
         #: Called with each end, once it is explained.
         self.on_end: list[Callable[[Ended], object]] = []
+        #: Called with a node's id and the reason, once it is explained why that is unhealthy.
+        self.on_unhealthy: list[Callable[[str, str], object]] = []
 
     # -- what is told --------------------------------------------------------------------------------
 
@@ -90,12 +101,13 @@ class Reasons:
                 self._node(event.node_id).asked = asked_by(event.detail) or self._node(event.node_id).asked
             case "die":
                 node = self._node(event.node_id)
-                node.exit_code, node.unhealthy_since = event.detail, None
+                node.exit_code, node.unhealthy_since, node.unhealthy_on_record = event.detail, None, None
                 node.details = replace(node.details, ending=None)  # that of an earlier run
                 node.died_at = datetime.fromtimestamp(event.time_nano / 1e9, UTC)
             case "start":
                 node = self._node(event.node_id)
                 node.asked = node.own = node.exit_code = ""
+                node.record = None
                 node.details = replace(node.details, ending=None)
                 node.died_at = None
             case "health_status":
@@ -114,6 +126,19 @@ class Reasons:
         self._note_health(node, unhealthy=seen.status == "running" and seen.health == "unhealthy")
         if node.untold:
             self._tell(seen.node_id, node)
+        if node.unhealthy_untold:
+            self._tell_unhealthy(seen.node_id, node)
+
+    def recall(self, node_id: str, last: OnRecord | None, *, unhealthy_since: datetime | None = None) -> None:
+        """Take in what the history has: the last change of its status, and when it last became unhealthy."""
+        node = self._node(node_id)
+        if not node.died_at:
+            node.record = last
+        if unhealthy_since:
+            since = self._clock.monotonic() - max(0.0, self._clock.time_ns() / 1e9 - unhealthy_since.timestamp())
+            node.unhealthy_on_record = since
+            if node.unhealthy_since is not None:
+                node.unhealthy_since = min(node.unhealthy_since, since)
 
     def will_stop(self, node_id: str, why: str) -> None:
         """We are about to stop it; empty: we are not any more."""
@@ -131,9 +156,11 @@ class Reasons:
 
     def _note_health(self, node: _Node, *, unhealthy: bool) -> None:
         if not (unhealthy and self._health_check):
-            node.unhealthy_since = None
+            node.unhealthy_untold = False
+            node.unhealthy_since = node.unhealthy_on_record = None
         elif node.unhealthy_since is None:
-            node.unhealthy_since = self._clock.monotonic()
+            before = node.unhealthy_on_record
+            node.unhealthy_since = self._clock.monotonic() if before is None else before
 
     # -- what is written -----------------------------------------------------------------------------
 
@@ -146,7 +173,43 @@ class Reasons:
             return node.own
         if status == "restarting":
             return f"restarted {node.details.restart_count} times by its restart policy; {self._end_of(node)}"
-        return self._end_of(node) if status in ENDED else ""
+        if status in ENDED:
+            return self._end_of(node)
+        # What is known when an event comes is of an inspection before it.
+        by_inspection = write.cause is not Cause.EVENT and write.fields.get("health") == "unhealthy"
+        return self._why_unhealthy(node) if by_inspection else ""
+
+    def unhealthy(self, node_id: str, cause: Cause) -> None:
+        """Its document says that it is unhealthy: tell why, now or when an inspection explains it."""
+        node = self._node(node_id)
+        node.unhealthy_untold = True
+        if cause is not Cause.EVENT:
+            self._tell_unhealthy(node_id, node)
+
+    def _tell_unhealthy(self, node_id: str, node: _Node) -> None:
+        reason = self._why_unhealthy(node)
+        if not reason:
+            return
+        node.unhealthy_untold = False
+        named = f" ({node.details.name})" if node.details.name else ""
+        logger.bind(node=node_id, name=node.details.name).info(
+            "Node {}{} is unhealthy: {}", node_id[:12], named, reason
+        )
+        for listener in self.on_unhealthy:
+            listener(node_id, reason)
+
+    def on_written(self, node_id: str, new: Mapping[str, str | int], cause: Cause) -> None:
+        """Take in what a document says from now on, and did not say before."""
+        if new.get("status") in ENDED:
+            self.ended(node_id)
+        elif new.get("status") == "running":
+            self.runs(node_id)
+        if new.get("health") == "unhealthy":
+            self.unhealthy(node_id, cause)
+
+    def runs(self, node_id: str) -> None:
+        """Its document says that it runs: what the history has of an end or a stop is of before."""
+        self._node(node_id).record = None
 
     def ended(self, node_id: str) -> None:
         """Its end is written: tell it, now or when an inspection explains it."""
@@ -167,7 +230,7 @@ class Reasons:
         named = f" ({node.details.name})" if node.details.name else ""
         told.info("Node {}{} ended: {}", node_id[:12], named, reason)
         for listener in self.on_end:
-            listener(Ended(node_id, ending.finished_at, kind, reason))
+            listener(Ended(node_id, ending.finished_at, kind, reason, self._asked(node)))
 
     def _ending(self, node: _Node) -> Ending | None:
         """How it ended, if an inspection has told of this end, not only of one before."""
@@ -177,12 +240,16 @@ class Reasons:
         return ending
 
     def _asked(self, node: _Node) -> str:
-        return node.own or node.asked
+        past = end_on_record(node.record, node.details)
+        return node.own or node.asked or (past[1] if past else "")
 
     def _kind(self, node: _Node) -> End | None:
         ending = self._ending(node)
         if ending is None:
             return None
+        past = end_on_record(node.record, node.details)
+        if past and not (node.own or node.asked):
+            return past[0]
         return end_kind(ending, asked=True if self._asked(node) else False if node.died_at else None)
 
     def _end_of(self, node: _Node) -> str:
@@ -219,8 +286,11 @@ class Reasons:
             return self._end_of(node)
         if node.own:
             return node.own
+        return self._why_unhealthy(node)
+
+    def _why_unhealthy(self, node: _Node) -> str:
         failures = node.details.failures if node.unhealthy_since is not None else ()
-        return f"its last health check said: {failures[0].output}" if failures else ""
+        return str(failures[0]) if failures else ""
 
     def crash_looping(self) -> int:
         """How many nodes start again and again."""

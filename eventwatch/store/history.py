@@ -29,7 +29,7 @@ from loguru import logger
 
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock
-from eventwatch.core.details import LONGEST_TEXT
+from eventwatch.core.details import LONGEST_TEXT, OnRecord
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import ENDED, Change, is_container_id
 from eventwatch.core.policy import as_utc
@@ -53,9 +53,12 @@ REMEMBERED: Final = 2_000
 NODES: Final = 10_000
 NEW_NODES: Final = 100
 TIDY_INTERVAL: Final = 60.0
+#: Nodes, those that changed last, of which a watcher that starts reads why they are as they are.
+RECALLED: Final = 5_000
 #: Characters that are kept of a text.
 LONGEST: Final = 200
 _INT64: Final = 2**63
+_TEXTS: Final = ("reason", "name", "image", "end", "asked")
 
 
 @dataclass(slots=True)
@@ -119,10 +122,23 @@ class History:
         """Put the reason of an end to the change that told of it. Raises nothing."""
         node = self._nodes.get(ended.node_id)
         for entry in reversed(node.last.values() if node else ()):
-            if node and entry.what["new"].get("status") in ENDED and entry.reason != ended.reason:
+            if node and entry.what["new"].get("status") in ENDED:
                 entry.reason = str(_sound(ended.reason, LONGEST_TEXT))
+                asked = _sound(ended.asked, LONGEST_TEXT)
+                entry.ending = {"end": str(ended.kind), "asked": asked, "ended_at": ended.at}
                 self._want(node, entry)
                 self._has_waiting.set()
+                return
+
+    def explain_health(self, node_id: str, reason: str) -> None:
+        """Put to the change by which a node became unhealthy why it is. Raises nothing."""
+        node = self._nodes.get(node_id)
+        for entry in reversed(node.last.values() if node else ()):
+            if node and entry.what["new"].get("health") == "unhealthy":
+                if entry.reason != reason and "status" not in entry.what["new"]:
+                    entry.reason = str(_sound(reason, LONGEST_TEXT))
+                    self._want(node, entry)
+                    self._has_waiting.set()
                 return
 
     def _want(self, node: _Node, entry: Entry) -> None:
@@ -160,6 +176,17 @@ class History:
         except Exception as error:  # noqa: BLE001 - the page lacks them, and nothing else does
             logger.warning("History is not read: {}", _reason(error))
 
+    async def recall_reasons(self, tell: Callable[..., object]) -> None:
+        """Tell of its engine's nodes as `Reasons.recall` takes it; no matter if that fails."""
+        try:
+            states = await read_states(self._store, engine_id=self._engine_id, limit=RECALLED)
+        except Exception as error:  # noqa: BLE001 - some reasons lack who asked, and all else goes on
+            logger.warning("History is not read: {}", _reason(error))
+            return
+        for node_id, state in states.items():
+            if state.status or state.unhealthy_since:
+                tell(node_id, state.status, unhealthy_since=state.unhealthy_since)
+
     async def finish(self) -> None:
         """Write what is remembered, at the end: in a few seconds, or not at all."""
         try:
@@ -184,7 +211,7 @@ class History:
         if not entries:
             self._has_waiting.clear()
             return
-        written = {entry.id: (entry.count, entry.reason) for entry in entries}
+        written = {entry.id: _news(entry) for entry in entries}
         try:
             new, refusals = await self._store.write_history(entries)
         finally:
@@ -194,7 +221,7 @@ class History:
         for entry in entries:
             entry.stored = True
             node = self._nodes.get(entry.node_id)
-            if node and (entry.count, entry.reason) == written[entry.id] and node.to_write.pop(entry.id, None):
+            if node and _news(entry) == written[entry.id] and node.to_write.pop(entry.id, None):
                 self._waiting -= 1
         if not self._waiting:
             self._has_waiting.clear()
@@ -216,6 +243,10 @@ class History:
 
 def _reason(error: Exception) -> str:
     return printable(error if isinstance(error, StoreError) else repr(error), LONGEST)
+
+
+def _news(entry: Entry) -> tuple[object, ...]:
+    return entry.count, entry.reason, entry.ending
 
 
 def _what(written: Change) -> dict[str, Any]:
@@ -255,6 +286,15 @@ class PastChange:
     reason: str = ""
     name: str = ""
     image: str = ""
+    #: Of an end that was explained: its kind, who asked for it (empty: nobody), and when the container ended.
+    end: str = ""
+    asked: str = ""
+    ended_at: datetime | None = None
+
+    def on_record(self) -> OnRecord:
+        """What it tells of how the node is since."""
+        status = str(self.new.get("status"))
+        return OnRecord(status, self.reason, self.until, self.end, self.asked, self.ended_at)
 
     def as_written(self) -> dict[str, Any]:
         """In the words of `Change`, as when it came last."""
@@ -301,6 +341,41 @@ def parse_name(row: Mapping[str, Any]) -> Named | None:
     return Named(str(node_id), name, image, as_utc(at))
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a node is, by its history: its last change of status, and since when it has been unhealthy."""
+
+    status: OnRecord | None = None
+    unhealthy_since: datetime | None = None
+
+
+async def read_states(
+    store: Store, node_ids: Collection[str] = (), *, engine_id: str = "", limit: int
+) -> dict[str, State]:
+    """How these nodes, or an engine's, are by their histories. Odd rows are left out. Raises StoreError."""
+    states = {}
+    for document in await store.read_last_states(node_ids, engine_id=engine_id, limit=limit):
+        changes = [change for row in _rows(document) if (change := parse_change(row))]
+        states[str(document.get("_id"))] = state_of(changes)
+    return states
+
+
+def state_of(changes: Iterable[PastChange]) -> State:
+    """How a node is by its changes, the newest first; nothing once its document was deleted."""
+    status: OnRecord | None = None
+    unhealthy_since: datetime | None = None
+    told: set[str] = set()
+    for change in sorted(changes, key=lambda change: change.until, reverse=True):
+        if change.deleted:
+            break
+        if "status" in change.new and "status" not in told:
+            status = change.on_record()
+        if change.new.get("health") == "unhealthy" and "health" not in told:
+            unhealthy_since = change.until
+        told |= change.new.keys()
+    return State(status, unhealthy_since)
+
+
 async def read_last_changes(store: Store, node_ids: Collection[str]) -> dict[str, PastChange]:
     """The newest change of each of these nodes, by node id, as far as any is on record. Raises StoreError."""
     rows = [row for document in await store.read_histories(node_ids) for row in _rows(document)]
@@ -323,6 +398,7 @@ def parse_change(row: Mapping[str, Any]) -> PastChange | None:
         return None
     if not isinstance(new, dict) or not (new or deleted):
         return None
+    ended_at = row.get("ended_at")
     until, count, latency, short_id = (row.get(name) for name in ("until", "count", "latency", "short_id"))
     return PastChange(
         node_id=node_id,
@@ -335,5 +411,6 @@ def parse_change(row: Mapping[str, Any]) -> PastChange | None:
         old={name: _sound(value) for name, value in old.items()},
         new={name: _sound(value) for name, value in new.items()},
         latency=latency if isinstance(latency, float) else None,
-        **{name: printable(row.get(name) or "", LONGEST_TEXT) for name in ("reason", "name", "image")},
+        ended_at=as_utc(ended_at) if isinstance(ended_at, datetime) else None,
+        **{name: printable(row.get(name) or "", LONGEST_TEXT) for name in _TEXTS},
     )

@@ -59,7 +59,7 @@ from pymongo.monitoring import (
 )
 
 from eventwatch.core.clock import Slices
-from eventwatch.core.errors import ConfigError, StoreError
+from eventwatch.core.errors import ConfigError, DocumentError, StoreError
 from eventwatch.core.facts import STOPPING, Claim, Owner, Recorded, Write, is_container_id
 from eventwatch.core.policy import AT_WORK, as_utc
 from eventwatch.settings.model import mask_url
@@ -195,6 +195,8 @@ class Entry:
     stored: bool = False
     reason: str = ""
     named: Mapping[str, str] = field(default_factory=dict)
+    #: Of an explained end: `end`, `asked` and `ended_at`.
+    ending: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,7 @@ class Refused:
 def _history_operations(entry: Entry) -> list[UpdateOne]:
     """What makes the database hold this entry, once, whatever came of an earlier attempt."""
     found: dict[str, Any] = {"_id": entry.node_id, "changes.id": entry.id}
-    news = {"count": entry.count, "until": entry.until, "reason": entry.reason}
+    news = {"count": entry.count, "until": entry.until, "reason": entry.reason, **entry.ending}
     renewed = UpdateOne(
         found,
         {
@@ -281,6 +283,14 @@ def _history_operations(entry: Entry) -> list[UpdateOne]:
         upsert=True,
     )
     return [renewed, added] if entry.tried else [added]
+
+
+def _last_change_of(name: str) -> dict[str, Any]:
+    """What gives a history's last change of this field, or the deletion, in a list."""
+    changes = {"$cond": [{"$isArray": "$changes"}, "$changes", []]}
+    told = {"$ne": [{"$type": f"$$this.new.{name}"}, "missing"]}
+    chosen = {"$filter": {"input": changes, "cond": {"$or": [told, {"$eq": ["$$this.deleted", True]}]}}}
+    return {"$slice": [chosen, -1]}
 
 
 def checker_id(engine_id: str) -> ObjectId:
@@ -1032,6 +1042,27 @@ class Store:
             found = self._history.find({"_id": {"$in": list(node_ids)}}, {"changes": {"$slice": -1}})
             return await found.to_list()
 
+    async def read_last_states(
+        self, node_ids: Collection[str] = (), *, engine_id: str = "", limit: int
+    ) -> list[dict[str, Any]]:
+        """Of the histories of these nodes, or an engine's, that changed last: only what tells how the node is now.
+
+        `changes` are the last one of the status (or the deletion), and the last one of the health.
+        """
+        query = {"engine_id": engine_id} if engine_id else {"_id": {"$in": list(node_ids)}}
+        kept = {"short_id": 1, "name": 1, "image": 1}
+        last = [_last_change_of("status"), _last_change_of("health")]
+        stages: list[dict[str, Any]] = [
+            {"$match": query}, {"$sort": {"at": -1}}, {"$limit": limit},
+            {"$project": kept | {"changes": {"$concatArrays": last}}},
+        ]  # fmt: skip
+        rows, slices = [], Slices()
+        async with _deadline("reading the history"):
+            async for row in await self._history.aggregate(stages, batchSize=BATCH):
+                rows.append(row)
+                await slices.turn()
+        return rows
+
     async def read_old_history(self, node_id: str | None = None, *, limit: int) -> list[dict[str, Any]]:
         """The newest rows that earlier versions wrote, one a change, whatever they are like."""
         query = {} if node_id is None else {"node_id": node_id}
@@ -1040,7 +1071,10 @@ class Store:
             return await self._old_history.find(query).sort(order, -1).limit(limit).to_list()
 
     async def find(self, name: str) -> Recorded | None:
-        """The node whose id or short id begins with `name`; ConfigError when there are several."""
+        """The node whose id or short id begins with `name`; ConfigError when there are several.
+
+        Raises DocumentError when its document is one that everything skips.
+        """
         if not name:
             return None  # and not all of them
         prefix = {"$regex": f"^{re.escape(name)}"}
@@ -1048,7 +1082,10 @@ class Store:
             rows = await self._nodes.find({"$or": [{"_id": prefix}, {"short_id": prefix}]}, _PROJECTION).to_list(2)
         if len(rows) > 1:
             raise ConfigError(f"{name}: several nodes begin with it, give more of the id")
-        return self._parse(rows[0]) if rows else None
+        recorded = self._parse(rows[0]) if rows else None
+        if rows and recorded is None:
+            raise DocumentError(f"{name}: it has a document, which is skipped until that is corrected or deleted")
+        return recorded
 
     # -- for the doctor -------------------------------------------------------------------------------
 

@@ -327,6 +327,8 @@ EVENTWATCH: Final[dict[str, Callable[[Place, str], Awaitable[None]]]] = {
     "eventwatch replay session.jsonl --speed 0": replay,
     "eventwatch replay session.jsonl --speed 0 --expect session.expected.json --json": replay_json,
 }
+#: Commands that an extra brings.
+EXTRAS: Final = {"completion": "completion", "top": "top"}
 OURS: Final = [command for command in commands(TEXT) if command.startswith("eventwatch ")]
 
 
@@ -364,6 +366,9 @@ def test_a_command_of_another_program_names_what_is_there(command: str) -> None:
         extras = re.fullmatch(r"\.\[([\w,]+)\]", words[2]).group(1).split(",")  # type: ignore[union-attr]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert set(extras) <= project["optional-dependencies"].keys()
+        # With no other must its commands run, whatever a developer has installed.
+        needed = {extra for word, extra in EXTRAS.items() if f"\neventwatch {word}" in TEXT}
+        assert needed <= set(extras)
     else:
         pytest.fail("nothing runs this command")
 

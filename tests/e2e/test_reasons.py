@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import httpx
 from eventwatch.store.nodes import HISTORY
 from tests.conftest import free_address
 from tests.e2e.test_events_to_documents import create_hungry
+from tests.e2e.test_operator import ask
 from tests.e2e.watching import NEVER, World, ago, eventually, logged, texts
 from tests.nodes import Node
 
@@ -45,6 +47,12 @@ async def test_a_death_is_explained_everywhere(world: World) -> None:
                 return bool(row["unhealthy_for"] is not None and row["failures"])
 
             await eventually(told_unhealthy, within=SLOWLY)
+
+            async def why_on_record() -> bool:
+                rows = [row for row in await changes_of(client, killed) if row["new"].get("health") == "unhealthy"]
+                return bool(rows and "health check" in rows[0]["reason"])
+
+            await eventually(why_on_record, within=SLOWLY)
             await killed.kill()
             for node in (failed, hungry):
                 await node.exec(["touch", "/go"], check=False)
@@ -93,8 +101,11 @@ async def gone(world: World, node: Node) -> bool:
     return await world.document(node) is None
 
 
-async def test_our_own_stop_tells_idle_time_limit_and_where_the_limit_comes_from(world: World) -> None:
-    node = await world.nodes.create("idle", labels={"eventwatch.idle-timeout": "2s"})
+async def test_our_own_stop_tells_idle_time_limit_and_where_the_limit_comes_from(
+    world: World, tmp_path: Path
+) -> None:
+    command = ["sh", "-c", 'trap "exit 1" TERM; while :; do sleep 0.1; done']
+    node = await world.nodes.create("idle", command=command, labels={"eventwatch.idle-timeout": "2s"})
     await node.start()
     await world.insert(node, last_req_time=ago(60))
     address = free_address()
@@ -114,6 +125,18 @@ async def test_our_own_stop_tells_idle_time_limit_and_where_the_limit_comes_from
         await eventually(explained, within=SLOWLY)
         row = await shown(client, node)
         assert (row["idle_limit"], row["idle_source"]) == (2.0, "label eventwatch.idle-timeout")
+    # What comes after it knows that from the history, and so does who asks at a terminal.
+    async with (
+        world.watching(http_listen=address) as watched,
+        httpx.AsyncClient(base_url=f"http://{address}", timeout=SLOWLY) as client,
+    ):
+        await eventually(explained, within=SLOWLY)
+        assert watched.app.rows.problems["died"] == 0
+    code, text = await ask(world, tmp_path, "explain", node.name)
+    assert code == 0
+    [why] = [line for line in text.splitlines() if line.startswith("Why ")]
+    assert why == f"Why       {(row['reason'])}"
+    assert claimed.reason in (await ask(world, tmp_path, "status", "--columns", "name,reason"))[1]
 
 
 async def test_what_the_first_sweep_of_a_new_database_writes_is_no_drift(world: World) -> None:

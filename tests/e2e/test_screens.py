@@ -10,7 +10,7 @@ import pytest
 
 from eventwatch.cli.doctor import examine
 from eventwatch.cli.nodes import compare_nodes, explain_node, identity_of, settings_in_force
-from eventwatch.core.errors import ConfigError
+from eventwatch.core.errors import ConfigError, DocumentError, EventwatchError
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.nodes import OWNERS, open_store
 from tests.e2e.test_operator import ask
@@ -81,6 +81,29 @@ async def test_explain_tells_why_and_of_a_name_that_was_used_again_the_last(worl
                 await explain_node("beef", store, engine, settings)
         finally:
             await engine.close()
+
+
+async def test_explain_knows_a_node_by_its_name_without_the_engine(world: World) -> None:
+    node = await world.start("known")
+    async with world.watching():
+        await world.becomes_true()
+        await node.kill()
+        await eventually(partial(world.says, node, status="exited"), within=SLOWLY)
+    settings = world.settings(docker_host="unix:///nowhere/docker.sock")
+    engine = DockerEngine(settings)
+    async with open_store(world.mongo_url, world.database_name) as store:
+        told = await explain_node(node.name, store, engine, settings)
+        assert (told.node_id, told.name) == (node.id, node.name)
+        assert told.report is not None
+        assert told.report.recorded.status == "exited"
+        assert told.report.verdict == "no answer"
+        with pytest.raises(EventwatchError, match="no document, Docker does not answer"):
+            await explain_node("somebody-else", store, engine, settings)
+        await world.collection.update_one({"_id": node.id}, {"$set": {"status": 7}})
+        for name in (node.name, node.id, node.id[:12]):
+            with pytest.raises(DocumentError, match="it has a document, which is skipped"):
+                await explain_node(name, store, engine, settings)
+    await engine.close()
 
 
 async def test_nodes_are_judged_by_the_settings_of_the_running_eventwatch(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -126,3 +128,21 @@ async def test_without_its_extra_a_command_says_so_in_one_line(
 async def test_top_needs_a_terminal(world: World, tmp_path: Path) -> None:
     code, text = await ask(world, tmp_path, "top")
     assert (code, text) == (2, "eventwatch: top needs a terminal; elsewhere: eventwatch status\n")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="without zsh its completion cannot be tried")
+def test_zsh_takes_the_completion_from_a_file_a_variable_and_its_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "eventwatch", "completion", "zsh"]
+    script = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "_eventwatch").write_text(script)
+    begun = "autoload -Uz compinit; compinit -u -D;"
+    for words, name in (
+        (f"{begun} source _eventwatch;", "_shtab_eventwatch"),
+        (f'{begun} eval "$(<_eventwatch)";', "_shtab_eventwatch"),
+        (f"fpath=({tmp_path} $fpath); {begun}", "_eventwatch"),
+    ):
+        done = subprocess.run(
+            ["zsh", "-f", "-c", f"{words} print $_comps[eventwatch]"],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (f"{name}\n", "")

@@ -15,6 +15,7 @@ from eventwatch.core.details import (
     LOOKS,
     End,
     Looks,
+    OnRecord,
     asked_by,
     details_of,
     die_reason,
@@ -27,9 +28,10 @@ from eventwatch.core.details import (
     restarts_lately,
 )
 from eventwatch.core.durations import about
-from eventwatch.core.facts import Cause, Ending, Event, Observation, Write, parse_container, parse_event
+from eventwatch.core.facts import Cause, Ending, Event, Failure, Observation, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.reasons import Ended, Reasons
+from eventwatch.engine.wire import parse_container, parse_event
 
 ID = "a" * 64
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -99,11 +101,16 @@ def test_an_end_is_of_one_kind(ending: Ending, asked: bool | None, kind: End) ->
 
 
 def test_an_end_is_told_with_its_signal_how_long_it_ran_and_who_asked() -> None:
-    text = end_reason(replace(KILLED, oom_killed=True, health_output="refused"), ran=10920, asked="asked")
+    text = end_reason(
+        replace(KILLED, oom_killed=True, failure=Failure(None, 1, "refused")), ran=10920, asked="asked"
+    )
     assert text == (
         "exit code 137 (SIGKILL), out of memory, after 3h 2m; its last health check said: refused; asked"
     )
-    assert len(end_reason(replace(KILLED, error="x" * 9999, health_output="y" * 9999))) <= LONGEST_TEXT + 1
+    assert (
+        len(end_reason(replace(KILLED, error="x" * 9999, failure=Failure(None, 1, "y" * 9999))))
+        <= LONGEST_TEXT + 1
+    )
     assert die_reason("143", asked=asked_by("15")) == (
         "exit code 143 (SIGTERM); stopped by a client of the engine (SIGTERM)"
     )
@@ -227,6 +234,97 @@ def test_what_ended_before_anybody_looked_is_not_told(reasons: Reasons, told: li
     reasons.on_inspection(seen("exited"))
     assert told == []
     assert reasons.row(ID)["end"] == "unknown"
+
+
+STOPPED = "stopped by eventwatch: idle for 31m, limit 30m by setting EVENTWATCH_IDLE_TIMEOUT"
+CLIENT = "stopped by a client of the engine (SIGKILL)"
+
+
+def on_record(status: str, *, at: float, ended: float | None = None, end: str = "", asked: str = "") -> OnRecord:
+    ended_at = None if ended is None else START + timedelta(seconds=ended, microseconds=-400)
+    return OnRecord(status, asked, START + timedelta(seconds=at), end, asked, ended_at)
+
+
+@pytest.mark.parametrize("recalled_first", [True, False])
+@pytest.mark.parametrize(
+    ("record", "code", "kind", "asked"),
+    [
+        (on_record("exited", at=61, ended=60, end="asked", asked=STOPPED), 1, "asked", STOPPED),
+        (on_record("exited", at=61, ended=60, end="asked", asked=CLIENT), 137, "asked", CLIENT),
+        (on_record("exited", at=61, ended=60, end="failed"), 137, "failed", ""),  # somebody looked, nobody asked
+        (on_record("stopping", at=50, asked=STOPPED), 1, "asked", STOPPED),  # the watcher itself ended meanwhile
+        (on_record("stopping", at=-50, asked=STOPPED), 1, "failed", ""),  # of an earlier run
+        (on_record("exited", at=31, ended=30, end="asked", asked=STOPPED), 1, "failed", ""),
+        (on_record("exited", at=61, ended=60, end="\x1b[2J", asked=STOPPED), 137, "unknown", ""),
+        (on_record("running", at=50), 137, "unknown", ""),
+    ],
+)
+def test_who_asked_for_an_end_outlives_the_process_that_saw_it(
+    reasons: Reasons, record: OnRecord, code: int, kind: str, asked: str, *, recalled_first: bool
+) -> None:
+    if recalled_first:
+        reasons.recall(ID, record)
+    reasons.on_inspection(seen("exited", finished=60, code=code))
+    if not recalled_first:
+        reasons.recall(ID, record)
+    row = reasons.row(ID)
+    assert row["end"] == kind
+    assert row["reason"].partition("; ")[2] == asked
+
+
+REFUSED, SILENT = Failure(START, 1, "refused"), Failure(START, 3, "")
+
+
+def test_why_a_node_is_unhealthy_is_told_once_an_inspection_explains_it(reasons: Reasons) -> None:
+    told: list[tuple[str, str]] = []
+    reasons.on_unhealthy.append(lambda node_id, reason: told.append((node_id, reason)))
+    unhealthy = {"health": "unhealthy"}
+    reasons.on_inspection(seen("running", health="starting", failures=(Failure(START, 1, "too early"),)))
+    reasons.on_event(Event("health_status", ID, 1, health="unhealthy"))
+    assert reasons.of_change(Write(ID, unhealthy, Cause.EVENT), None) == ""
+    reasons.unhealthy(ID, Cause.EVENT)
+    assert told == []
+    for _ in range(2):
+        reasons.on_inspection(seen("running", health="unhealthy", failures=(REFUSED,)))
+    assert told == [(ID, "its last health check said: refused")]
+    reasons.on_event(Event("health_status", ID, 1, health="healthy"))
+    reasons.on_inspection(seen("running", health="unhealthy", failures=(SILENT,)))
+    settled = reasons.of_change(Write(ID, unhealthy, Cause.SETTLE), None)
+    reasons.unhealthy(ID, Cause.SETTLE)
+    assert told[1:] == [(ID, settled)] == [(ID, "its last health check failed with exit code 3 and said nothing")]
+    reasons.unhealthy(ID, Cause.EVENT)
+    reasons.on_inspection(seen("running", health="healthy"))  # it has recovered before anybody looked
+    reasons.on_inspection(seen("paused", health="unhealthy", failures=(REFUSED,)))
+    assert len(told) == 2
+
+
+def test_what_is_on_record_of_an_end_says_nothing_of_the_next(reasons: Reasons, told: list[Ended]) -> None:
+    reasons.recall(ID, on_record("stopping", at=50, asked=STOPPED))
+    reasons.on_inspection(seen("running"))
+    reasons.runs(ID)  # the claim was taken back
+    reasons.on_inspection(seen("exited", finished=70, code=1))
+    assert reasons.row(ID)["end"] == "failed"
+    reasons.recall(ID, on_record("exited", at=71, ended=70, end="asked", asked=CLIENT))
+    assert reasons.row(ID)["end"] == "asked"
+    reasons.on_event(event("start", second=80))
+    reasons.on_event(event("die", "1", second=90))
+    reasons.on_inspection(seen("exited", finished=90, code=1))
+    reasons.ended(ID)
+    assert [(end.kind, end.asked) for end in told] == [(End.FAILED, "")]
+
+
+@pytest.mark.parametrize("recalled_first", [True, False])
+def test_since_when_a_node_is_unhealthy_outlives_the_process(reasons: Reasons, *, recalled_first: bool) -> None:
+    since = START - timedelta(minutes=5)
+    if recalled_first:
+        reasons.recall(ID, None, unhealthy_since=since)
+    reasons.on_inspection(seen("running", health="unhealthy"))
+    if not recalled_first:
+        reasons.recall(ID, None, unhealthy_since=since)
+    assert reasons.row(ID)["unhealthy_for"] == reasons.longest_unhealthy() == 300
+    reasons.on_inspection(seen("running", health="healthy"))
+    reasons.on_inspection(seen("running", health="unhealthy"))
+    assert reasons.row(ID)["unhealthy_for"] == 0
 
 
 def test_for_how_long_a_node_has_been_unhealthy(reasons: Reasons) -> None:
