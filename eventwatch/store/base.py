@@ -47,8 +47,6 @@ HISTORY: Final = "NodeChanges"
 #: What earlier versions write, one row a change, into a capped collection. Only read.
 OLD_HISTORY: Final = "NodeHistory"
 
-FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
-PROJECTION: Final = dict.fromkeys((*FIELDS, "idle_timeout"), 1)
 #: Server error codes of a refused login or missing rights: waiting does not help.
 REFUSED: Final = {13, 18}
 #: Server error codes that concern the server, not the document: it is shutting down, or no primary any more.
@@ -128,11 +126,6 @@ def standbys_without(manager_id: str) -> dict[str, Any]:
     other = {"$ne": ["$$this.manager_id", {"$literal": manager_id}]}
     known = {"$cond": [{"$isArray": "$standbys"}, "$standbys", []]}
     return {"$filter": {"input": known, "as": "this", "cond": {"$and": [alive, other]}}}
-
-
-def whole(value: object) -> int | None:
-    """A whole number as the driver reads it, which makes a type of its own of those with 64 bits; else None."""
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def is_ahead(field: str, *, horizon: int = HORIZON) -> dict[str, Any]:

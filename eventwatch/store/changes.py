@@ -16,10 +16,10 @@ from pymongo.errors import (
 from eventwatch.core.clock import Slices
 from eventwatch.core.errors import ConfigError, DocumentError, StoreError
 from eventwatch.core.facts import Recorded
-from eventwatch.store.base import BATCH, HISTORY, PASSING, PROJECTION, deadline, first_line
+from eventwatch.store.base import BATCH, HISTORY, PASSING, deadline, first_line
 from eventwatch.store.indexes import Indexes
 from eventwatch.store.nodes import Nodes
-from eventwatch.store.rows import Entry
+from eventwatch.store.rows import PROJECTION, Entry
 
 #: Changes that are kept of a node.
 HISTORY_CHANGES: Final = 50

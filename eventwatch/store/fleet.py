@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Recorded
-from eventwatch.store.base import LEASE_HOLDS, PROJECTION, checker_id, deadline, fence, standbys_without
+from eventwatch.store.base import LEASE_HOLDS, checker_id, deadline, fence, standbys_without
 from eventwatch.store.leases import Leases
 from eventwatch.store.nodes import Nodes
-from eventwatch.store.rows import EngineRecord, Lease, parse_engine
+from eventwatch.store.rows import PROJECTION, EngineRecord, Lease, parse_engine
 
 #: Silent engines, of each kind, among which those are looked for that have documents.
 SILENT: Final = 300

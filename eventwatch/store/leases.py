@@ -14,7 +14,7 @@ from pymongo import (
 )
 
 from eventwatch.core.errors import StoreError
-from eventwatch.store.base import LEASE_HOLDS, Collections, checker_id, deadline, fence, standbys_without, whole
+from eventwatch.store.base import LEASE_HOLDS, Collections, checker_id, deadline, fence, standbys_without
 from eventwatch.store.documents import NodeChecker
 from eventwatch.store.rows import (
     NO_LIFE,
@@ -25,6 +25,7 @@ from eventwatch.store.rows import (
     Witness,
     parse_holder,
     parse_peer,
+    whole,
 )
 
 MAX_FLOOR: Final = 2**47

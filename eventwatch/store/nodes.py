@@ -30,9 +30,9 @@ from pymongo.errors import (
 from eventwatch.core.clock import Slices
 from eventwatch.core.facts import STOPPING, Claim, Recorded, Write
 from eventwatch.core.policy import AT_WORK
-from eventwatch.store.base import BATCH, PASSING, PROJECTION, Collections, deadline, fence, first_line, is_ahead
+from eventwatch.store.base import BATCH, PASSING, Collections, deadline, fence, first_line, is_ahead
 from eventwatch.store.documents import ToolServerNode
-from eventwatch.store.rows import Lease, Refused, parse_recorded
+from eventwatch.store.rows import PROJECTION, Lease, Refused, parse_recorded
 
 #: What a look at a document compares.
 LOOKED_AT: Final = ("status", "health", "ip", "port")

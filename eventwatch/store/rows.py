@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from eventwatch.core.facts import Owner, Recorded, is_container_id
 from eventwatch.core.policy import as_utc
-from eventwatch.store.base import FIELDS, whole
 
+FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
+PROJECTION: Final = dict.fromkeys((*FIELDS, "idle_timeout"), 1)
 #: No number of takeovers leads here: what is beyond was written by somebody else. It takes as many again from the
 #: highest one that is counted on from to the first that is not believed.
 MAX_EPOCH: Final = 2**48
@@ -270,3 +271,8 @@ def _number(value: object) -> float | None:
 
 def _short(value: object) -> str:
     return value[:200] if isinstance(value, str) else ""
+
+
+def whole(value: object) -> int | None:
+    """A whole number as the driver reads it, which makes a type of its own of those with 64 bits; else None."""
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
