@@ -21,7 +21,7 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -343,10 +343,12 @@ def parse_name(row: Mapping[str, Any]) -> Named | None:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How a node is, by its history: its last change of status, and since when it has been unhealthy."""
+    """How and who a node is, by its history: its last change of status, and since when it has been unhealthy."""
 
     status: OnRecord | None = None
     unhealthy_since: datetime | None = None
+    name: str = ""
+    image: str = ""
 
 
 async def read_states(
@@ -356,7 +358,8 @@ async def read_states(
     states = {}
     for document in await store.read_last_states(node_ids, engine_id=engine_id, limit=limit):
         changes = [change for row in _rows(document) if (change := parse_change(row))]
-        states[str(document.get("_id"))] = state_of(changes)
+        name, image = (printable(document.get(key) or "", LONGEST) for key in ("name", "image"))
+        states[str(document.get("_id"))] = replace(state_of(changes), name=name, image=image)
     return states
 
 
