@@ -19,7 +19,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from enum import Enum, auto
 from functools import partial
 from types import FrameType
@@ -41,9 +41,16 @@ from eventwatch.core.errors import (
     EventwatchError,
     StoreError,
 )
-from eventwatch.core.facts import Change, Recorded
+from eventwatch.core.facts import STOPPING, Change, Recorded
 from eventwatch.core.metrics import Metrics
-from eventwatch.core.policy import KNOWN_ACTIONS, Idleness, Timeout, idle_timeout_of, recorded_idleness
+from eventwatch.core.policy import (
+    KNOWN_ACTIONS,
+    Idleness,
+    Timeout,
+    idle_timeout_of,
+    recorded_idleness,
+    stop_timeout_of,
+)
 from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
 from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
@@ -60,6 +67,7 @@ from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, order
 from eventwatch.pipeline.indexes import keep_indexes
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
 from eventwatch.pipeline.proof import DeathWatch
+from eventwatch.pipeline.pulse import Pulse
 from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.requests import SweepRequests
 from eventwatch.pipeline.sweeper import PATIENCE, Sweeper
@@ -138,7 +146,7 @@ class Application:
         self.sweeper: Sweeper | None = None
         self.watcher: Watcher | None = None
         self.feed = ChangeFeed()
-        self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of)
+        self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of, whole=self._knows_all)
         self.pages: Pages | None = None
         self._changes = Changes()
         self._elector: Elector | None = None
@@ -150,6 +158,10 @@ class Application:
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
+        self._pulse: Pulse | None = None
+        #: When what is known of the nodes was last certainly true, and the last full pass (monotonic, s).
+        self._true_at: float | None = None
+        self._swept_at: float | None = None
         self._dead: DeadEngines | None = None
         self._disputes: Disputes | None = None
         self._latencies = LastLatencies()
@@ -214,7 +226,7 @@ class Application:
         known = self.node(document.id) or {}
         reconciler = self.reconciler
         if reconciler and known:
-            known |= reconciler.reasons.full_row(document.id) | self._idle_row(reconciler, document.id)
+            known |= reconciler.reasons.full_row(document.id) | self._idle_row(reconciler, document)
         return known | {
             "node_id": document.id,
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
@@ -231,6 +243,7 @@ class Application:
         return Facts(
             recorded=node,
             told=told,
+            stop_timeout=self._stop_timeout(reconciler, node_id) if node.status == STOPPING else 0.0,
             started_at=reconciler.started_at(node_id),
             used_at=reconciler.used_at(node_id),
             inspected=node_id not in reconciler.unanswered,
@@ -246,10 +259,11 @@ class Application:
 
     def overview(self) -> dict[str, Any]:
         """The head of the status page: who watches what, and how well. Ages and times in s."""
-        settings, info, watcher, sweeper = self.settings, self._info, self.watcher, self.sweeper
+        settings, info, watcher = self.settings, self._info, self.watcher
         now = self._clock.monotonic()
         holder = self._elector.holder if self._elector else None
         reasons = self.doubts()
+        self._note_truth()
         return {
             "now": self._clock.time_ns() / 1e9,
             "version": eventwatch_version(),
@@ -262,7 +276,9 @@ class Application:
             "reasons": reasons,
             "notes": self.notes(),
             "stream_age": watcher and watcher.connected_at and now - watcher.connected_at,
-            "sweep_age": None if sweeper is None or sweeper.last_success is None else now - sweeper.last_success,
+            "sweep_age": None if self._swept_at is None else now - self._swept_at,
+            "listed": self._true_at is not None,
+            "as_of": self.as_of(),
             "sweep_interval": settings.sweep_interval,
             "drift": self.metrics.corrections(),
             "idle_timeout": settings.idle_timeout,
@@ -271,13 +287,49 @@ class Application:
             "network": settings.node_network,
         }
 
+    def as_of(self) -> float | None:
+        """When what is known of the nodes was last certainly true (Unix time, s); None: now, or never yet."""
+        if self._is_kept_true() or self._true_at is None or self._stands_by():
+            return None
+        return self._clock.time_ns() / 1e9 - (self._clock.monotonic() - self._true_at)
+
+    def _note_truth(self) -> None:
+        if self.sweeper and self.sweeper.last_success is not None:
+            self._swept_at = self.sweeper.last_success
+        if self._stands_by():
+            self._true_at = None  # its rows are gone
+        elif self._is_kept_true() and self._elector and self._pulse:
+            self._true_at = min(self._elector.renewed_at, self._pulse.answered_at)
+
+    def _is_kept_true(self) -> bool:
+        """Whether engine and database answer, and each change is written as it comes."""
+        elector, watcher, pulse = self._elector, self.watcher, self._pulse
+        if not (elector and watcher and pulse and self.reconciler and self._knows_all()):
+            return False
+        return elector.holds() and not elector.unanswered and not watcher.doubts() and not pulse.doubts()
+
+    def _stands_by(self) -> bool:
+        return self.reconciler is None and self._elector is not None and self._elector.holder is not None
+
+    def _knows_all(self) -> bool:
+        """Whether the nodes that are known are all that there are to know of; a term begins with none."""
+        return self._stands_by() or (self.sweeper is not None and self.sweeper.last_success is not None)
+
     def states(self) -> Iterable[tuple[str | None, str | None]]:
         """Status and health of each node."""
         return ((node.status, node.health) for node in self.reconciler.known.values()) if self.reconciler else ()
 
-    def _idle_row(self, reconciler: Reconciler, node_id: str) -> dict[str, Any]:
+    def _stop_timeout(self, reconciler: Reconciler, node_id: str) -> float:
+        """From the claim of a node to when the engine kills it (s)."""
+        labels = reconciler.reasons.details(node_id).labels
+        own = stop_timeout_of(labels, self.settings.stop_timeout)
+        return self.settings.settle_delay + own.seconds
+
+    def _idle_row(self, reconciler: Reconciler, document: ToolServerNode) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
-        limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, reconciler.known[node_id])
+        node_id = document.id
+        node = replace(reconciler.known[node_id], last_req_time=document.last_req_time, status=document.status)
+        limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, node)
         seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
         return {"idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
 
@@ -301,7 +353,8 @@ class Application:
         if self.watcher is None or self.sweeper is None:
             waiting = f"engine: not watched{': ' + self.trouble if self.trouble else ' yet'}"
             return reasons if is_standby(reasons) else [*reasons, waiting]
-        return [*reasons, *self.watcher.doubts(), *self.sweeper.doubts()]
+        stream = self.watcher.doubts() or (self._pulse.doubts() if self._pulse else [])
+        return [*reasons, *stream, *self.sweeper.doubts()]
 
     def notes(self) -> list[str]:
         """What an operator should know although the documents can be trusted; empty when there is nothing."""
@@ -418,6 +471,7 @@ class Application:
         """Look at our own clock now and then, standing by as well: a leap must be seen before it is judged by."""
         self._time.sample()
         self.series.tick()
+        self._note_truth()
         self._clock_timer = self._clock.call_later(CLOCK_LOOK, self._watch_clock)
 
     def _unwatch_clock(self) -> None:
@@ -539,7 +593,8 @@ class Application:
                 _tell_bug(error)
         finally:
             set_watching(None)
-            self.reconciler = self.sweeper = self.watcher = None
+            self._note_truth()
+            self.reconciler = self.sweeper = self.watcher = self._pulse = None
             self.metrics.leader.set(0)
             self.metrics.engines_dead.set(0)
             self.metrics.connected.set(0)
@@ -592,6 +647,7 @@ class Application:
             clock,
         )
         self._disputes = pipeline.afterlook.disputes
+        pulse = self._pulse = Pulse(partial(engine.list_newest, 1), clock)
         dead = self._dead = DeadEngines(store, clock, self.metrics)
         self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, pipeline.watcher
         self.metrics.leader.set(1)
@@ -599,6 +655,7 @@ class Application:
         pipeline.start(
             intake={
                 "undocumented": undocumented.run,
+                "pulse": pulse.run,
                 "dead-engines": dead.run,
                 "indexes": partial(keep_indexes, store, clock),
             },

@@ -31,12 +31,10 @@ PAGE: Final = 500
 #: Nodes that went whose ids are kept for those who ask, and moments of changes that are kept.
 KEPT_GONE: Final = 10_000
 KEPT_TIMES: Final = 20_000
-#: Seconds after which a node that is still `stopping` or `removing` is stuck.
+#: Seconds after which a node that is still `removing`, or ought to have been killed by then, is stuck.
 STUCK: Final = 120.0
 #: Seconds for which a document may differ from the last inspection: a write is on its way.
 ON_ITS_WAY: Final = 2.0
-#: Ends that nobody asked for.
-_DIED: Final = frozenset({"failed", "oom"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +47,8 @@ class Facts:
 
     recorded: Recorded
     told: Mapping[str, Any] = field(default_factory=dict)
+    #: Seconds that it is given to end by itself when we stop it.
+    stop_timeout: float = 0.0
     started_at: datetime | None = None
     used_at: datetime | None = None
     inspected: bool = True
@@ -64,16 +64,22 @@ def disagreement(facts: Facts, now: float) -> dict[str, str | int]:
     return {name: value for name, value in observed.items() if getattr(recorded, name) != value}
 
 
+def stopped_by(facts: Facts, since: float | None) -> float | None:
+    """When the engine kills a node that is being stopped (Unix time, s); None where nothing tells that."""
+    return since + facts.stop_timeout if facts.recorded.status == STOPPING and since is not None else None
+
+
 def problems_of(facts: Facts, now: float, since: float | None) -> tuple[str, ...]:
     """What about a node asks for attention; `since` is when its status came (Unix times, s)."""
     status, told = facts.recorded.status, facts.told
     end = told.get("end") if status in ENDED else None
+    late = since and (stopped_by(facts, since) or since) + STUCK
     found = {
         "crash-looping": told.get("crash_loop"),
         "oom": end == "oom",
-        "died": end in _DIED and not told.get("crash_loop"),
+        "died": end == "failed" and not told.get("crash_loop"),
         "unhealthy": status == "running" and facts.recorded.health == "unhealthy",
-        "stuck": status in {STOPPING, "removing"} and since is not None and now - since > STUCK,
+        "stuck": status in {STOPPING, "removing"} and late is not None and now > late,
         "disagreeing": not facts.inspected or disagreement(facts, now),
     }
     return tuple(name for name, so in found.items() if so)
@@ -89,12 +95,16 @@ class _Row:
 
 @dataclass(slots=True, kw_only=True)
 class Rows:
-    """The rows of all nodes. `more` tells the rest of a row; `now` is in Unix time (s)."""
+    """The rows of all nodes. `more` tells the rest of a row; `now` is in Unix time (s).
+
+    While `node_ids` are not all there are (not `whole`), the rows of others stay as they were.
+    """
 
     node_ids: Callable[[], Iterable[str]]
     facts: Callable[[str], Facts | None]
     more: Callable[[str, Facts], Mapping[str, Any]]
     now: Callable[[], float] = time.time
+    whole: Callable[[], bool] = lambda: True
     #: How many nodes have each status, and each problem.
     statuses: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
@@ -163,8 +173,9 @@ class Rows:
             for node_id in present:
                 self._look_at(node_id)
                 await slices.turn()
-            for node_id in self._rows.keys() - set(present):
-                self._forget(node_id)
+            if self.whole():
+                for node_id in self._rows.keys() - set(present):
+                    self._forget(node_id)
             self._fresh_until = time.monotonic() + MOMENT
 
     def _look_at(self, node_id: str) -> None:
@@ -200,6 +211,7 @@ class Rows:
             "port": recorded.port,
             "restarts": facts.told.get("restart_count", 0),
             "reason": facts.told.get("reason", ""),
+            "stop_by": stopped_by(facts, since),
             "problems": problems,
             "disagreement": disagreement(facts, self.now()),
             **self.more(node_id, facts),

@@ -443,6 +443,8 @@ def _guarding(access: Access) -> Middleware:
             return web.Response(status=403, text="other sites are refused\n")
         if request.path not in PROBES and not access.accepts_token(request.headers.get("Authorization", "")):
             challenge = {"WWW-Authenticate": 'Basic realm="eventwatch", charset="UTF-8"'}
+            if request.headers.get("Sec-Fetch-Dest") == "empty":
+                challenge = {}  # a browser would ask its user, and not tell the page, which tells it better
             text = "a token is needed: as bearer token, or as password of any user\n"
             return web.Response(status=401, text=text, headers=challenge)
         return await handler(request)

@@ -3,6 +3,7 @@
 `pipeline` puts the parts together. One event's way: `watcher` reads the stream, `reconciler` orders what is known
 of each node and writes it; `sweeper` is the full pass that catches what the stream missed, `requests` where one
 is asked for; `afterlook` is the look at what others wrote over, `disputes` notices who does so again and again.
+`pulse` asks whether the engine is there at all.
 
 `elector` holds the lease, `proof` tells that its holder is dead, `twins` whether another engine has our
 engine's id.

@@ -70,6 +70,8 @@ class Elector:
         #: Of whose end was told.
         self._dead_told = ""
         self._trusted_until = float("-inf")
+        #: When the renewal was sent that the database answered last (monotonic, s).
+        self.renewed_at = float("-inf")
         #: Whether the database did not answer the last time that it was asked.
         self.unanswered = False
         self.holder: Peer | None = None
@@ -129,6 +131,7 @@ class Elector:
             if isinstance(answer, Lease):
                 self.holder = None
                 self._trusted_until = asked + self._duration * TRUSTED
+                self.renewed_at = asked
                 self._note_return()
                 return answer
             if await self._has_ended(answer) and not (dead and _same_term(dead, answer)):
@@ -239,6 +242,7 @@ class Elector:
             delay = self._duration / RENEWALS
             self._note_return()
             self._trusted_until = asked + self._duration * TRUSTED
+            self.renewed_at = asked
 
     def _note_return(self) -> None:
         if self._store.returns != self._returns:

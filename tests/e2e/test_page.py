@@ -215,6 +215,38 @@ async def test_a_node_has_a_view_of_its_own_by_keyboard_and_by_address(world: Wo
         await says(driver, "node", "It has no document any more.", "document deleted")
 
 
+#: As the history has a crash loop: what comes again is counted, with its first time and its last (s).
+LOOP = [
+    {"status": "running", "from": 0, "until": 0, "count": 1},
+    {"status": "exited", "from": 10, "until": 100, "count": 9},
+    {"status": "restarting", "from": 11, "until": 101, "count": 9},
+    {"status": "running", "from": 20, "until": 90, "count": 8},
+]
+
+
+async def test_the_folded_part_of_a_life_is_a_mix_and_no_single_status(world: World, chrome: Chrome) -> None:
+    async with opened_page(world, chrome) as driver:
+        script = """
+            const done = arguments[arguments.length - 1];
+            import('/static/life.js').then(({spans}) =>
+                done(spans(...arguments).map(s => [s.statuses.join(), s.from, s.to, s.times])));"""
+
+        async def spans(*told: Any) -> Any:
+            return await asyncio.to_thread(driver.execute_async_script, script, *told)
+
+        life = await spans(LOOP, 200, {"status": "restarting", "since": 101})
+        assert [life[0], life[-1]] == [["running", 0, 10, 1], ["restarting", 101, 200, 1]]
+        assert ["exited,restarting,running", 20, 90, 9] in life
+        assert "running" not in [what for what, *_ in life[1:]]
+        assert (await spans(LOOP, 200, {"status": "exited", "since": 150}))[-2:] == [
+            ["restarting", 101, 150, 1],
+            ["exited", 150, 200, 1],
+        ]
+        twice = [{"status": "running", "from": 0, "until": 20, "count": 2}, {**LOOP[1], "until": 10, "count": 1}]
+        assert [what for what, *_ in await spans(twice, 30, None)] == ["running", "exited", "running"]
+        assert await spans([], 30, {"status": "running", "since": 3}) == []
+
+
 async def test_one_node_that_cannot_be_vouched_for_is_a_note_and_no_alarm(
     world: World, failing: Failing, chrome: Chrome
 ) -> None:
@@ -265,11 +297,14 @@ async def test_nodes_are_found_by_words_and_five_thousand_of_them_are_no_trouble
         for words, count in {
             "needle": 1, "unhealthy": 1000, "healthy": 1000, "status:exited": 2500, "status:exit": 0,
             "status:exited problem:died": 2500, "fake-4321": 1, "image:shop/web:1 -status:exited": 2500,
+            "fake-43": 111, '"fake-43"': 1, 'name:"fake-43"': 1, 'name:"43"': 0, 'status:"exited"': 2500,
+            'reason:"exit code 3" fake-1': 556, "reason:code": 2500, "staus:exited": 0,
         }.items():  # fmt: skip
             find.clear()
             find.send_keys(words)
             await says(driver, "shown", f"{count} of 5001 nodes shown.")
-        assert "q=image" in driver.current_url
+        await says(driver, "empty", "“staus” is no field", "status, health", "reason")
+        await eventually(lambda: "q=staus" in driver.current_url, SOON)
         find.clear()
         find.send_keys("fake")
         await says(driver, "shown", "5000 of 5001 nodes shown.")
@@ -295,7 +330,8 @@ FIVE_THOUSAND = """
             nodes.set(id, {node_id: id, short_id: id, name: 'fake-' + i, image: 'shop/web:1', since: 1.8e9 - i,
                 status: ended ? 'exited' : 'running',
                 health: ['none', 'none', 'healthy', 'none', 'unhealthy'][i % 5],
-                ip: ended ? '' : '10.0.' + (i >> 8) + '.' + (i & 255), port: 31942, restarts: i % 7, reason: '',
+                ip: ended ? '' : '10.0.' + (i >> 8) + '.' + (i & 255), port: 31942, restarts: i % 7,
+                reason: ended ? 'exit code 3' : '',
                 idle_at: ended ? null : 1.8e9 + i, problems: ended ? ['died'] : [], disagreement: {}});
         }
         tell('nodes');
@@ -322,6 +358,42 @@ async def test_an_eventwatch_that_is_gone_is_seen_at_once_and_one_that_comes_bac
         await eventually(lambda: text_of(chrome, "readiness").startswith("Ready"), SOON)
         assert not chrome.find_element(By.ID, "as-of").is_displayed()
         await asyncio.to_thread(chrome.get, "about:blank")
+
+
+async def test_more_tabs_than_a_browser_has_connections_are_all_answered(world: World) -> None:
+    """Chromium has six for each server; a page that is not seen holds none."""
+    node, address = await world.start("tabs"), free_address()
+    async with world.watching(http_listen=address), browser() as chrome:
+        first = chrome.current_window_handle
+        await visit(chrome, f"http://{address}/")
+        await says(chrome, "changes", "created → running")
+        for _ in range(7):
+            chrome.switch_to.new_window("tab")
+            await visit(chrome, f"http://{address}/#/node/{node.id[:12]}")
+            await says(chrome, "node", "What it is", "eventwatch-node:1")
+        await node.kill()
+        await says(chrome, "node", "running → exited")
+        for handle in chrome.window_handles:
+            chrome.switch_to.window(handle)
+            await says(chrome, "readiness", "Ready")
+        chrome.switch_to.window(first)
+        await shows(chrome, node.id[:12], "exited")
+        await says(chrome, "changes", "running → exited")
+        assert text_of(chrome, "changes").count("created → running") == 1  # what is kept came twice
+
+
+async def test_a_token_that_is_refused_is_said_to_be(world: World, chrome: Chrome, tmp_path: Path) -> None:
+    node, address, file = await world.start("token"), free_address(), tmp_path / "token"
+    for token in ("the-first-token-of-all", "another-one-of-them-now"):
+        file.write_text(token)
+        async with world.watching(http_listen=address, http_token_file=str(file)):
+            if token.startswith("the-first"):
+                await visit(chrome, f"http://any:{token}@{address}/")
+                await shows(chrome, node.id[:12], "running")
+            else:
+                await says(chrome, "readiness", "refuses this page's token")
+                assert chrome.title == "token refused · eventwatch"
+                await asyncio.to_thread(chrome.get, "about:blank")
 
 
 async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> None:

@@ -2,7 +2,7 @@
 
 import { button, byId, element, setClass, setText } from "./dom.js";
 import { PROBLEMS, STATUSES, problemName } from "./problems.js";
-import { listAddress, nodes, on, place, state } from "./state.js";
+import { asOf, listAddress, nodes, on, place, state } from "./state.js";
 import { toggled } from "./filter.js";
 import { age, clock, count, duration } from "./words.js";
 
@@ -64,12 +64,13 @@ function showTitle(problems) {
   let text = told.length ? `${told.join(", ")} · eventwatch` : `${count(nodes.size, "node")} · eventwatch`;
   if (overview && overview.role === "standby") text = "standby · eventwatch";
   else if (overview && !overview.ready) text = `not ready · ${text}`;
-  if (state.silent) text = "no answer · eventwatch";
+  if (state.silent) text = `${state.refused ? "token refused" : "no answer"} · eventwatch`;
   if (document.title !== text) document.title = text;
 }
 
 function readiness() {
   const overview = state.overview;
+  if (state.refused) return ["eventwatch refuses this page's token: reload it, and give the present one", "bad"];
   if (state.silent) return ["eventwatch does not answer", "bad"];
   if (!overview) return ["asking …", ""];
   if (overview.role === "standby") return ["Standing by", "calm"];
@@ -78,15 +79,20 @@ function readiness() {
   return [overview.notes.length ? `${trusted}, but for this: ${overview.notes.join("; ")}` : trusted, "good"];
 }
 
+function roleOf(overview) {
+  const role = overview.role === "starting" && overview.as_of !== null ? "leads no more, and begins again" : overview.role;
+  return overview.dry_run ? `${role}, dry run` : role;
+}
+
 function facts(overview) {
   const { engine } = overview;
   const told = [
     ["host", overview.host],
     ["engine", engine ? `Docker ${engine.version} on ${engine.name}` : "not reached yet"],
     ["database", overview.database],
-    ["role", overview.dry_run ? `${overview.role}, dry run` : overview.role],
+    ["role", roleOf(overview)],
   ];
-  if (overview.role === "leader") {
+  if (overview.role !== "standby") {
     told.push(
       ["sweep", overview.sweep_age === null ? "none yet" : `${age(overview.sweep_age)} ago`],
       ["stream", overview.stream_age === null ? "not connected" : `for ${age(overview.stream_age)}`],
@@ -102,10 +108,12 @@ function showHead() {
   const [text, className] = readiness();
   setText(byId("readiness"), text);
   setClass(byId("readiness"), className);
+  const when = asOf();
   document.body.classList.toggle("silent", state.silent);
-  const asOf = byId("as-of");
-  asOf.hidden = !state.silent;
-  setText(asOf, state.answered ? `as of ${clock(state.answered)}` : "it has not answered yet");
+  document.body.classList.toggle("stale", when !== null);
+  byId("as-of").hidden = !state.silent && when === null;
+  setText(byId("as-of"), when === null ? "it has not answered yet"
+    : `${state.silent ? "" : "nodes "}as of ${clock(new Date((when - state.offset) * 1000))}`);
   const overview = state.overview;
   if (!overview) return;
   const items = [...byId("head").children];

@@ -1,10 +1,11 @@
 // One node's own view, at `#/node/ID`: what it is, why it is so, what happened to it, and what comes next.
 
 import { byId, element, link, setText, svg } from "./dom.js";
+import { spans } from "./life.js";
 import { entryOf, belongs, extend, isVisible, whatHappened, why } from "./changes.js";
 import { healthClass, problemName, statusClass } from "./problems.js";
 import { ask } from "./server.js";
-import { nodes, now, on, place } from "./state.js";
+import { nodes, now, on, place, shownNow } from "./state.js";
 import { address, age, clock, count, duration, moment } from "./words.js";
 
 const TALL = 34;
@@ -82,7 +83,7 @@ function fact(list, name, ...values) {
 function facts(node) {
   const list = element("dl", null, "facts");
   fact(list, "Status", element("span", node.status, statusClass({ problems: [], ...node })),
-    node.since ? ` for ${duration(now() - node.since)}` : "");
+    node.since ? ` for ${duration(shownNow() - node.since)}` : "");
   fact(list, "Health", element("span", node.health, healthClass(node)));
   fact(list, "Address", element("code", address(node) || "–"));
   fact(list, "Image", element("code", node.image || "–"));
@@ -135,33 +136,52 @@ function reasons(node) {
   return parts;
 }
 
-function timeline(wide) {
-  const steps = written().filter((change) => change.deleted || change.new.status !== undefined)
-    .sort((one, other) => one.first_ns - other.first_ns);
-  const plot = svg("svg", { class: "timeline", role: "img", viewBox: `0 0 ${wide} ${TALL}`, height: TALL });
+// Stripes of all statuses that took turns.
+function stripes(statuses) {
+  const wide = 5 * statuses.length;
+  const made = svg("pattern", { id: `turns-${statuses.join("-")}`, width: wide, height: wide, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
+  statuses.forEach((status, at) => made.append(svg("rect", { class: `t-${status}`, x: at * 5, y: 0, width: 5, height: wide })));
+  return made;
+}
+
+function inWords({ from, to, statuses, times, reason }) {
+  const what = statuses.length > 1 ? `${statuses.slice(0, -1).join(", ")} and ${statuses[statuses.length - 1]} by turns, ${times} times` : statuses[0];
+  const until = statuses.length > 1 ? ` to ${moment(new Date(to))}` : "";
+  return `${what}, from ${moment(new Date(from))}${until}${reason ? `: ${reason}` : ""}`;
+}
+
+function timeline(wide, known) {
+  const steps = written().filter((change) => change.deleted || change.new.status !== undefined).map((change) => ({
+    status: change.deleted ? "removed" : change.new.status, from: change.first_ns / 1e6, until: change.at_ns / 1e6,
+    count: change.count, reason: change.reason,
+  }));
   if (!steps.length) return null;
-  const begin = steps[0].first_ns / 1e6;
-  const end = now() * 1000;
+  const end = shownNow() * 1000;
+  const life = spans(steps, end, known && { status: known.status, since: known.since && known.since * 1000 });
+  const begin = life[0].from;
   const x = (at) => ((at - begin) / Math.max(1, end - begin)) * wide;
-  const words = [];
-  steps.forEach((change, place) => {
-    const from = change.first_ns / 1e6;
-    const to = place + 1 < steps.length ? steps[place + 1].first_ns / 1e6 : change.deleted ? from : end;
-    const status = change.deleted ? "removed" : change.new.status;
-    const bar = svg("rect", { class: `t-${status}`, x: x(from), y: 2, width: Math.max(1.5, x(to) - x(from)), height: TALL - 16 });
-    const text = `${status} from ${moment(new Date(from))}${change.count > 1 ? `, ${change.count} times` : ""}${change.reason ? `: ${change.reason}` : ""}`;
-    bar.append(svg("title", {}, text));
-    words.push(text);
+  const plot = svg("svg", { class: "timeline", role: "img", viewBox: `0 0 ${wide} ${TALL}`, height: TALL });
+  const patterns = new Set();
+  for (const span of life) {
+    const several = span.statuses.length > 1;
+    const key = span.statuses.join("-");
+    if (several && !patterns.has(key)) plot.append(stripes(span.statuses));
+    patterns.add(key);
+    const bar = svg("rect", { class: several ? "turns" : `t-${key}`, x: x(span.from), y: 2, width: Math.max(1.5, x(span.to) - x(span.from)),
+      height: TALL - 16, ...(several ? { fill: `url(#turns-${key})` } : {}) });
+    bar.append(svg("title", {}, inWords(span)));
     plot.append(bar);
-    if (change.count > 1) {
-      const until = change.at_ns / 1e6;
-      plot.append(svg("rect", { class: "t-again", x: x(from), y: TALL - 16, width: Math.max(2, x(until) - x(from)), height: 4 }));
-    }
-  });
+  }
+  const removed = life[life.length - 1].statuses[0] === "removed";
   plot.append(svg("text", { class: "mark", x: 0, y: TALL - 2 }, moment(new Date(begin))),
-    svg("text", { class: "mark end", x: wide, y: TALL - 2 }, steps[steps.length - 1].deleted ? "now, removed" : "now"));
-  plot.setAttribute("aria-label", `Its life: ${words.slice(-6).join("; ")}`);
-  return plot;
+    svg("text", { class: "mark end", x: wide, y: TALL - 2 }, removed ? "now, removed" : "now"));
+  plot.setAttribute("aria-label", `Its life: ${life.slice(-6).map(inWords).join("; ")}`);
+  const legend = element("ul", null, "legend");
+  for (const status of new Set(life.flatMap(({ statuses }) => statuses))) legend.append(element("li", status, `t-${status}`));
+  if (life.some(({ statuses }) => statuses.length > 1)) legend.append(element("li", "stripes: by turns", "quietly"));
+  const whole = element("div");
+  whole.append(plot, legend);
+  return whole;
 }
 
 function labels() {
@@ -200,7 +220,7 @@ function draw() {
   const title = element("h2", node.name || node.short_id || shown.slice(0, 12));
   title.id = "node-title";
   title.tabIndex = -1;
-  const line = timeline(Math.max(240, where.clientWidth - 4));
+  const line = timeline(Math.max(240, where.clientWidth - 4), known);
   const next = missing ? "" : decision(node);
   renew(where, [up, title, ...(missing ? [element("p", missing, "verdict")] : []),
     ...[

@@ -5,7 +5,7 @@ export const PROBLEMS = [
   ["oom", "out of memory", "ended since it used more memory than it may"],
   ["died", "died", "ended though nobody asked for that, with an error"],
   ["unhealthy", "unhealthy", "runs, and its health check fails"],
-  ["stuck", "stuck", "has been stopping for minutes"],
+  ["stuck", "stuck", "is still there minutes after it ought to have been killed"],
   ["disagreeing", "disagreeing", "the document says something else than the engine, or the engine does not answer for it"],
 ];
 const NAMES = new Map(PROBLEMS.map(([key, name]) => [key, name]));

@@ -1,7 +1,8 @@
 // Asking eventwatch: its head and rows every other second, changes as they happen, the last hour now and then.
 //
 // A change is shown at once from the stream; what else is in its row follows with the next answer about rows. An
-// answer that may be older than a change does not undo it.
+// answer that may be older than a change does not undo it. A page that is hidden holds no stream: browsers keep six
+// connections to one server for all their tabs, and six streams would leave none for anything else.
 
 import { nodes, state, tell } from "./state.js";
 
@@ -12,6 +13,9 @@ const DEADLINE = 4000;
 const NEWER = 700;
 const LIVE = ["status", "health", "ip", "port"];
 
+let stream = null;
+// The number of the last change that was seen.
+let last = 0n;
 let version = "";
 let incoming = null;
 let asking = null;
@@ -37,14 +41,16 @@ export async function ask(path) {
 function answered() {
   state.answered = new Date();
   if (state.silent) {
-    state.silent = false;
+    state.silent = state.refused = false;
     tell("silent");
   }
 }
 
-function failed() {
-  if (!state.silent) {
+function failed(error) {
+  const refused = Boolean(error) && error.status === 401;
+  if (!state.silent || state.refused !== refused) {
     state.silent = true;
+    state.refused = refused;
     tell("silent");
   }
 }
@@ -132,23 +138,49 @@ function take(change, live) {
   if (live) refreshLater();
 }
 
+// A stream that is opened anew begins with all changes that are kept: those that were seen are left out, and where
+// none of them was, some may have been missed.
 function follow() {
   const changes = new EventSource(at("api/changes"));
+  stream = changes;
   const opened = Date.now() / 1000 + state.offset;
-  changes.addEventListener("missed", () => tell("missed"));
+  const before = last;
+  let joined = before === 0n;
+  const missed = () => {
+    joined = true;
+    last = 0n;
+    tell("missed");
+  };
+  changes.addEventListener("missed", missed);
   changes.onmessage = (message) => {
+    const number = BigInt(message.lastEventId || 0);
+    if (!joined && number > before) missed();
+    joined = true;
+    if (number <= last) return;
+    last = number;
     const change = JSON.parse(message.data);
     take(change, change.at_ns / 1e9 > opened - 5);
   };
   changes.onerror = () => {
     refresh();
-    if (changes.readyState === EventSource.CLOSED) setTimeout(follow, 1000);
+    if (changes.readyState === EventSource.CLOSED) setTimeout(() => { if (stream === changes) follow(); }, 1000);
   };
+}
+
+function followWhileSeen() {
+  if (document.hidden) {
+    if (stream) stream.close();
+    stream = null;
+  } else if (!stream) {
+    refresh();
+    follow();
+  }
 }
 
 export async function begin() {
   await refresh();
-  follow();
+  followWhileSeen();
+  document.addEventListener("visibilitychange", followWhileSeen);
   takeSeries();
   setInterval(refresh, EVERY);
   setInterval(takeSeries, SERIES_EVERY);

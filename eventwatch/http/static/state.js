@@ -9,6 +9,8 @@ export const state = {
   // When eventwatch last answered, and whether it does.
   answered: null,
   silent: false,
+  // Whether it does not answer since it wants another token than the browser has.
+  refused: false,
 };
 
 const listeners = new Map();
@@ -25,6 +27,18 @@ export function tell(what, value) {
 // The server's time, in s.
 export function now() {
   return Date.now() / 1000 + state.offset;
+}
+
+// When what is shown of the nodes was last certainly true (by the server's clock, in s); null: it is now.
+export function asOf() {
+  const told = state.overview ? state.overview.as_of : null;
+  if (state.silent && state.answered) return told ?? state.answered.getTime() / 1000 + state.offset;
+  return told ?? null;
+}
+
+// The time that ages of nodes are counted to: what is not known to be true any more does not grow older.
+export function shownNow() {
+  return asOf() ?? now();
 }
 
 // The address of this view: `#/?q=WORDS&sort=KEY`, or `#/node/ID`.

@@ -4,9 +4,9 @@
 // stays the same element, so that focus and selection survive each change.
 
 import { byId, element, link, button, setClass, setText, throttled } from "./dom.js";
-import { matches, parse } from "./filter.js";
+import { NAMES, matches, parse, unknownFields } from "./filter.js";
 import { healthClass, problemName, statusClass, urgency } from "./problems.js";
-import { listAddress, nodes, now, on, place, state, tell } from "./state.js";
+import { listAddress, nodes, on, place, shownNow, state, tell } from "./state.js";
 import { address, age } from "./words.js";
 
 const COLUMNS = [
@@ -15,6 +15,8 @@ const COLUMNS = [
 ];
 const MARGIN = 6;
 const FRESH = 1500;
+// ms.
+const ADDRESS_EVERY = 500;
 const phone = matchMedia("(max-width: 700px)");
 const KEYS = {
   problems: (node) => -urgency(node),
@@ -30,6 +32,8 @@ const KEYS = {
 
 const drawn = new Map();
 let shown = [];
+// What was typed and is not in the address yet; null: nothing.
+let typed = null;
 
 function height() {
   return phone.matches ? 122 : 46;
@@ -55,11 +59,21 @@ function sorted(chosen, sort) {
     .map(([, , node]) => node);
 }
 
+// Put what was typed into the address. Not with each key: browsers ignore an address that changes too often.
+function keep() {
+  if (typed === null) return;
+  history.replaceState(null, "", listAddress(typed, place().sort));
+  typed = null;
+  choose();
+}
+
 export function choose() {
-  const { words, sort } = place();
+  const { sort, words: kept } = place();
+  const words = typed ?? kept;
   const conditions = parse(words);
   shown = sorted([...nodes.values()].filter((node) => matches(node, conditions)), sort);
-  setText(byId("shown"), nodes.size === 0 ? "No nodes." : `${shown.length} of ${nodes.size} nodes shown.`);
+  const none = state.overview && state.overview.listed ? "No nodes." : "";
+  setText(byId("shown"), nodes.size === 0 ? none : `${shown.length} of ${nodes.size} nodes shown.`);
   byId("table").setAttribute("aria-rowcount", String(shown.length + 1));
   showEmpty(words);
   draw();
@@ -71,14 +85,19 @@ function showEmpty(words) {
   where.hidden = shown.length > 0 || !state.overview;
   byId("table").hidden = !where.hidden;
   if (where.hidden) return;
-  const why = nodes.size ? `filter ${words}` : `${state.overview.role} ${state.overview.register_label}`;
+  const { role, listed, register_label: label } = state.overview;
+  const why = nodes.size ? `filter ${words}` : `${role} ${listed} ${label}`;
   if (where.dataset.why === why) return;
   where.dataset.why = why;
   if (nodes.size) {
-    where.replaceChildren(element("p", "No node is like that."),
+    const unknown = unknownFields(words);
+    const told = unknown.length ? `${unknown.map((name) => `“${name}”`).join(", ")} is no field: there are ${NAMES.join(", ")}.` : "";
+    where.replaceChildren(element("p", "No node is like that."), ...(told ? [element("p", told)] : []),
       button("Show all", "plain", () => { location.hash = listAddress("", place().sort); }));
-  } else if (state.overview.role === "standby") {
+  } else if (role === "standby") {
     where.replaceChildren(element("p", "The nodes are shown by the one that leads."));
+  } else if (!listed) {
+    where.replaceChildren(element("p", "The nodes are not read yet: see above for what it waits for."));
   } else {
     where.replaceChildren(...advice(state.overview));
   }
@@ -137,11 +156,11 @@ function fill(row, node, at) {
   image.title = node.image;
   setText(status.children[0], node.status);
   setClass(status.children[0], statusClass(node));
-  setText(status.children[1], node.since ? age(now() - node.since) : "");
+  setText(status.children[1], node.since ? age(shownNow() - node.since) : "");
   setText(health.children[0], node.health);
   setClass(health.children[0], healthClass(node));
   setText(where, address(node) || "–");
-  setText(idle, node.idle_at === null || node.idle_at === undefined ? "–" : age(node.idle_at - now()));
+  setText(idle, node.idle_at === null || node.idle_at === undefined ? "–" : age(node.idle_at - shownNow()));
   setText(restarts, node.restarts ? String(node.restarts) : "–");
   row.setAttribute("aria-rowindex", String(at + 2));
   const fresh = node.touched && performance.now() - node.touched < FRESH;
@@ -241,20 +260,24 @@ function onKey(event) {
 export function begin() {
   const soon = throttled(choose, 200);
   const redraw = throttled(draw);
+  const settle = throttled(keep, ADDRESS_EVERY);
   on("nodes", soon);
   on("overview", () => { if (nodes.size === 0) soon(); });
   on("place", () => {
     showHeadings();
     const { words } = place();
+    typed = null;
     if (document.activeElement !== byId("filter") && byId("filter").value !== words) byId("filter").value = words;
     choose();
   });
   byId("scroll").addEventListener("scroll", redraw, { passive: true });
   byId("scroll").addEventListener("keydown", onKey);
   byId("filter").addEventListener("input", () => {
-    history.replaceState(null, "", listAddress(byId("filter").value, place().sort));
+    typed = byId("filter").value;
     choose();
+    settle();
   });
+  byId("filter").addEventListener("change", keep);
   byId("filter").addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown") {
       event.preventDefault();
