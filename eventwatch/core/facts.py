@@ -43,7 +43,7 @@ _NOT_RUNNING: Final = ENDED | {"restarting", "removing"}
 
 #: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
 ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
-_STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "stopped": "exited"}
+STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "stopped": "exited"}
 
 #: What is subscribed to, beside its aliases. The engine matches `health_status` as a prefix.
 CONTAINER_ACTIONS: Final = (
@@ -208,7 +208,7 @@ def parse_container(
     """
     state = container["State"]
     status = _text(state["Status"])
-    status = _STATUS_ALIASES.get(status, status)
+    status = STATUS_ALIASES.get(status, status)
     health = _text((state.get("Health") or state.get("Healthcheck") or {}).get("Status") or NO_HEALTH_CHECK)
     settings = container.get("NetworkSettings") or {}
     networks: Mapping[str, Any] = settings.get("Networks") or {}
@@ -268,7 +268,7 @@ def parse_ending(container: Mapping[str, Any]) -> Ending | None:
     nothing usable.
     """
     state = container["State"]
-    if _STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
+    if STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
         return None
     return _ending(state)
 

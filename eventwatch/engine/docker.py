@@ -24,7 +24,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -41,6 +41,7 @@ from eventwatch.core.facts import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
+    STATUS_ALIASES,
     Event,
     Observation,
     Usage,
@@ -139,6 +140,16 @@ class EngineInfo:
     version: str
     api_version: str
     system_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A container in a list, whose state may be of a moment ago; texts are as the engine has them."""
+
+    name: str = ""
+    image: str = ""
+    state: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 #: With these, a page is from a web server that stays one; with a 5xx, maybe from a proxy whose engine starts.
@@ -387,6 +398,16 @@ class DockerEngine:
                 found.append(str(row["Id"]))
         return found
 
+    async def list_briefly(self) -> dict[str, Listed]:
+        """All containers by id, running or not, as one list tells of them."""
+        doing, params = "listing containers", {"all": "1"}
+        rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
+        return {
+            str(row["Id"]): _listed(row)
+            for row in rows
+            if isinstance(row, dict) and is_container_id(row.get("Id"))
+        }
+
     async def list_networks(self) -> list[str]:
         """Names of all networks."""
         doing = "listing networks"
@@ -619,6 +640,19 @@ async def _read(response: aiohttp.ClientResponse, limit: int, doing: str) -> byt
             )
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _listed(row: Mapping[str, Any]) -> Listed:
+    names, labels = row.get("Names"), row.get("Labels")
+    # Links add names with two slashes.
+    own = (
+        [name[1:] for name in names if isinstance(name, str) and name.count("/") == 1]
+        if isinstance(names, list)
+        else []
+    )
+    image, state = (value if isinstance(value := row.get(key), str) else "" for key in ("Image", "State"))
+    texts = {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
+    return Listed(own[0] if own else "", image, STATUS_ALIASES.get(state, state), texts)
 
 
 def _decoded(body: bytes | None, kind: type[Any], doing: str) -> Any:

@@ -347,6 +347,7 @@ class State:
 
     status: OnRecord | None = None
     unhealthy_since: datetime | None = None
+    why_unhealthy: str = ""
     name: str = ""
     image: str = ""
 
@@ -368,21 +369,16 @@ def state_of(changes: Iterable[PastChange]) -> State:
     status: OnRecord | None = None
     unhealthy_since: datetime | None = None
     told: set[str] = set()
+    why = ""
     for change in sorted(changes, key=lambda change: change.until, reverse=True):
         if change.deleted:
             break
         if "status" in change.new and "status" not in told:
             status = change.on_record()
         if change.new.get("health") == "unhealthy" and "health" not in told:
-            unhealthy_since = change.until
+            unhealthy_since, why = change.until, change.reason
         told |= change.new.keys()
-    return State(status, unhealthy_since)
-
-
-async def read_last_changes(store: Store, node_ids: Collection[str]) -> dict[str, PastChange]:
-    """The newest change of each of these nodes, by node id, as far as any is on record. Raises StoreError."""
-    rows = [row for document in await store.read_histories(node_ids) for row in _rows(document)]
-    return {change.node_id: change for row in rows if (change := parse_change(row)) is not None}
+    return State(status, unhealthy_since, why)
 
 
 def _rows(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

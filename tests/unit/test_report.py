@@ -128,21 +128,22 @@ def test_times_for_programs_tell_their_offset(value: object, text: str) -> None:
 
 
 def test_a_crash_loop_and_a_stop_under_way_are_told_as_such() -> None:
-    at = NOW - timedelta(seconds=30)
-    seen = Observation("a" * 64, status="restarting", started_at=at, finished_at=NOW, restart_count=11,
-                       ending=Ending(exit_code=3, finished_at=NOW))  # fmt: skip
+    now = datetime.now(UTC)  # what has just started restarts
+    at = now - timedelta(seconds=30)
+    seen = Observation("a" * 64, status="restarting", started_at=at, finished_at=now, restart_count=11,
+                       ending=Ending(exit_code=3, finished_at=now))  # fmt: skip
     recorded = Recorded("a" * 64, "a" * 12, "restarting", "none")
     looping = NodeReport(recorded, seen, True, None, "")
     assert looping.reason == "crash loop, restarted 11 times by its restart policy; exit code 3, after 30s"
     assert looping.as_json()["crash_loop"] is True
     running = replace(looping, seen=replace(seen, status="running", ending=None))
     assert running.reason == "crash loop, restarted 11 times by its restart policy"
-    old = replace(running.seen, started_at=NOW - timedelta(hours=1))  # type: ignore[type-var]
+    old = replace(running.seen, started_at=now - timedelta(hours=1))  # type: ignore[type-var]
     assert replace(running, seen=old).reason == ""
-    past = State(OnRecord("stopping", "stopped by eventwatch: idle for 31m, limit 30m by x", NOW))
+    past = State(OnRecord("stopping", "stopped by eventwatch: idle for 31m, limit 30m by x", now))
     stopping = replace(running, recorded=replace(recorded, status="stopping"), seen=old, past=past, grace=3600.0)
     assert stopping.reason == (
-        f"stopped by eventwatch: idle for 31m, limit 30m by x; since {NOW:%H:%M:%S} UTC, "
+        f"stopped by eventwatch: idle for 31m, limit 30m by x; since {now:%H:%M:%S} UTC, "
         "killed 1h after that if it has not ended by then"
     )
 
