@@ -37,8 +37,9 @@ from loguru import logger
 
 from eventwatch.core.backoff import TIMED_OUT, Backoff, Pace
 from eventwatch.core.clock import Clock, SystemClock, Timer
+from eventwatch.core.details import details_of, end_reason
 from eventwatch.core.errors import EngineError, LeaseLostError, StoreError
-from eventwatch.core.facts import STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
+from eventwatch.core.facts import ENDED, STOPPING, Cause, Change, Claim, Event, Observation, Owner, Recorded, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import (
     IDLE_LABEL,
@@ -555,7 +556,11 @@ class Reconciler:
             except StoreError as error:
                 logger.warning("Node {} could not be registered, trying again: {}", seen.node_id[:12], error)
                 self.clock.call_later(WRITE_RETRY.cap, lambda: self.inspect_soon(seen.node_id, urgent=True))
-        elif seen.node_id not in self._orphans:
+            return
+        if label and seen.ending and seen.status in ENDED and label_matches(label, seen.labels):
+            named = (seen.node_id[:12], details_of(seen).name, end_reason(seen.ending))
+            logger.info("Container {} ({}) has the register label, and ended before it had a document: {}", *named)
+        if seen.node_id not in self._orphans:
             self._drop_state(seen.node_id)
 
     async def register(self, seen: Observation) -> None:
