@@ -145,8 +145,8 @@ class NodeReport:
     def reason(self) -> str:
         """Why the container ended, or is not healthy, by the engine; and by the history who asked for it."""
         details, last = self.details, self.past.status
-        if details is None:
-            return ""
+        if details is None:  # what was last on record is all that there is
+            return last.reason if last and last.status == self.recorded.status else ""
         if details.ending:
             past = end_on_record(last, details)
             reason = end_reason(details.ending, ran=details.ran, asked=past[1] if past else "")
