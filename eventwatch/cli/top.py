@@ -32,7 +32,8 @@ from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.facts import ENDED, STOPPING, Recorded
 from eventwatch.core.policy import as_utc, idle_timeout_of, recorded_idleness
 from eventwatch.core.text import middle_cut, printable
-from eventwatch.engine.docker import DockerEngine, Listed
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.wire import Listed
 from eventwatch.settings.model import Settings
 from eventwatch.store.history import State, read_states
 from eventwatch.store.nodes import Store

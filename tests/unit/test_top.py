@@ -10,7 +10,7 @@ import pytest
 from eventwatch.cli.top import HEADINGS, SORTS, _texts, disagreement, matches, row_of, summary
 from eventwatch.core.details import OnRecord
 from eventwatch.core.facts import Recorded
-from eventwatch.engine.docker import Listed
+from eventwatch.engine.wire import Listed
 from eventwatch.store.history import State
 
 NODE = Recorded("ab" * 32, "ab" * 6, "exited", "unhealthy", ip="", port=80)
