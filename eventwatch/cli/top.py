@@ -126,6 +126,7 @@ def _ago(moment: datetime | None) -> str:
 def row_of(
     recorded: Recorded,
     *,
+    now: datetime,
     before: Row | None = None,
     state: State | None = None,
     listed: Listed | None = None,
@@ -138,7 +139,11 @@ def row_of(
     last = state.status if state and state.status and state.status.status == status else None
     changed = last.at if last else row.changed if row.status == status else None
     reason = last.reason if last else row.reason if row.status == status else ""
-    again = row.problem == "restarting" and status == "running" and _is_recent(changed)
+    again = (
+        row.problem == "restarting"
+        and status == "running"
+        and (changed is None or (now - changed).total_seconds() < RESTARTED)
+    )
     unhealthy = health == "unhealthy" and status == "running"
     problem = next(
         (name for name, so in {
@@ -163,13 +168,9 @@ def row_of(
         problem=problem,
         changed=changed,
         requested=as_utc(recorded.last_req_time) if recorded.last_req_time else None,
-        idle_left=recorded_idleness(recorded, used_at, datetime.now(UTC), limit).left,
+        idle_left=recorded_idleness(recorded, used_at, now, limit).left,
         reason=reason or (row.reason if again else state.why_unhealthy if state and unhealthy else ""),
     )
-
-
-def _is_recent(changed: datetime | None) -> bool:
-    return changed is None or (datetime.now(UTC) - changed).total_seconds() < RESTARTED
 
 
 def matches(row: Row, text: str) -> bool:
@@ -321,9 +322,10 @@ class TopView(App[None]):
         changed = [i for i, recorded in documents.items() if self._is_changed(recorded)][:HISTORIES]
         states = await read_states(self._store, changed, limit=HISTORIES) if changed else {}
         await self._list(documents)
+        now = datetime.now(UTC)
         self._rows = {
             node_id: row_of(
-                recorded, before=self._rows.get(node_id), state=states.get(node_id),
+                recorded, now=now, before=self._rows.get(node_id), state=states.get(node_id),
                 listed=(self._listed or {}).get(node_id), agrees=self._agrees.get(node_id, ""),
                 idle_timeout=self._settings.idle_timeout,
             )

@@ -129,12 +129,12 @@ def test_times_for_programs_tell_their_offset(value: object, text: str) -> None:
 
 def test_a_crash_loop_and_a_stop_under_way_are_told_as_such() -> None:
     now = datetime.now(UTC)  # what has just started restarts
-    at = now - timedelta(seconds=30)
+    at = now - timedelta(seconds=1)
     seen = Observation("a" * 64, status="restarting", started_at=at, finished_at=now, restart_count=11,
                        ending=Ending(exit_code=3, finished_at=now))  # fmt: skip
     recorded = Recorded("a" * 64, "a" * 12, "restarting", "none")
     looping = NodeReport(recorded, seen, True, None, "")
-    assert looping.reason == "crash loop, restarted 11 times by its restart policy; exit code 3, after 30s"
+    assert looping.reason == "crash loop, restarted 11 times by its restart policy; exit code 3, after 1s"
     assert looping.as_json()["crash_loop"] is True
     running = replace(looping, seen=replace(seen, status="running", ending=None))
     assert running.reason == "crash loop, restarted 11 times by its restart policy"

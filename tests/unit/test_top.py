@@ -18,7 +18,7 @@ NOW = datetime.now(UTC)
 REASON = "exit code 137 (SIGKILL), out of memory, after 2h"
 KILLED = State(OnRecord("exited", REASON, NOW - timedelta(minutes=5), "oom"))
 OTHER = Recorded("cd" * 32, "cd" * 6, "running", "unhealthy", ip="10.0.0.1", port=80)
-ROW = row_of(NODE, state=KILLED, listed=Listed("Sandbox-1", "tools:2", "exited"), agrees="yes")
+ROW = row_of(NODE, now=NOW, state=KILLED, listed=Listed("Sandbox-1", "tools:2", "exited"), agrees="yes")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_filter_finds_words_anywhere_or_in_a_field(text: str, *, found: bool) 
 
 
 def test_the_first_line_counts_and_tells_of_trouble() -> None:
-    other = row_of(OTHER)
+    other = row_of(OTHER, now=NOW)
     line = summary([ROW, other], 1, trouble="as of before: Database is away", sort="name")
     assert line.startswith(
         "as of before: Database is away · 2 nodes: 1 exited, 1 running · 1 out of memory, 1 unhealthy · 1 shown · "
@@ -58,10 +58,14 @@ def test_the_first_line_counts_and_tells_of_trouble() -> None:
 
 
 def test_problems_come_first_and_an_end_that_was_asked_for_is_none() -> None:
-    asked = row_of(replace(NODE, node_id="1" * 64), state=State(OnRecord("exited", "stopped by", NOW, "asked")))
-    failed = row_of(replace(NODE, node_id="2" * 64), state=State(OnRecord("exited", "exit code 3", NOW, "failed")))
-    unhealthy = row_of(OTHER, state=State(why_unhealthy="its last health check said: refused"))
-    wrong = row_of(replace(OTHER, health="none"), agrees="no: exited")
+    asked = row_of(
+        replace(NODE, node_id="1" * 64), now=NOW, state=State(OnRecord("exited", "stopped by", NOW, "asked"))
+    )
+    failed = row_of(
+        replace(NODE, node_id="2" * 64), now=NOW, state=State(OnRecord("exited", "exit code 3", NOW, "failed"))
+    )
+    unhealthy = row_of(OTHER, now=NOW, state=State(why_unhealthy="its last health check said: refused"))
+    wrong = row_of(replace(OTHER, health="none"), now=NOW, agrees="no: exited")
     assert (asked.problem, unhealthy.reason) == ("", "its last health check said: refused")
     rows = sorted([wrong, asked, unhealthy, failed, ROW], key=SORTS["problems"])
     assert [row.problem for row in rows] == ["out of memory", "died", "unhealthy", "disagrees", ""]
@@ -69,16 +73,20 @@ def test_problems_come_first_and_an_end_that_was_asked_for_is_none() -> None:
 
 def test_a_node_between_two_restarts_is_one_that_restarts_and_keeps_its_reason() -> None:
     reason = "restarted 7 times by its restart policy; exit code 3, after 300ms"
-    restarting = row_of(replace(OTHER, status="restarting"), state=State(OnRecord("restarting", reason, NOW)))
-    between = row_of(OTHER, before=restarting, state=State(OnRecord("running", "", NOW)))
+    restarting = row_of(
+        replace(OTHER, status="restarting"), now=NOW, state=State(OnRecord("restarting", reason, NOW))
+    )
+    between = row_of(OTHER, now=NOW, before=restarting, state=State(OnRecord("running", "", NOW)))
     assert (between.problem, between.reason) == ("restarting", reason)
-    later = row_of(OTHER, before=between, state=State(OnRecord("running", "", NOW - timedelta(minutes=2))))
+    later = row_of(
+        OTHER, now=NOW + timedelta(minutes=2), before=between, state=State(OnRecord("running", "", NOW))
+    )
     assert (later.problem, later.reason) == ("unhealthy", "")
 
 
 def test_what_is_known_stays_while_history_and_engine_tell_nothing() -> None:
-    assert row_of(NODE, before=ROW, agrees="yes") == ROW
-    started = row_of(replace(NODE, status="running", health="none"), before=ROW)
+    assert row_of(NODE, now=NOW, before=ROW, agrees="yes") == ROW
+    started = row_of(replace(NODE, status="running", health="none"), now=NOW, before=ROW)
     assert (started.name, started.reason, started.problem, started.changed) == ("Sandbox-1", "", "", None)
 
 
@@ -87,7 +95,7 @@ def test_idle_time_left_counts_from_the_last_request_or_start() -> None:
     state = State(OnRecord("running", "", NOW - timedelta(minutes=4)))
     limits = [(600.0, {}), (600.0, {"eventwatch.idle-timeout": "1h"}), (0.0, {})]
     left = [
-        row_of(recorded, state=state, listed=Listed(labels=labels), idle_timeout=limit).idle_left
+        row_of(recorded, now=NOW, state=state, listed=Listed(labels=labels), idle_timeout=limit).idle_left
         for limit, labels in limits
     ]
     assert [None if seconds is None else round(seconds / 60) for seconds in left] == [6, 56, None]
