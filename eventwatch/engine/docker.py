@@ -35,16 +35,19 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from eventwatch.core.clock import Slices
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.core.facts import Event, Observation, Usage, is_container_id, nanos, parse_time
+from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
 from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
-    Listed,
+    Brief,
     engine_time,
+    parse_brief,
     parse_container,
     parse_event,
     parse_listed,
@@ -114,6 +117,8 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _SOME_ID: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 _FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+_ITEM: Final = json.JSONDecoder()
+_BETWEEN_ITEMS: Final = re.compile(r"[ \t\r\n,]*")
 _FILTERS: Final = json.dumps(
     {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS]}
 )
@@ -296,6 +301,14 @@ class DockerEngine:
     async def list_all(self) -> list[str]:
         return await self._list(all="1")
 
+    async def list_rows(self) -> list[Listed]:
+        rows, slices = [], Slices()
+        for row in await self._rows(all="1"):
+            if (listed := parse_listed(row)) is not None:
+                rows.append(listed)
+            await slices.turn()
+        return rows
+
     async def list_running(self, label: str | None = None) -> list[str]:
         filters = {"status": ["running", "paused"], **({"label": [label]} if label else {})}
         return await self._list(filters=json.dumps(filters))
@@ -324,12 +337,12 @@ class DockerEngine:
                 found.append(str(row["Id"]))
         return found
 
-    async def list_briefly(self) -> dict[str, Listed]:
+    async def list_briefly(self) -> dict[str, Brief]:
         """All containers by id, running or not, as one list tells of them."""
         doing, params = "listing containers", {"all": "1"}
         rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
         found = (row for row in rows if isinstance(row, dict) and is_container_id(row.get("Id")))
-        return {str(row["Id"]): parse_listed(row) for row in found}
+        return {str(row["Id"]): parse_brief(row) for row in found}
 
     async def list_networks(self) -> list[str]:
         """Names of all networks."""
@@ -338,9 +351,13 @@ class DockerEngine:
         return [row["Name"] for row in rows if isinstance(row, dict) and isinstance(row.get("Name"), str)]
 
     async def _list(self, **params: str) -> list[str]:
-        doing = "listing containers"
-        rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
+        rows = await self._rows(**params)
         return [row["Id"] for row in rows if isinstance(row, dict) and is_container_id(row.get("Id"))]
+
+    async def _rows(self, **params: str) -> list[Any]:
+        doing = "listing containers"
+        body = await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params)
+        return await _decoded_in_slices(body, doing)
 
     async def stop(self, node_id: str, *, grace: float) -> None:
         _check_id(node_id)
@@ -568,6 +585,27 @@ def _decoded(body: bytes | None, kind: type[Any], doing: str) -> Any:
     if not isinstance(answer, kind):  # `null` is JSON too, and must not pass for a container that is gone
         raise EngineError(f"Engine failed while {doing}: its answer is JSON, but no {kind.__name__}")
     return answer
+
+
+async def _decoded_in_slices(body: bytes | None, doing: str) -> list[Any]:
+    """As `_decoded` of a list, which may be megabytes: one item at a time, between which others get their turn."""
+    try:
+        text = (body or b"").decode()
+        at = _BETWEEN_ITEMS.match(text).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if not text.startswith("[", at):
+            raise ValueError("no list")  # noqa: TRY301 - which another function words
+        items, slices = [], Slices()
+        at = _BETWEEN_ITEMS.match(text, at + 1).end()  # type: ignore[union-attr]
+        while not text.startswith("]", at):
+            item, at = _ITEM.raw_decode(text, at)
+            items.append(item)
+            at = _BETWEEN_ITEMS.match(text, at).end()  # type: ignore[union-attr]
+            await slices.turn()
+        if text[at + 1 :].strip():
+            raise ValueError("more than a list")  # noqa: TRY301
+    except (ValueError, RecursionError):
+        return _decoded(body, list, doing)  # type: ignore[no-any-return]
+    return items
 
 
 def _tls_context(cert_path: str | None) -> ssl.SSLContext:

@@ -26,10 +26,12 @@ from eventwatch.core.facts import (
     Failure,
     Observation,
     Usage,
+    is_container_id,
     nanos,
     normal_health,
     parse_time,
 )
+from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
 
 #: Failed health checks that are told of, and entries of the engine's log of checks that are looked at.
@@ -154,7 +156,7 @@ def parse_container(
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Brief:
     """A container in a list, whose state may be of a moment ago; texts are as the engine has them."""
 
     name: str = ""
@@ -163,7 +165,7 @@ class Listed:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def parse_listed(row: Mapping[str, Any]) -> Listed:
+def parse_brief(row: Mapping[str, Any]) -> Brief:
     """Read one row of a list of containers; what is missing or odd is empty."""
     names, labels = row.get("Names"), row.get("Labels")
     # Links add names with two slashes.
@@ -174,7 +176,7 @@ def parse_listed(row: Mapping[str, Any]) -> Listed:
     ]
     image, state = (value if isinstance(value := row.get(key), str) else "" for key in ("Image", "State"))
     texts = {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
-    return Listed(own[0] if own else "", image, STATUS_ALIASES.get(state, state), texts)
+    return Brief(own[0] if own else "", image, STATUS_ALIASES.get(state, state), texts)
 
 
 def parse_ending(container: Mapping[str, Any]) -> Ending | None:
@@ -235,6 +237,28 @@ def _failure(check: Mapping[str, Any]) -> Failure:
         exit_code=code if type(code) is int and abs(code) < 2**32 else None,
         output=printable(output.strip(), LONGEST_REASON),
     )
+
+
+def parse_listed(row: object) -> Listed | None:
+    """Read a row of the list; None for what is about no container. What is odd in it is left out."""
+    if not isinstance(row, dict) or not is_container_id(row.get("Id")):
+        return None
+    node_id: str = row["Id"]
+    state, text, networks = row.get("State"), row.get("Status"), row.get("NetworkSettings")
+    endpoints = networks.get("Networks") if isinstance(networks, dict) else None
+    return Listed(
+        node_id,
+        state if isinstance(state, str) else "",
+        text if isinstance(text, str) else "",
+        _listed_addresses(endpoints) if isinstance(endpoints, dict) else None,
+    )
+
+
+def _listed_addresses(endpoints: Mapping[str, Any]) -> Mapping[str, str] | None:
+    try:
+        return {name: _address_on(endpoint or {}) for name, endpoint in endpoints.items()}
+    except (TypeError, AttributeError):
+        return None
 
 
 def _address_on(endpoint: Mapping[str, Any]) -> str:
