@@ -54,7 +54,7 @@ from eventwatch.core.policy import (
 from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
 from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
-from eventwatch.http.access import Access
+from eventwatch.http.access import Access, page_url
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.http.probe import identity
 from eventwatch.http.rows import Facts, Rows
@@ -140,6 +140,7 @@ class Application:
             version=eventwatch_version(),
             settings=settings.judging(),
         )
+        self.checker.page = {"url": self._page_url(), "manager_id": self.checker.manager_id}
         #: Set once the database is set up: from then on the Beanie documents can be used.
         self.ready = asyncio.Event()
         self.reconciler: Reconciler | None = None
@@ -271,7 +272,8 @@ class Application:
             "engine": info and {"name": info.name, "version": info.version, "api_version": info.api_version},
             "database": settings.mongo_database,
             "role": "leader" if self.reconciler else "standby" if holder else "starting",
-            "leader": holder and {"checker": holder.manager_id, "host": holder.host, "pid": holder.pid},
+            "leader": holder
+            and {"checker": holder.manager_id, "host": holder.host, "pid": holder.pid, "page": holder.page},
             "ready": not reasons,
             "reasons": reasons,
             "notes": self.notes(),
@@ -459,6 +461,11 @@ class Application:
 
     def _idle_timeout(self, node_id: str) -> float:
         return self._idle_limit(node_id).seconds
+
+    def _page_url(self) -> str:
+        settings = self.settings
+        host, port = settings.http_address or ("", 0)
+        return page_url(host, port, names=settings.http_hosts, tls=bool(settings.http_tls_cert_file))
 
     def _http_access(self) -> Access:
         settings = self.settings

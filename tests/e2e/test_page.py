@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -403,8 +404,11 @@ async def test_a_token_that_is_refused_is_said_to_be(world: World, chrome: Chrom
 async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> None:
     engine_id = str((await world.docker.system.info())["ID"])
     holder = {"manager_id": "ab" * 16, "host": "elsewhere", "pid": 7, "epoch": 1, "engine_id": engine_id}
-    times = {"renewed_at": ago(0), "expires_at": ago(-3600)}
-    await world.checkers.insert_one({"_id": checker_id(engine_id), "interval": 30, **holder, **times})
+    times: dict[str, Any] = {"renewed_at": ago(0), "expires_at": ago(-3600)}
+    page = {"url": "http://elsewhere:9471/", "manager_id": holder["manager_id"]}
+    await world.checkers.insert_one(
+        {"_id": checker_id(engine_id), "interval": 30, **holder, **times, "page": page}
+    )
     address = free_address()
     async with watch(world.settings(http_listen=address)):
         await visit(chrome, f"http://{address}/")
@@ -412,6 +416,9 @@ async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> 
         await says(chrome, "standby", "abababababab", "host elsewhere (pid 7)")
         assert chrome.find_element(By.ID, "readiness").get_attribute("class") == "calm"
         assert chrome.title.startswith("standby")
+        assert chrome.find_element(By.LINK_TEXT, "Its page").get_attribute("href") == page["url"]
+        await world.checkers.update_one({}, {"$set": {"page.url": "javascript:alert(1)"}})
+        await says(chrome, "standby", "can be reached on that host only")
         save(chrome, "standby")
         await asyncio.to_thread(chrome.get, "about:blank")
 
@@ -426,8 +433,8 @@ async def test_without_nodes_the_page_says_what_to_do_and_a_phone_gets_cards(wor
         await says(driver, "changes", "registered")
         for width in (1400, 1100, 850):
             driver.set_window_size(width, 860)
-            await eventually(lambda wide=width: driver.execute_script("return innerWidth") <= wide, SOON)
-            assert await eventually(lambda: driver.execute_script(WHOLE_CELLS), SOON), width
+            await eventually(partial(driver.execute_script, f"return innerWidth <= {width}"), SOON)
+            await eventually(partial(driver.execute_script, WHOLE_CELLS), SOON)
         driver.set_window_size(420, 860)
         await eventually(lambda: driver.execute_script("return innerWidth") < 700, SOON)
         card = driver.find_element(By.CSS_SELECTOR, f"#rows tr[data-id='{node.id[:12]}']")
