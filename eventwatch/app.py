@@ -254,9 +254,12 @@ class Application:
 
     def _idle_of(self, node_id: str, _: Facts) -> dict[str, Any]:
         """When the node is idle as things stand (Unix time, s; null: never)."""
-        node = self.reconciler.known.get(node_id) if self.reconciler else None
-        left = self._idleness(self.reconciler, node).left if self.reconciler and node else None
-        return {"idle_at": None if left is None else round(self._time.now().timestamp() + left)}
+        reconciler = self.reconciler
+        node = reconciler.known.get(node_id) if reconciler else None
+        return {"idle_at": self._idle_at(self._idleness(reconciler, node)) if reconciler and node else None}
+
+    def _idle_at(self, verdict: Idleness) -> int | None:
+        return None if verdict.left is None else round(self._time.now().timestamp() + verdict.left)
 
     def overview(self) -> dict[str, Any]:
         """The head of the status page: who watches what, and how well. Ages and times in s."""
@@ -333,7 +336,8 @@ class Application:
         node = replace(reconciler.known[node_id], last_req_time=document.last_req_time, status=document.status)
         limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, node)
         seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
-        return {"idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
+        idle = {"idle_left": verdict.left, "idle_at": self._idle_at(verdict)}
+        return {**idle, "idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
 
     def _idleness(self, reconciler: Reconciler, node: Recorded) -> Idleness:
         """How idle a node is, by what is known of it."""

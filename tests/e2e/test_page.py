@@ -431,6 +431,13 @@ async def test_without_nodes_the_page_says_what_to_do_and_a_phone_gets_cards(wor
         node = await world.nodes.start(name, labels={"page.test": ""}, healthcheck="ok", interval_s=0.5)
         await shows(driver, node.id[:12], "running", "healthy")
         await says(driver, "changes", "registered")
+        listed = driver.current_url.partition("#")[0]
+        await visit(driver, f"{listed}#/node/{node.id[:12]}")
+        await says(driver, "node", "nobody has written its last_req_time since it was registered")
+        await world.collection.update_one({"_id": node.id}, {"$set": {"last_req_time": ago(0)}})
+        await says(driver, "node", "It will be stopped as idle at ", "in 29 min")
+        await visit(driver, listed)
+        await shows(driver, node.id[:12], "healthy")
         for width in (1400, 1100, 850):
             driver.set_window_size(width, 860)
             await eventually(partial(driver.execute_script, f"return innerWidth <= {width}"), SOON)

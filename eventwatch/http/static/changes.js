@@ -7,7 +7,7 @@ import { duration, milliseconds, moment } from "./words.js";
 const KEPT = 1000;
 // Entries that are shown, after what happened to many nodes alike is one of them, and nodes of such a one.
 const SHOWN = 100;
-const ALIKE = 4;
+const ALIKE = 6;
 const NAMED = 200;
 const EXPLAINED = new Set(["exited", "dead", "restarting", "stopping"]);
 // Changes of a node that follow one another this closely (ms) are told together.

@@ -109,9 +109,10 @@ function decision(node) {
   }
   if (!told || told.idle_reason === undefined) return "";
   const limit = told.idle_limit ? `Its idle time is ${duration(told.idle_limit)}, by ${told.idle_source}.` : "";
-  if (node.idle_at === null || node.idle_at === undefined) return `It will not be stopped as idle: ${told.idle_reason}. ${limit}`;
-  const left = node.idle_at - now();
-  const when = clock(new Date(node.idle_at * 1000));
+  const at = told.idle_at;  // of one answer with the reason
+  if (at === null) return `It will not be stopped as idle: ${told.idle_reason}. ${limit}`;
+  const left = at - now();
+  const when = clock(new Date((at - state.offset) * 1000));
   return left > 0
     ? `It will be stopped as idle at ${when}, in ${duration(left)}, unless a request comes in. ${limit}`
     : `Its idle time is used up since ${when}: the next sweep stops it unless a request comes in. ${limit}`;
