@@ -53,7 +53,8 @@ from eventwatch.core.policy import (
 )
 from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
-from eventwatch.engine.docker import DockerEngine, Engine, EngineInfo
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.http.access import Access, page_url
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.http.probe import identity
@@ -61,19 +62,17 @@ from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series
 from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE
-from eventwatch.pipeline.disputes import Disputes
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.indexes import keep_indexes
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.pulse import Pulse
-from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.requests import SweepRequests
-from eventwatch.pipeline.sweeper import PATIENCE, Sweeper
+from eventwatch.pipeline.roster import Roster
+from eventwatch.pipeline.sweeper import PATIENCE
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
-from eventwatch.pipeline.watcher import Watcher
 from eventwatch.settings.model import EMBEDDED, Settings, load_settings
 from eventwatch.store.documents import NodeChecker, ToolServerNode
 from eventwatch.store.embedded import EmbeddedMongo
@@ -127,10 +126,10 @@ class Application:
         self.metrics = Metrics(KNOWN_ACTIONS | {"other", "malformed"})
         # Of the nodes that it leads; one that stands by has none.
         self.metrics.crash_looping.set_function(
-            lambda: self.reconciler.reasons.crash_looping() if self.reconciler else 0
+            lambda: self.pipeline.roster.reasons.crash_looping() if self.pipeline else 0
         )
         self.metrics.longest_unhealthy.set_function(
-            lambda: self.reconciler.reasons.longest_unhealthy() if self.reconciler else 0.0
+            lambda: self.pipeline.roster.reasons.longest_unhealthy() if self.pipeline else 0.0
         )
         self.checker = NodeChecker.model_construct(
             manager_id=os.urandom(16).hex(),
@@ -143,9 +142,8 @@ class Application:
         self.checker.page = {"url": self._page_url(), "manager_id": self.checker.manager_id}
         #: Set once the database is set up: from then on the Beanie documents can be used.
         self.ready = asyncio.Event()
-        self.reconciler: Reconciler | None = None
-        self.sweeper: Sweeper | None = None
-        self.watcher: Watcher | None = None
+        #: While we lead.
+        self.pipeline: Pipeline | None = None
         self.feed = ChangeFeed()
         self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of, whole=self._knows_all)
         self.pages: Pages | None = None
@@ -164,7 +162,6 @@ class Application:
         self._true_at: float | None = None
         self._swept_at: float | None = None
         self._dead: DeadEngines | None = None
-        self._disputes: Disputes | None = None
         self._latencies = LastLatencies()
         self._engine_id = ""
         self._store: Store | None = None
@@ -201,17 +198,17 @@ class Application:
 
     def node_ids(self) -> Iterable[str]:
         """The ids of the nodes that have a document."""
-        return self.reconciler.known if self.reconciler else ()
+        return self.pipeline.roster.known if self.pipeline else ()
 
     def node(self, node_id: str) -> dict[str, Any] | None:
         """A node's document as last read or written by us, and the idle time that is left to it (s)."""
-        reconciler = self.reconciler
-        node = reconciler.known.get(node_id) if reconciler else None
-        if reconciler is None or node is None:
+        roster = self.pipeline.roster if self.pipeline else None
+        node = roster.known.get(node_id) if roster else None
+        if roster is None or node is None:
             return None
         shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
-        told = {"claim": node.claim and asdict(node.claim), "idle_left": self._idleness(reconciler, node).left}
-        return shown | told | reconciler.reasons.row(node_id)
+        told = {"claim": node.claim and asdict(node.claim), "idle_left": self._idleness(node).left}
+        return shown | told | roster.reasons.row(node_id)
 
     async def read_node(self, node_id: str) -> dict[str, Any] | None:
         """A node's row as the database has it, whoever keeps it; None: there is none. Raises StoreError."""
@@ -225,45 +222,47 @@ class Application:
 
     def _row(self, document: ToolServerNode) -> dict[str, Any]:
         known = self.node(document.id) or {}
-        reconciler = self.reconciler
-        if reconciler and known:
-            known |= reconciler.reasons.full_row(document.id) | self._idle_row(reconciler, document)
+        roster = self.pipeline.roster if self.pipeline else None
+        if roster and known:
+            idle = self._idle_row(roster.known[document.id], document)
+            known |= roster.reasons.full_row(document.id) | idle
         return known | {
             "node_id": document.id,
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
         }
 
     def _facts(self, node_id: str) -> Facts | None:
-        reconciler = self.reconciler
-        node = reconciler.known.get(node_id) if reconciler else None
-        if reconciler is None or node is None:
+        pipeline = self.pipeline
+        node = pipeline.roster.known.get(node_id) if pipeline else None
+        if pipeline is None or node is None:
             return None
-        told = reconciler.reasons.row(node_id)
+        roster = pipeline.roster
+        told = roster.reasons.row(node_id)
         del told["unhealthy_for"]  # which changes all the time
-        observed, observed_at = reconciler.observed(node_id)
+        observed, observed_at = roster.observed(node_id)
         return Facts(
             recorded=node,
             told=told,
-            stop_timeout=self._stop_timeout(reconciler, node_id) if node.status == STOPPING else 0.0,
-            started_at=reconciler.started_at(node_id),
-            used_at=reconciler.used_at(node_id),
-            inspected=node_id not in reconciler.unanswered,
+            stop_timeout=self._stop_timeout(roster, node_id) if node.status == STOPPING else 0.0,
+            started_at=roster.started_at(node_id),
+            used_at=roster.used_at(node_id),
+            inspected=node_id not in pipeline.inspections.unanswered,
             observed=observed,
             observed_at=observed_at / 1e9,
         )
 
     def _idle_of(self, node_id: str, _: Facts) -> dict[str, Any]:
         """When the node is idle as things stand (Unix time, s; null: never)."""
-        reconciler = self.reconciler
-        node = reconciler.known.get(node_id) if reconciler else None
-        return {"idle_at": self._idle_at(self._idleness(reconciler, node)) if reconciler and node else None}
+        node = self.pipeline.roster.known.get(node_id) if self.pipeline else None
+        return {"idle_at": self._idle_at(self._idleness(node)) if node else None}
 
     def _idle_at(self, verdict: Idleness) -> int | None:
         return None if verdict.left is None else round(self._time.now().timestamp() + verdict.left)
 
     def overview(self) -> dict[str, Any]:
         """The head of the status page: who watches what, and how well. Ages and times in s."""
-        settings, info, watcher = self.settings, self._info, self.watcher
+        settings, info, pipeline = self.settings, self._info, self.pipeline
+        connected_at = pipeline.watcher.connected_at if pipeline else None
         now = self._clock.monotonic()
         holder = self._elector.holder if self._elector else None
         reasons = self.doubts()
@@ -274,13 +273,13 @@ class Application:
             "host": socket.gethostname(),
             "engine": info and {"name": info.name, "version": info.version, "api_version": info.api_version},
             "database": settings.mongo_database,
-            "role": "leader" if self.reconciler else "standby" if holder else "starting",
+            "role": "leader" if self.pipeline else "standby" if holder else "starting",
             "leader": holder
             and {"checker": holder.manager_id, "host": holder.host, "pid": holder.pid, "page": holder.page},
             "ready": not reasons,
             "reasons": reasons,
             "notes": self.notes(),
-            "stream_age": watcher and watcher.connected_at and now - watcher.connected_at,
+            "stream_age": None if connected_at is None else now - connected_at,
             "sweep_age": None if self._swept_at is None else now - self._swept_at,
             "listed": self._true_at is not None,
             "as_of": self.as_of(),
@@ -299,8 +298,8 @@ class Application:
         return self._clock.time_ns() / 1e9 - (self._clock.monotonic() - self._true_at)
 
     def _note_truth(self) -> None:
-        if self.sweeper and self.sweeper.last_success is not None:
-            self._swept_at = self.sweeper.last_success
+        if self.pipeline and self.pipeline.sweeper.last_success is not None:
+            self._swept_at = self.pipeline.sweeper.last_success
         if self._stands_by():
             self._true_at = None  # its rows are gone
         elif self._is_kept_true() and self._elector and self._pulse:
@@ -308,41 +307,42 @@ class Application:
 
     def _is_kept_true(self) -> bool:
         """Whether engine and database answer, and each change is written as it comes."""
-        elector, watcher, pulse = self._elector, self.watcher, self._pulse
-        if not (elector and watcher and pulse and self.reconciler and self._knows_all()):
+        elector, pipeline, pulse = self._elector, self.pipeline, self._pulse
+        if not (elector and pipeline and pulse and self._knows_all()):
             return False
-        return elector.holds() and not elector.unanswered and not watcher.doubts() and not pulse.doubts()
+        return elector.holds() and not (elector.unanswered or pipeline.watcher.doubts() or pulse.doubts())
 
     def _stands_by(self) -> bool:
-        return self.reconciler is None and self._elector is not None and self._elector.holder is not None
+        return self.pipeline is None and self._elector is not None and self._elector.holder is not None
 
     def _knows_all(self) -> bool:
         """Whether the nodes that are known are all that there are to know of; a term begins with none."""
-        return self._stands_by() or (self.sweeper is not None and self.sweeper.last_success is not None)
+        return self._stands_by() or (self.pipeline is not None and self.pipeline.sweeper.last_success is not None)
 
     def states(self) -> Iterable[tuple[str | None, str | None]]:
         """Status and health of each node."""
-        return ((node.status, node.health) for node in self.reconciler.known.values()) if self.reconciler else ()
+        known = self.pipeline.roster.known if self.pipeline else {}
+        return ((node.status, node.health) for node in known.values())
 
-    def _stop_timeout(self, reconciler: Reconciler, node_id: str) -> float:
+    def _stop_timeout(self, roster: Roster, node_id: str) -> float:
         """From the claim of a node to when the engine kills it (s)."""
-        labels = reconciler.reasons.details(node_id).labels
-        own = stop_timeout_of(labels, self.settings.stop_timeout)
+        own = stop_timeout_of(roster.reasons.details(node_id).labels, self.settings.stop_timeout)
         return self.settings.settle_delay + own.seconds
 
-    def _idle_row(self, reconciler: Reconciler, document: ToolServerNode) -> dict[str, Any]:
+    def _idle_row(self, known: Recorded, document: ToolServerNode) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
-        node_id = document.id
-        node = replace(reconciler.known[node_id], last_req_time=document.last_req_time, status=document.status)
-        limit, verdict = self._idle_limit(node_id), self._idleness(reconciler, node)
+        node = replace(known, last_req_time=document.last_req_time, status=document.status)
+        limit, verdict = self._idle_limit(node.node_id), self._idleness(node)
         seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
         idle = {"idle_left": verdict.left, "idle_at": self._idle_at(verdict)}
         return {**idle, "idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
 
-    def _idleness(self, reconciler: Reconciler, node: Recorded) -> Idleness:
+    def _idleness(self, node: Recorded) -> Idleness:
         """How idle a node is, by what is known of it."""
-        used_at, owner = reconciler.used_at(node.node_id), reconciler.owned.get(node.node_id)
-        return recorded_idleness(node, used_at, self._time.now(), self._idle_limit(node.node_id).seconds, owner)
+        pipeline, node_id = self.pipeline, node.node_id
+        used_at = pipeline.roster.used_at(node_id) if pipeline else None
+        owner = pipeline.owners.owned.get(node_id) if pipeline else None
+        return recorded_idleness(node, used_at, self._time.now(), self._idle_limit(node_id).seconds, owner)
 
     async def read_changes(self, node_id: str) -> list[dict[str, Any]]:
         """The changes of a node on record, newest first, whether or not it has a document. Raises StoreError."""
@@ -356,19 +356,19 @@ class Application:
             return ["database: not reached yet"]
         reasons = self._elector.doubts() if self._elector else []
         reasons += self._twins.unready_reasons() if self._twins else []
-        if self.watcher is None or self.sweeper is None:
+        if self.pipeline is None:
             waiting = f"engine: not watched{': ' + self.trouble if self.trouble else ' yet'}"
             return reasons if is_standby(reasons) else [*reasons, waiting]
-        stream = self.watcher.doubts() or (self._pulse.doubts() if self._pulse else [])
-        return [*reasons, *stream, *self.sweeper.doubts()]
+        stream = self.pipeline.watcher.doubts() or (self._pulse.doubts() if self._pulse else [])
+        return [*reasons, *stream, *self.pipeline.sweeper.doubts()]
 
     def notes(self) -> list[str]:
         """What an operator should know although the documents can be trusted; empty when there is nothing."""
-        unanswered = list(self.reconciler.unanswered) if self.reconciler else []
+        unanswered = list(self.pipeline.inspections.unanswered) if self.pipeline else []
         names = ", ".join(node_id[:12] for node_id in unanswered[:NAMED])
         more = ", ..." if len(unanswered) > NAMED else ""
         exceptions = f"nodes: {len(unanswered)} cannot be vouched for, as they cannot be inspected: {names}{more}"
-        unknown = self._undocumented.notes if self._undocumented and self.reconciler else []
+        unknown = self._undocumented.notes if self._undocumented and self.pipeline else []
         clocks = [
             (
                 f"clock: the {whose}'s is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours: "
@@ -377,13 +377,13 @@ class Application:
             for whose, seconds in self._time.skews().items()
             if abs(seconds) > SKEW
         ]
-        dead = self._dead.notes if self._dead and self.reconciler else []
-        disputes = self._disputes.notes() if self._disputes and self.reconciler else []
+        dead = self._dead.notes if self._dead and self.pipeline else []
+        disputes = self.pipeline.afterlook.disputes.notes() if self.pipeline else []
         return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
-        success = self.sweeper.last_success if self.sweeper else None
+        success = self.pipeline.sweeper.last_success if self.pipeline else None
         return report(
             statuses=(status for status, _ in self.states()),
             sweep_age=None if success is None else self._clock.monotonic() - success,
@@ -452,16 +452,16 @@ class Application:
 
     def _keeps(self, node_id: str) -> bool:
         """Whether this watcher keeps that node true now."""
-        return self.reconciler is not None and node_id in self.reconciler.known
+        return self.pipeline is not None and node_id in self.pipeline.roster.known
 
     def _idle_limit(self, node_id: str) -> Timeout:
         """After how many seconds that node is idle, as far as is known; 0 or infinite: never."""
-        reconciler = self.reconciler
-        if reconciler is None:
+        if self.pipeline is None:
             return Timeout(self.settings.idle_timeout)
-        node = reconciler.known.get(node_id)
+        roster = self.pipeline.roster
+        node = roster.known.get(node_id)
         own = node.idle_timeout if node else None
-        return idle_timeout_of(own, reconciler.idle_label(node_id), self.settings.idle_timeout)
+        return idle_timeout_of(own, roster.idle_label(node_id), self.settings.idle_timeout)
 
     def _idle_timeout(self, node_id: str) -> float:
         return self._idle_limit(node_id).seconds
@@ -605,7 +605,7 @@ class Application:
         finally:
             set_watching(None)
             self._note_truth()
-            self.reconciler = self.sweeper = self.watcher = self._pulse = None
+            self.pipeline = self._pulse = None
             self.metrics.leader.set(0)
             self.metrics.engines_dead.set(0)
             self.metrics.connected.set(0)
@@ -629,24 +629,24 @@ class Application:
             manager_id=lease.manager_id, lease=lease, holds_lease=elector.holds, twins=self._twins,
             care=Care(Brakes(), grace=LEFTOVER_GRACE, patience=PATIENCE), stopping=self._stopping,
         )  # fmt: skip
-        reconciler, sweeper = pipeline.reconciler, pipeline.sweeper
-        await reconciler.load_owned()
-        reconciler.listeners += self.feed.publish, self._changes.publish, self._latencies.note
-        reconciler.listeners += self.rows.publish, self.series.publish
-        self.metrics.queue_depth.set_function(reconciler.depth)
-        self.metrics.unvouched.set_function(lambda: len(reconciler.unanswered))
+        roster, writer, sweeper = pipeline.roster, pipeline.writer, pipeline.sweeper
+        await pipeline.owners.load()
+        writer.listeners += self.feed.publish, self._changes.publish, self._latencies.note
+        writer.listeners += self.rows.publish, self.series.publish
+        self.metrics.queue_depth.set_function(pipeline.reconciler.depth)
+        self.metrics.unvouched.set_function(lambda: len(pipeline.inspections.unanswered))
         history = History(store, clock, engine_id=lease.engine_id)
         if settings.history:
-            reconciler.listeners.append(history.remember)
-            reconciler.reasons.on_end.append(history.explain)
-            reconciler.reasons.on_unhealthy.append(history.explain_health)
-            tasks.create_task(history.recall_reasons(reconciler.reasons.recall), name="reasons-recall")
+            writer.listeners.append(history.remember)
+            roster.reasons.on_end.append(history.explain)
+            roster.reasons.on_unhealthy.append(history.explain_health)
+            tasks.create_task(history.recall_reasons(roster.reasons.recall), name="reasons-recall")
             if not self.feed.recent:
                 tasks.create_task(history.recall(self.feed.recall, limit=KEPT_CHANGES), name="history-recall")
 
         async def keep_lease() -> None:
             try:
-                await elector.keep(lease, lambda: reconciler.cursor, lambda: sweeper.witness, self.report)
+                await elector.keep(lease, lambda: writer.cursor, lambda: sweeper.witness, self.report)
             except CheckerDeletedError as error:
                 logger.info("{}: stopping", error)
                 self.stop()
@@ -654,13 +654,12 @@ class Application:
         undocumented = self._undocumented = Undocumented(
             engine,
             settings,
-            lambda: [i for i, node in reconciler.known.items() if node.status == "running"],
+            lambda: [i for i, node in roster.known.items() if node.status == "running"],
             clock,
         )
-        self._disputes = pipeline.afterlook.disputes
         pulse = self._pulse = Pulse(partial(engine.list_newest, 1), clock)
         dead = self._dead = DeadEngines(store, clock, self.metrics)
-        self.reconciler, self.sweeper, self.watcher = reconciler, sweeper, pipeline.watcher
+        self.pipeline = pipeline
         self.metrics.leader.set(1)
         set_watching(sweeper)
         pipeline.start(

@@ -18,7 +18,8 @@ from loguru import logger
 from eventwatch.calls.here import get_here
 from eventwatch.core.clock import KindestClock, SystemClock
 from eventwatch.core.errors import ConfigError, EngineChangedError, EngineError, LeaseLostError
-from eventwatch.engine.docker import DockerClient, DockerEngine, Engine, as_engine
+from eventwatch.engine.docker import DockerClient, DockerEngine, as_engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline
 from eventwatch.pipeline.sweeper import Sweeper, SweepReport, bring_up_to_date, warn_of
 from eventwatch.settings.model import Settings, load_settings

@@ -31,7 +31,8 @@ LOGS: Final = ROOT / ".cache" / "tests"
 #: What pytest is given for each part; together they are all tests.
 PARTS: Final = {
     "faults": ("tests/faults", "tests/container"),
-    "others": ("tests", "--ignore=tests/faults", "--ignore=tests/container"),
+    "unit": ("tests/unit", "--cov"),
+    "others": ("tests", "--ignore=tests/faults", "--ignore=tests/container", "--ignore=tests/unit"),
 }
 TOLD_EVERY: Final = 60.0
 #: pytest's own codes: nothing went wrong, and no test was found (when the options choose some).
@@ -62,8 +63,10 @@ class Part:
         self.began = time.monotonic()
         if not resume:
             self.passed.unlink(missing_ok=True)
+        # What only a part of the tests covers says nothing.
+        uncounted = ["--no-cov"] if resume or options else []
         with self.log.open("wb") as output:
-            self.process = self._pytest(options, stdout=output, stderr=subprocess.STDOUT)
+            self.process = self._pytest([*options, *uncounted], stdout=output, stderr=subprocess.STDOUT)
 
     def _pytest(self, options: list[str], **files: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "pytest", *self.arguments, "-o", f"cache_dir={self.cache}", *options]
@@ -102,7 +105,7 @@ class Part:
                 return False
             for test in failed:
                 say(f"==> unsteady, tried again by itself: {test}")
-            self.process = self._pytest(["--last-failed", *options])
+            self.process = self._pytest(["--last-failed", "--no-cov", *options])
             if self.process.wait() == 0:
                 return True
         return False

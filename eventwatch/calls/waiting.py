@@ -34,9 +34,10 @@ from eventwatch.core.errors import (
     StoreError,
     WaitTimeoutError,
 )
-from eventwatch.core.facts import CONDITIONS, ENDED, Ending, is_container_id, parse_ending
+from eventwatch.core.facts import CONDITIONS, ENDED, Ending, is_container_id
 from eventwatch.core.text import printable
 from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.wire import parse_ending
 from eventwatch.settings.model import load_settings
 from eventwatch.store.documents import ToolServerNode, node_collection, tolerant
 

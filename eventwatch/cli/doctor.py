@@ -15,7 +15,8 @@ from typing import Final
 from eventwatch.core.details import LONGEST_NAME
 from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.text import printable
-from eventwatch.engine.docker import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, Engine, is_mounted_by_itself
+from eventwatch.engine.docker import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, is_mounted_by_itself
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.fleet import MOST, SILENCE, note_of
 from eventwatch.pipeline.twins import FIX, TwinWatch
 from eventwatch.pipeline.undocumented import doubt, running_undocumented

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from eventwatch.core.errors import ConfigError
 from eventwatch.core.text import printable
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.fleet import SILENCE, state_of
 from eventwatch.store.nodes import EngineRecord, Store
 

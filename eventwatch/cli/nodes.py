@@ -35,7 +35,7 @@ from eventwatch.core.policy import (
     why_not_to_stop,
 )
 from eventwatch.core.text import printable
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.sweeper import CONCURRENCY
 from eventwatch.settings.model import JUDGING, Settings

@@ -30,7 +30,7 @@ from eventwatch.settings.model import Settings
 
 PERCENTILES: Final = (50, 90, 99)
 #: Modules that log a line for each change or end.
-_LOUD: Final = ("eventwatch.pipeline.reconciler", "eventwatch.core.reasons")
+_LOUD: Final = ("eventwatch.pipeline.writer", "eventwatch.core.reasons")
 
 
 # -- record -------------------------------------------------------------------------------------------------

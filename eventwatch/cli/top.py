@@ -30,7 +30,7 @@ from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.facts import ENDED, Recorded
 from eventwatch.core.policy import as_utc
 from eventwatch.core.text import printable
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.settings.model import Settings
 from eventwatch.store.history import read_last_changes
 from eventwatch.store.nodes import Store

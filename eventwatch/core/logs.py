@@ -59,7 +59,7 @@ def configure_logging(level: str, *, as_json: bool) -> None:
 def use_standard_logging() -> None:
     """Give what eventwatch logs to the standard library's `logging`, for a host application that configures it.
 
-    Loggers are named by module (`eventwatch.pipeline.reconciler`); the host's levels, handlers and formats hold.
+    Loggers are named by module (`eventwatch.pipeline.writer`); the host's levels, handlers and formats hold.
     What is known of a change (node, field, old, new, cause) are attributes of the record. loguru's own default
     handler, which writes everything to standard error, is removed; handlers that the host gave loguru stay.
     """

@@ -1,4 +1,5 @@
 """The one place that talks to a container engine.
 
-`docker` speaks the Docker Engine API; nothing beyond it knows aiodocker. Imports `core` and `settings`.
+`protocol` is what the pipeline asks of an engine, `docker` asks it over the Docker Engine API, and `wire` turns
+what is answered into facts. Nothing beyond this package knows aiodocker. Imports `core` and `settings`.
 """

@@ -23,12 +23,11 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import quote
 
 import aiodocker
@@ -37,21 +36,19 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from eventwatch.core.errors import ConfigError, EngineError
-from eventwatch.core.facts import (
+from eventwatch.core.facts import Event, Observation, Usage, is_container_id, nanos, parse_time
+from eventwatch.core.text import printable
+from eventwatch.engine.protocol import Engine, EngineInfo
+from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
-    Event,
-    Observation,
-    Usage,
-    is_container_id,
-    nanos,
+    engine_time,
     parse_container,
     parse_event,
-    parse_time,
     parse_usage,
+    split_lines,
 )
-from eventwatch.core.text import printable
 from eventwatch.settings.model import Settings, mask_url
 
 #: What a host application has if it talks to Docker itself.
@@ -64,15 +61,13 @@ DENIED: Final = HTTPStatus.FORBIDDEN
 DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 #: Engine 19.03. Older ones lack nothing that is asked for, but nobody tests against them any more.
 MINIMUM_API: Final = (1, 40)
-#: Seconds. An inspection waits for the container's lock, 5 s were measured in a burst of 30.
 #: The label of what a compose file made.
 COMPOSE_PROJECT: Final = "com.docker.compose.project"
+#: Seconds. An inspection waits for the container's lock, 5 s were measured in a burst of 30.
 INSPECT_DEADLINE: Final = 30.0
 #: Characters of an engine's id, name or version.
 LONGEST_NAME: Final = 256
 CALL_DEADLINE: Final = 10.0
-#: A line is its container's labels, mostly; beyond this it is skipped, not buffered.
-MAX_LINE: Final = 8 * 1024 * 1024
 #: ns. An engine's clock may run this much apart from ours between two looks at it.
 CLOCK_TOLERANCE: Final = 1_000_000_000
 
@@ -127,68 +122,8 @@ _CURES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """Who the engine is. `id` survives restarts of the engine and names the owner of a node.
-
-    `system_time` is its wall clock when it answered, None if it did not tell.
-    """
-
-    id: str
-    name: str
-    version: str
-    api_version: str
-    system_time: datetime | None = None
-
-
 #: With these, a page is from a web server that stays one; with a 5xx, maybe from a proxy whose engine starts.
 _WEB_SERVER: Final = {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
-
-
-class Engine(Protocol):
-    """What the pipeline asks of an engine; `DockerEngine` is the real one, a replay is another."""
-
-    async def identify(self) -> EngineInfo:
-        """Ask who it is, negotiating the API version anew."""
-        ...
-
-    def events(
-        self, since: int | None, on_malformed: Callable[[str], object]
-    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Open the event stream from `since` (ns, inclusive). Entered once the engine has accepted it."""
-        ...
-
-    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
-        """What the engine says of a container now."""
-        ...
-
-    async def usage(self, node_id: str) -> Usage:
-        """What a container has used so far; nothing is known of one that is gone."""
-        ...
-
-    async def resolve(self, name: str) -> str | None:
-        """Id of the container that goes by this name, id or beginning of an id; None when there is none."""
-        ...
-
-    async def list_all(self) -> list[str]:
-        """Ids of all containers, running or not."""
-        ...
-
-    async def list_running(self, label: str | None = None) -> list[str]:
-        """Ids of the running containers, or of those that carry `label` (`key` or `key=value`)."""
-        ...
-
-    async def list_newest(self, limit: int) -> list[str]:
-        """Ids of the containers that were created last, running or not, at most `limit` of them."""
-        ...
-
-    async def stop(self, node_id: str, *, grace: float) -> None:
-        """Stop a container: SIGTERM, and SIGKILL after `grace` seconds. Already stopped or gone is fine."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connections."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,11 +495,6 @@ def as_engine(engine: Engine | DockerClient, settings: Settings) -> Engine:
     return DockerEngine(settings, engine) if isinstance(engine, DockerClient) else engine
 
 
-def engine_time(time_nano: int) -> str:
-    """`SECONDS.NANOS` as the engine's `since` wants it; through a float it would lose events."""
-    return "{}.{:09d}".format(*divmod(time_nano, 1_000_000_000))
-
-
 def _check_id(node_id: str) -> None:
     if not is_container_id(node_id):
         raise EngineError(f"{_line(node_id)} is no container id: the engine is not asked about it")
@@ -629,31 +559,6 @@ def _decoded(body: bytes | None, kind: type[Any], doing: str) -> Any:
     if not isinstance(answer, kind):  # `null` is JSON too, and must not pass for a container that is gone
         raise EngineError(f"Engine failed while {doing}: its answer is JSON, but no {kind.__name__}")
     return answer
-
-
-async def split_lines(
-    chunks: AsyncIterator[bytes], on_oversized: Callable[[str], object], *, limit: int = MAX_LINE
-) -> AsyncIterator[bytes]:
-    """Split a byte stream into non-empty lines; one longer than `limit` is reported and skipped.
-
-    An unfinished last line is dropped: the stream was cut in the middle of it.
-    """
-    pending = bytearray()
-    skipping = False
-    async for chunk in chunks:
-        *complete, rest = chunk.split(b"\n")
-        for end in complete:
-            pending += end
-            if not skipping and pending.strip():
-                yield bytes(pending)
-            pending.clear()
-            skipping = False
-        pending += rest
-        if len(pending) > limit:
-            if not skipping:
-                on_oversized(f"line longer than {limit} bytes: {bytes(pending[:120])!r}")
-            skipping = True
-            pending.clear()
 
 
 def _tls_context(cert_path: str | None) -> ssl.SSLContext:

@@ -25,7 +25,10 @@ from eventwatch.core.clock import Clock
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Change
 from eventwatch.pipeline.disputes import Disputes
+from eventwatch.pipeline.orphans import Orphans
+from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.roster import Roster
 from eventwatch.store.nodes import Store
 
 #: Seconds after a change at which its document is read again.
@@ -47,8 +50,21 @@ COUNT_INTERVAL: Final = 30.0
 class Afterlook:
     """The looks of one watcher. `longest` (s) is the longest time between two looks at all own documents."""
 
-    def __init__(self, *, store: Store, reconciler: Reconciler, longest: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        roster: Roster,
+        owners: OwnerRecord,
+        orphans: Orphans,
+        reconciler: Reconciler,
+        longest: float,
+        clock: Clock,
+    ) -> None:
         self._store = store
+        self._roster = roster
+        self._owners = owners
+        self._orphans = orphans
         self._reconciler = reconciler
         self._longest = longest
         self._clock = clock
@@ -80,8 +96,8 @@ class Afterlook:
             if began < rested:
                 continue
             wanted = self._take_due(began)
-            if everything := began >= full_look and self._reconciler.has_learned:
-                wanted.update(self._reconciler.own_ids())
+            if everything := began >= full_look and self._roster.has_learned:
+                wanted.update(self._owners.owned, self._roster.known, self._orphans.foreign)
             try:
                 if wanted:
                     await self.look(wanted)
@@ -114,7 +130,7 @@ class Afterlook:
 
     async def look(self, node_ids: set[str]) -> None:
         """Compare these documents with what we know of them, once. Raises StoreError."""
-        before = {node_id: self._reconciler.known.get(node_id) for node_id in node_ids}
+        before = {node_id: self._roster.known.get(node_id) for node_id in node_ids}
         found = await self._store.look(node_ids)
         new = []
         for node_id, fields in found.items():
@@ -128,6 +144,7 @@ class Afterlook:
             self._reconciler.check_document(before[node_id], None)
         if new:
             documents = await self._store.read(new)
-            self._reconciler.adopt(documents)
+            # What is known by now is newer.
+            self._orphans.adopt({i: found for i, found in documents.items() if i not in self._roster.known})
             self._unreadable = {i: found[i] for i in self._unreadable.keys() & found.keys()}
             self._unreadable |= {node_id: found[node_id] for node_id in new if node_id not in documents}

@@ -25,7 +25,7 @@ from loguru import logger
 from eventwatch.core.clock import Clock
 from eventwatch.core.facts import Owner, Recorded
 from eventwatch.core.policy import Ownership, mass_limit, ownership
-from eventwatch.engine.docker import EngineInfo
+from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.store.nodes import Store
 

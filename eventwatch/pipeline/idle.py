@@ -27,10 +27,11 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.core.clock import KindestClock
+from eventwatch.core.clock import Clock, KindestClock
 from eventwatch.core.details import idle_reason
 from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
+from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import (
     AT_WORK,
     Activity,
@@ -44,10 +45,14 @@ from eventwatch.core.policy import (
     stop_timeout_of,
     why_not_to_stop,
 )
-from eventwatch.engine.docker import CALL_DEADLINE, DENIED, NOBODY, Engine
+from eventwatch.engine.docker import CALL_DEADLINE, DENIED, NOBODY
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.deletion import AGREEING_SECONDS, AGREEING_SWEEPS, MassBrake
 from eventwatch.pipeline.essentials import Essentials, find_essentials
+from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.roster import Roster
+from eventwatch.pipeline.writer import Writer
 from eventwatch.settings.model import Settings
 from eventwatch.store.nodes import Store
 
@@ -80,15 +85,25 @@ class IdleStopper:
         *,
         engine: Engine,
         store: Store,
+        roster: Roster,
+        owners: OwnerRecord,
+        writer: Writer,
         reconciler: Reconciler,
         settings: Settings,
         tasks: asyncio.TaskGroup,
+        clock: Clock,
         time: KindestClock,
+        metrics: Metrics,
         brake: MassBrake | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
+        self._roster = roster
+        self._owners = owners
+        self._writer = writer
         self._reconciler = reconciler
+        self._clock = clock
+        self._metrics = metrics
         self._settings = settings
         self._tasks = tasks
         self._time = time
@@ -114,7 +129,7 @@ class IdleStopper:
             seen,
             now=self._time.now(),
             timeout=self._timeout(recorded, seen),
-            used_at=self._reconciler.used_at(recorded.node_id),
+            used_at=self._roster.used_at(recorded.node_id),
             owner=owner,
         )
         reason = self.why_not_to_stop(seen) if verdict.idle else ""
@@ -130,7 +145,7 @@ class IdleStopper:
 
     def _why(self, recorded: Recorded, seen: Observation) -> str:
         """Why an idle node is stopped, for people."""
-        limit, used_at = self._limit(recorded, seen), self._reconciler.used_at(recorded.node_id)
+        limit, used_at = self._limit(recorded, seen), self._roster.used_at(recorded.node_id)
         last = as_utc(recorded.last_req_time) if recorded.last_req_time else None
         since = max((moment for moment in (last, used_at) if moment), default=None)
         idle = (self._time.now() - since).total_seconds() if since else limit.seconds
@@ -146,7 +161,7 @@ class IdleStopper:
         if not problem or self._problems.get((node_id, kind)) == problem:
             return
         if len(self._problems) >= MOST_PROBLEMS:
-            known = self._reconciler.known
+            known = self._roster.known
             self._problems = {key: text for key, text in self._problems.items() if key[0] in known}
         if len(self._problems) < MOST_PROBLEMS:
             self._problems[node_id, kind] = problem
@@ -162,10 +177,10 @@ class IdleStopper:
 
     async def _judge_anew(self, node_id: str) -> tuple[Recorded, Observation] | None:
         """The idle node as it is now: what the sweep saw may be a while ago, and a start since then is a use."""
-        seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+        seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
         if not seen.found:
             return None
-        self._reconciler.note_start(seen)
+        self._roster.note_start(seen)
         recorded = (await self._store.read([node_id])).get(node_id)
         owner = (await self._store.read_owners([node_id])).get(node_id)
         return (recorded, seen) if recorded and self.idleness_of(recorded, seen, owner).idle else None
@@ -176,7 +191,7 @@ class IdleStopper:
         self, documents: Mapping[str, Recorded], seen: Mapping[str, Observation], *, force: bool = False
     ) -> int:
         """Begin to stop the idle ones of the nodes that a sweep saw; how many. `force` lifts the brake."""
-        owners = self._reconciler.owned
+        owners = self._owners.owned
         idle = [
             node_id
             for node_id, observed in seen.items()
@@ -196,9 +211,9 @@ class IdleStopper:
 
     async def _is_announced(self, idle: int) -> bool:
         """Whether idle stops have begun; at the first contact with a database that has idle nodes, they wait."""
-        now = self._reconciler.clock.monotonic()
+        now = self._clock.monotonic()
         if self._begin_at is None and not self._settings.dry_run:
-            engine_id, host = self._reconciler.engine_id, self._reconciler.host
+            engine_id, host = self._roster.engine_id, self._roster.host
             left = await self._store.idle_stops_begin(
                 engine_id, host=host, grace=FIRST_CONTACT_GRACE if idle else 0.0
             )
@@ -215,7 +230,7 @@ class IdleStopper:
         if self.brake is None or force:
             return idle
         limit = mass_limit(self._settings.stop_limit, running)
-        allowed = self.brake.release(idle, limit, now=self._reconciler.clock.monotonic())
+        allowed = self.brake.release(idle, limit, now=self._clock.monotonic())
         if self.brake.engaged:
             logger.warning(
                 "Brake: {} of {} running nodes are idle, more than stop_limit ({}): none is stopped until {} "
@@ -229,7 +244,7 @@ class IdleStopper:
     def stop_if_idle(self, recorded: Recorded, seen: Observation) -> Stop | None:
         """Begin to stop the node if it is idle and no stop is under way. Returns at once."""
         node_id = recorded.node_id
-        owner = self._reconciler.owned.get(node_id)
+        owner = self._owners.owned.get(node_id)
         if node_id in self._under_way or not self.idleness_of(recorded, seen, owner).idle:
             return None
         if self._settings.dry_run:
@@ -258,7 +273,7 @@ class IdleStopper:
     async def _stop(self, stop: Stop) -> None:
         node_id = stop.recorded.node_id
         if self._settings.idle_activity and not await self._is_at_rest(node_id):
-            self._reconciler.metrics.stops.labels("idle", "works").inc()
+            self._metrics.stops.labels("idle", "works").inc()
             return
         async with self._slots:
             try:
@@ -273,12 +288,12 @@ class IdleStopper:
                     logger.warning("Idle nodes are not stopped until the engine (or its proxy) allows it")
                 result = "failed"
             finally:
-                self._reconciler.claims.pop(node_id, None)
-        self._reconciler.metrics.stops.labels("idle", result).inc()
+                self._writer.claims.pop(node_id, None)
+        self._metrics.stops.labels("idle", result).inc()
 
     async def _is_at_rest(self, node_id: str) -> bool:
         """Whether a node that is past its idle time does nothing; work counts as a request now."""
-        settings, clock = self._settings, self._reconciler.clock
+        settings, clock = self._settings, self._clock
         async with self._looks:
             try:
                 first, began = await self._engine.usage(node_id), clock.monotonic()
@@ -296,7 +311,7 @@ class IdleStopper:
         if found.works is None:
             self._tell(node_id, "usage", f"past its idle time, and not stopped, as {found.reason}")
         elif found.works:
-            self._reconciler.note_work(node_id, self._time.now())
+            self._roster.note_work(node_id, self._time.now())
             logger.info("Node {} is past its idle time, but works: {}", node_id[:12], found.reason)
         return found.works is False
 
@@ -310,7 +325,7 @@ class IdleStopper:
         return True
 
     async def _stop_claimed(self, stop: Stop) -> str:
-        reconciler, short_id = self._reconciler, stop.recorded.short_id
+        short_id = stop.recorded.short_id
         now_idle = await self._judge_anew(stop.recorded.node_id)
         if now_idle is None:
             logger.debug("Node {} had a request just now and is left running", short_id)
@@ -320,51 +335,51 @@ class IdleStopper:
         idle_before = self._time.now() - timedelta(seconds=self._timeout(recorded, seen))
         lasts = self._settings.settle_delay + grace + CALL_DEADLINE + CLAIM_RESERVE
         why = self._why(recorded, seen)
-        reconciler.reasons.will_stop(recorded.node_id, why)
-        if not await reconciler.claim(recorded, seen, idle_before=idle_before, seconds=lasts):
-            reconciler.reasons.will_stop(recorded.node_id, "")
+        self._roster.reasons.will_stop(recorded.node_id, why)
+        if not await self._writer.claim(recorded, seen, idle_before=idle_before, seconds=lasts):
+            self._roster.reasons.will_stop(recorded.node_id, "")
             logger.debug("Node {} had a request just now and is left running", short_id)
             return "withdrawn"
         node_id = recorded.node_id
         stop.claimed.set()
         try:
-            await reconciler.clock.sleep(self._settings.settle_delay)
+            await self._clock.sleep(self._settings.settle_delay)
             # First the engine, then the document: what the claim keeps away are requests, not restarts.
-            seen = await self._engine.inspect(node_id, as_of=reconciler.newest)
-            used_at = reconciler.used_at(node_id)
-            reconciler.note_start(seen)
-            unused = seen.status in AT_WORK and reconciler.used_at(node_id) == used_at
-            if not (unused and await reconciler.confirm_claim(node_id, idle_before=idle_before)):
+            seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
+            used_at = self._roster.used_at(node_id)
+            self._roster.note_start(seen)
+            unused = seen.status in AT_WORK and self._roster.used_at(node_id) == used_at
+            if not (unused and await self._writer.confirm_claim(node_id, idle_before=idle_before)):
                 logger.info("Node {} had a request just now and is left running", short_id)
-                await reconciler.withdraw_claim(node_id)
+                await self._writer.withdraw_claim(node_id)
                 return "withdrawn"
             logger.info("Stopping node: {} due to idling time used up", node_id)
             logger.info("Node {} is {}", short_id, why)
             await self._engine.stop(node_id, grace=grace)
         except EventwatchError:
-            await reconciler.withdraw_claim(node_id)
+            await self._writer.withdraw_claim(node_id)
             raise
         await self._record_end(node_id)
-        await reconciler.end_claim(node_id)
+        await self._writer.end_claim(node_id)
         return "stopped"
 
     async def _record_end(self, node_id: str) -> None:
         # The events of the stop tell the same, where somebody listens to them.
-        self._reconciler.claims.pop(node_id, None)
-        events_seen = self._reconciler.events_seen(node_id)
+        self._writer.claims.pop(node_id, None)
+        events_seen = self._roster.events_seen(node_id)
         try:
-            seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
         except EngineError as error:
             logger.debug("After stopping {}: {}", node_id, error)
             return
-        if self._reconciler.accept_sweep(seen, events_seen=events_seen, cause=Cause.IDLE):
-            await self._reconciler.flush()
+        if self._reconciler.accept_if_unchanged(seen, since=events_seen, cause=Cause.IDLE):
+            await self._writer.flush()
 
     # -- at exit ---------------------------------------------------------------------------------------
 
     async def stop_all(self) -> None:
         """Stop every running node of ours and record its end (`stop_nodes_on_exit`)."""
-        running = [node for node in self._reconciler.known.values() if node.status in {"running", "paused"}]
+        running = [node for node in self._roster.known.values() if node.status in {"running", "paused"}]
         if self._settings.dry_run:
             for node in running:
                 logger.info("Dry run: would stop node {} at exit", node.node_id)
@@ -385,11 +400,11 @@ class IdleStopper:
                 if reason := self.why_not_to_stop(seen):
                     logger.info("Node {} is not stopped: {}", recorded.short_id, reason)
                     return
-                self._reconciler.reasons.will_stop(node_id, AT_EXIT)
+                self._roster.reasons.will_stop(node_id, AT_EXIT)
                 await self._engine.stop(node_id, grace=self._grace(seen))
                 await self._record_end(node_id)
                 result = "stopped"
             except EventwatchError as error:
                 logger.warning("Stopping node {} failed: {}", node_id, error)
                 result = "failed"
-        self._reconciler.metrics.stops.labels("exit", result).inc()
+        self._metrics.stops.labels("exit", result).inc()

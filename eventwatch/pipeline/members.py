@@ -23,7 +23,7 @@ from loguru import logger
 
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Recorded
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.store.nodes import Store
 
 #: Containers that went lately, whose documents a manager's stale save may bring back: looked for by each pass, the

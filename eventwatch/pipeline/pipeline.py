@@ -21,15 +21,21 @@ from eventwatch.core.clock import Clock, KindestClock
 from eventwatch.core.errors import EngineChangedError, LeaseLostError, StoreError
 from eventwatch.core.facts import nanos
 from eventwatch.core.metrics import Metrics
-from eventwatch.engine.docker import Engine
+from eventwatch.core.reasons import Reasons
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.afterlook import Afterlook
 from eventwatch.pipeline.deletion import Deletions, MassBrake
 from eventwatch.pipeline.idle import IdleStopper
-from eventwatch.pipeline.reconciler import INSPECTORS, Reconciler
+from eventwatch.pipeline.inspections import INSPECTORS, Inspections
+from eventwatch.pipeline.orphans import Orphans
+from eventwatch.pipeline.ownership import OwnerRecord
+from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.requests import SweepRequests
+from eventwatch.pipeline.roster import Roster
 from eventwatch.pipeline.sweeper import Sweeper
 from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.pipeline.watcher import Watcher
+from eventwatch.pipeline.writer import Writer
 from eventwatch.settings.model import Settings
 from eventwatch.store.nodes import Lease, Store
 
@@ -102,33 +108,53 @@ class Pipeline:
         rng = rng or random.Random()  # noqa: S311 - spreads load
         brakes = care.brakes
         requests = self.requests = requests or SweepRequests(clock, rng.random)
+        metrics = self.metrics = metrics or Metrics()
+        request_sweep: Callable[[], object] = requests.ask if sweeps else lambda: None
+        self.inspections = Inspections(clock, request_sweep)
+        self.roster = Roster(
+            reasons=Reasons(clock=clock, metrics=metrics, health_check=settings.health_check),
+            inspections=self.inspections, engine_id=engine_id, host=host,
+        )  # fmt: skip
+        self.owners = OwnerRecord(
+            store=store, roster=self.roster, clock=clock, keeps=lease is not None and not settings.dry_run
+        )
+        self.orphans = Orphans(
+            store=store, roster=self.roster, owners=self.owners, inspections=self.inspections, clock=clock,
+            grace=settings.orphan_grace, request_sweep=request_sweep,
+        )  # fmt: skip
+        self.writer = Writer(
+            store=store, roster=self.roster, owners=self.owners, inspections=self.inspections, settings=settings,
+            clock=clock, metrics=metrics, lease=lease, holds_lease=holds_lease,
+        )  # fmt: skip
         self.reconciler = Reconciler(
-            engine=engine, store=store, settings=settings, engine_id=engine_id, host=host, clock=clock,
-            metrics=metrics, lease=lease, holds_lease=holds_lease,
-            request_sweep=requests.ask if sweeps else lambda: None,
+            engine=engine, settings=settings, roster=self.roster, inspections=self.inspections,
+            orphans=self.orphans, writer=self.writer, request_sweep=request_sweep, clock=clock, metrics=metrics,
         )  # fmt: skip
         self.afterlook = Afterlook(
-            store=store, reconciler=self.reconciler, longest=settings.sweep_interval, clock=clock
-        )
+            store=store, roster=self.roster, owners=self.owners, orphans=self.orphans,
+            reconciler=self.reconciler, longest=settings.sweep_interval, clock=clock,
+        )  # fmt: skip
         self.watcher = Watcher(
             engine=engine, notice=self.reconciler.notice, on_connect=self._on_connect, clock=clock,
-            metrics=self.reconciler.metrics, tasks=tasks, cursor=lease.cursor if lease else None, chance=rng,
+            metrics=metrics, tasks=tasks, cursor=lease.cursor if lease else None, chance=rng,
         )  # fmt: skip
         self.stopper = IdleStopper(
-            engine=engine, store=store, reconciler=self.reconciler, settings=settings, tasks=tasks, time=time,
+            engine=engine, store=store, roster=self.roster, owners=self.owners, writer=self.writer,
+            reconciler=self.reconciler, settings=settings, tasks=tasks, clock=clock, time=time, metrics=metrics,
             brake=brakes.stops if brakes else None,
         )  # fmt: skip
         self.sweeper = Sweeper(
-            engine=engine, store=store, reconciler=self.reconciler, stopper=self.stopper,
+            engine=engine, store=store, roster=self.roster, owners=self.owners, inspections=self.inspections,
+            orphans=self.orphans, writer=self.writer, reconciler=self.reconciler, stopper=self.stopper,
             deletions=Deletions(
                 store=store, clock=clock, twins=twins or TwinWatch(engine, store),
                 delete_limit=settings.delete_limit, brake=brakes.deletions if brakes else None, grace=care.grace,
             ),
-            requests=requests, on_newest_change=self.watcher.expect_events_up_to, time=time, settings=settings,
-            manager_id=manager_id, patience=care.patience, rng=rng.random,
+            requests=requests, on_newest_change=self.watcher.expect_events_up_to, clock=clock, time=time,
+            settings=settings, metrics=metrics, manager_id=manager_id, patience=care.patience, rng=rng.random,
         )  # fmt: skip
         if looks:
-            self.reconciler.listeners.append(self.afterlook.remember)
+            self.writer.listeners.append(self.afterlook.remember)
 
     async def _on_connect(self) -> int | None:
         info = await self._engine.identify()
@@ -139,17 +165,16 @@ class Pipeline:
 
     def start(self, *, intake: Mapping[str, Part] = _NOTHING, workers: Mapping[str, Part] = _NOTHING) -> None:
         """Create every task: what takes in, and with it `intake`, what writes, and with it `workers`."""
-        reconciler = self.reconciler
         takers: dict[str, Part] = {"watcher": self.watcher.run}
         if self._sweeps:
             takers["sweeper"] = self.sweeper.run
-        takers["orphanage"] = reconciler.run_orphanage
+        takers["orphanage"] = self.orphans.run
         if self._looks:
             takers["afterlook"] = self.afterlook.run
         writers: dict[str, Part] = {
-            "writer": reconciler.run_writer,
-            "owner-recorder": reconciler.run_owner_recorder,
-            **{f"inspector-{number}": reconciler.run_inspector for number in range(INSPECTORS)},
+            "writer": self.writer.run,
+            "owner-recorder": self.owners.run,
+            **{f"inspector-{number}": self.reconciler.run_inspector for number in range(INSPECTORS)},
         }
         self._intake = [self._start(*part) for part in {**takers, **intake}.items()]
         for part in {**writers, **workers}.items():
@@ -183,7 +208,7 @@ class Pipeline:
             async with asyncio.timeout(self._settings.drain_timeout):
                 await self.stopper.drain()
                 await self.reconciler.drain()
-                await self.reconciler.record_ownership()
+                await self.owners.write()
         except TimeoutError:
             self.stopper.cancel_all()
             logger.warning("Not everything was finished within drain_timeout; the next start makes it right")

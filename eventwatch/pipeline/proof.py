@@ -38,7 +38,7 @@ from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import ENDED, Observation, nanos
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.essentials import own_container_ids
 from eventwatch.store.nodes import NO_LIFE, Life, Peer
 

@@ -28,14 +28,20 @@ from eventwatch.core.errors import (
     LeaseLostError,
 )
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
-from eventwatch.engine.docker import Engine, EngineInfo
+from eventwatch.core.metrics import Metrics
+from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.deletion import Deletions, Verdict
 from eventwatch.pipeline.idle import IdleStopper
 from eventwatch.pipeline.indexes import create_indexes
+from eventwatch.pipeline.inspections import RETRIED, Inspections
 from eventwatch.pipeline.members import Members
-from eventwatch.pipeline.reconciler import RETRIED, STAMP, Reconciler
+from eventwatch.pipeline.orphans import Orphans
+from eventwatch.pipeline.ownership import OwnerRecord
+from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.requests import SweepRequests
+from eventwatch.pipeline.roster import Roster
 from eventwatch.pipeline.twins import PUBLISHED, some_of
+from eventwatch.pipeline.writer import STAMP, Writer
 from eventwatch.settings.model import Settings
 from eventwatch.store.documents import ToolServerNode
 from eventwatch.store.nodes import UNSEEN, Store, Witness
@@ -108,19 +114,31 @@ class Sweeper:
         *,
         engine: Engine,
         store: Store,
+        roster: Roster,
+        owners: OwnerRecord,
+        inspections: Inspections,
+        orphans: Orphans,
+        writer: Writer,
         reconciler: Reconciler,
         stopper: IdleStopper,
         deletions: Deletions,
         requests: SweepRequests,
         on_newest_change: Callable[[int], object],
+        clock: Clock,
         time: KindestClock,
         settings: Settings,
+        metrics: Metrics,
         manager_id: str = "",
         patience: float | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._engine = engine
         self._store = store
+        self._roster = roster
+        self._owners = owners
+        self._inspections = inspections
+        self._orphans = orphans
+        self._writer = writer
         self._reconciler = reconciler
         self.stopper = stopper
         self.deletions = deletions
@@ -128,8 +146,8 @@ class Sweeper:
         self._on_newest_change = on_newest_change
         self._time = time
         self._settings = settings
-        self._clock: Clock = reconciler.clock
-        self._metrics = reconciler.metrics
+        self._clock = clock
+        self._metrics = metrics
         self._manager_id = manager_id
         self._members = Members(engine, store)
         self._indexed = False
@@ -204,11 +222,11 @@ class Sweeper:
         Raises StoreError when the database, EngineError when the engine cannot be reached at all.
         """
         began = self._clock.monotonic()
-        known_before = dict(self._reconciler.known)
+        known_before = dict(self._roster.known)
         engine = await self._identify_if_it_says()
         await self._look_at_clocks()
         documents = await self._read_members()
-        self._reconciler.learn(documents, known_before=known_before)
+        self._reconciler.replace_known(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
         self._begun_after = self._clock.monotonic() - began
         answers = await self._inspect_all(documents, report)
@@ -221,12 +239,14 @@ class Sweeper:
         for node_id, (seen, events_seen) in answers.items():
             await slices.turn()
             if not seen.found:
-                if node_id in verdict.allowed and self._reconciler.accept_sweep(seen, events_seen=events_seen):
+                if node_id in verdict.allowed and self._reconciler.accept_if_unchanged(seen, since=events_seen):
                     report.deleted += 1
-            elif change := self._reconciler.compare(documents[node_id], seen, Cause.SWEEP):
-                accepted = self._reconciler.accept_sweep(seen, events_seen=events_seen)
+                continue
+            self._reconciler.note(seen)
+            if change := self._writer.compare(documents[node_id], seen, Cause.SWEEP):
+                accepted = self._reconciler.accept_if_unchanged(seen, since=events_seen)
                 report.changed += accepted and not change.fields.keys() <= STAMP
-        await self._reconciler.flush()
+        await self._writer.flush()
         if engine:
             await self._put_on_record(found, engine)
         report.stopping = await self.stopper.stop_idle(documents, found, force=force)
@@ -238,19 +258,18 @@ class Sweeper:
         self._metrics.sweep_duration.observe(self._clock.monotonic() - began)
         if report.failed < report.checked or not report.checked:
             self.last_success = self._clock.monotonic()
-            self._reconciler.swept()
+            self._writer.swept()
             self._metrics.sweep_success.set(self._clock.time_ns() / 1e9)
         return report
 
     async def _read_members(self) -> dict[str, Recorded]:
-        reconciler = self._reconciler
         if self.is_one_off:
             if not (self._indexed or self._settings.dry_run):
                 await create_indexes(self._store)
                 self._indexed = True
-            await reconciler.load_owned()
-        owned = [*reconciler.owned, *reconciler.known]
-        return await self._members.find(reconciler.engine_id, owned=owned, gone=reconciler.gone)
+            await self._owners.load()
+        owned = [*self._owners.owned, *self._roster.known]
+        return await self._members.find(self._roster.engine_id, owned=owned, gone=self._owners.gone)
 
     @property
     def is_one_off(self) -> bool:
@@ -265,8 +284,8 @@ class Sweeper:
         asked = self._clock.monotonic()
         engine = await self._engine.identify()
         if anew and self.is_one_off:
-            self._reconciler.engine_id, self._reconciler.host = engine.id, engine.name
-        if self._reconciler.engine_id != engine.id:
+            self._roster.engine_id, self._roster.host = engine.id, engine.name
+        if self._roster.engine_id != engine.id:
             raise EngineChangedError("another engine answers at the same address now")
         if engine.system_time:
             self._time.hear("engine", engine.system_time, asked=asked)
@@ -295,7 +314,7 @@ class Sweeper:
             # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
             await self._identify()
         verdict = await self.deletions.judge(
-            missing, engine=engine, found=found, owned=self._reconciler.owned, manager_id=self._manager_id,
+            missing, engine=engine, found=found, owned=self._owners.owned, manager_id=self._manager_id,
             force=force,
         )  # fmt: skip
         if self.deletions.twins.doubtful:
@@ -311,20 +330,17 @@ class Sweeper:
     async def _put_on_record(self, found: Collection[str], engine: EngineInfo) -> None:
         """Outside a watcher, whose writer does it: leave a trace of which engine has these containers."""
         if found and self.is_one_off and not self._settings.dry_run:
-            owners = await self._store.read_owners(found)
-            mine = Owner(engine.id, engine.name)
-            new = {i: mine for i in found if i not in owners or owners[i].engine_id != engine.id}
-            await self._store.record_owners(new)
+            await self._owners.confirm(found, Owner(engine.id, engine.name))
 
     async def _disown_some(self, documents: Collection[str]) -> None:
         """Take off the record some of the containers that went together with their documents, while nobody saw."""
         if self.is_one_off:
             return  # which has nobody who would keep the record
-        without = [node_id for node_id in self._reconciler.owned if node_id not in documents]
+        without = [node_id for node_id in self._owners.owned if node_id not in documents]
         for node_id in random.sample(without, min(len(without), CONCURRENCY)):
             with suppress(EngineError):
                 if not (await self._engine.inspect(node_id)).found:
-                    self._reconciler.disown(node_id)
+                    self._owners.disown(node_id)
 
     async def _testify(self, found: Collection[str]) -> None:
         """Name some of the engine's containers."""
@@ -351,9 +367,9 @@ class Sweeper:
         Inside a watcher, a stop that it begins goes on after the return, once it is decided.
         """
         node_id = node.id
-        events_seen = self._reconciler.events_seen(node_id)
+        events_seen = self._roster.events_seen(node_id)
         try:
-            seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+            seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
             recorded = (await self._store.read([node_id])).get(node_id)
             if recorded is None or not (seen.found or await self._may_delete(recorded)):
                 return
@@ -365,9 +381,9 @@ class Sweeper:
         except (EngineError, EngineChangedError, ConfigError) as error:
             warn_of(node_id, error)
             return
-        self._reconciler.known.setdefault(node_id, recorded)
-        self._reconciler.accept_sweep(seen, events_seen=events_seen)
-        await self._reconciler.flush()
+        self._roster.known.setdefault(node_id, recorded)
+        self._reconciler.accept_if_unchanged(seen, since=events_seen)
+        await self._writer.flush()
         if idle and (stop := self.stopper.stop_if_idle(recorded, seen)):
             await stop.claimed.wait()
         written = (await self._store.read([node_id])).get(node_id)
@@ -378,8 +394,8 @@ class Sweeper:
         verdict = await self.deletions.judge(
             {recorded.node_id: recorded},
             engine=await self._identify(anew=True),
-            found=self._reconciler.owned,
-            owned=self._reconciler.owned,
+            found=self._owners.owned,
+            owned=self._owners.owned,
             manager_id=self._manager_id,
             asked=True,
         )
@@ -403,22 +419,22 @@ class Sweeper:
     async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
         for node_id in ids:
             await self._give_way()
-            events_seen = self._reconciler.events_seen(node_id)
+            events_seen = self._roster.events_seen(node_id)
             try:
                 async with asyncio.timeout(self._patience and max(self._patience, self._begun_after)):
-                    seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+                    seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
             except TimeoutError:
                 self._timeouts += 1
-                self._reconciler.inspect_soon(node_id)
+                self._inspections.soon(node_id)
                 continue
             except EngineError as error:
                 if self.is_one_off:
                     warn_of(node_id, error)
-                self._reconciler.inspection_failed(node_id, error)
+                self._inspections.failed(node_id, error)
                 if error.unreachable:
                     return  # nobody need ask for the rest
                 continue
-            self._reconciler.inspection_succeeded(node_id)
+            self._inspections.succeeded(node_id)
             answers[node_id] = (seen, events_seen)
 
     async def _give_way(self) -> None:
@@ -432,7 +448,7 @@ class Sweeper:
         """Turn to containers that have no document."""
         if self._requests.take_after_connect():
             try:
-                self._reconciler.expect(await self._engine.list_running())
+                self._orphans.expect(await self._engine.list_running())
             except EngineError as error:
                 logger.warning("Containers whose documents may still come are not known: {}", error)
         if self._settings.register_label:
@@ -440,11 +456,11 @@ class Sweeper:
 
     async def _register_missing(self, label: str) -> None:
         for node_id in await self._engine.list_running(label):
-            if node_id not in self._reconciler.known:
+            if node_id not in self._roster.known:
                 try:
-                    seen = await self._engine.inspect(node_id, as_of=self._reconciler.newest)
+                    seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
                 except EngineError as error:
-                    self._reconciler.inspection_failed(node_id, error)
+                    self._inspections.failed(node_id, error)
                     continue
                 if seen.found and seen.status in {"running", "paused"}:
                     await self._reconciler.register(seen)

@@ -22,7 +22,7 @@ from typing import Final
 from loguru import logger
 
 from eventwatch.core.errors import EngineError
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.store.nodes import Peer, Store, Witness
 
 #: Containers that a process publishes.

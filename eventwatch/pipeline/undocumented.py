@@ -16,7 +16,8 @@ from loguru import logger
 
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import EventwatchError
-from eventwatch.engine.docker import DockerEngine, Engine
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import Engine
 from eventwatch.settings.model import Settings
 
 #: Seconds between two looks.

@@ -30,7 +30,7 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Event
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import is_older
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 
 #: ns. Inversions of up to 66 ms were measured; `newest - 1 s` lost no event in 443 resumptions.
 OVERLAP_NS: Final = 1_000_000_000

@@ -24,7 +24,7 @@ from eventwatch.core.clock import Clock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Event, Observation, Usage, nanos
 from eventwatch.core.policy import label_matches
-from eventwatch.engine.docker import EngineInfo
+from eventwatch.engine.protocol import EngineInfo
 from eventwatch.replay.recording import DisconnectLine, EventLine, InspectLine, Recording, engine_is_back, subject
 
 ENGINE_ID: Final = "replay"

@@ -39,8 +39,7 @@ from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS
 from eventwatch.pipeline.elector import Elector
 from eventwatch.pipeline.pipeline import Pipeline
-from eventwatch.pipeline.reconciler import SETTLE_LIMIT, Reconciler
-from eventwatch.pipeline.sweeper import Sweeper
+from eventwatch.pipeline.reconciler import SETTLE_LIMIT
 from eventwatch.replay.engine import ENGINE_ID, ReplayEngine
 from eventwatch.replay.recording import TRUTH, Recording, Truth
 from eventwatch.replay.timeline import Busy, RealTime, Simulation, Timeline
@@ -254,8 +253,7 @@ class Replay:
         self.report = Report(len(recording.first_seen), (recording.ended_at - start) / 1e9)
         self._delivered: dict[int, float] = {}
         self._in_last_sweep = False
-        self.reconciler: Reconciler | None = None
-        self._sweeper: Sweeper | None = None
+        self.parts: Pipeline | None = None
         self._running = asyncio.Event()
         self._stopping = asyncio.Event()
         self._pipeline: asyncio.Task[None] | None = None
@@ -288,10 +286,10 @@ class Replay:
         self.report.seconds += time.perf_counter() - began
 
     async def _sweep(self) -> None:
-        if self._sweeper is None:
+        if self.parts is None:
             raise RuntimeError("not started")
         self._in_last_sweep = True
-        await self._unless_it_failed(asyncio.ensure_future(self._sweeper.sweep()))
+        await self._unless_it_failed(asyncio.ensure_future(self.parts.sweeper.sweep()))
 
     async def _unless_it_failed(self, work: asyncio.Future[Any]) -> None:
         """Wait for `work`, or for the pipeline to fail, and raise what it failed with."""
@@ -350,9 +348,11 @@ class Replay:
         lease = await elector.acquire(ENGINE_ID)
         try:
             async with asyncio.TaskGroup() as tasks:
+                manager = tasks.create_task(self._play_manager(), name="manager")
                 pipeline = self._start_pipeline(tasks, elector, lease)
                 self._running.set()
                 await self._stopping.wait()
+                manager.cancel()
                 pipeline.end()
         except* EventwatchError as group:
             raise _first(group) from None
@@ -368,10 +368,9 @@ class Replay:
             holds_lease=elector.holds, stopping=self._stopping, sweeps=self.tiers >= Tier.SWEEP, looks=False,
             rng=random.Random(0),  # noqa: S311 - the same each time
         )  # fmt: skip
-        self.reconciler, self._sweeper = pipeline.reconciler, pipeline.sweeper
-        pipeline.reconciler.listeners.append(self._note)
-        tasks.create_task(self._play_manager(), name="manager")
-        pipeline.start(workers={"lease-keeper": lambda: elector.keep(lease, lambda: pipeline.reconciler.cursor)})
+        self.parts = pipeline
+        pipeline.writer.listeners.append(self._note)
+        pipeline.start(workers={"lease-keeper": lambda: elector.keep(lease, lambda: pipeline.writer.cursor)})
         if self._hurry:
             self.store.writer = pipeline.running["writer"]
         return pipeline

@@ -32,11 +32,12 @@ from loguru import logger
 
 from eventwatch.core.clock import Clock, SystemClock
 from eventwatch.core.errors import EngineError, EventwatchError
-from eventwatch.core.facts import Event, parse_container, parse_event
+from eventwatch.core.facts import Event
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS
 from eventwatch.core.workqueue import WorkQueue
 from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.wire import parse_container, parse_event
 from eventwatch.pipeline.watcher import Watcher
 from eventwatch.replay.recording import (
     RecordingWriter,

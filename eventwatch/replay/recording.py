@@ -30,12 +30,11 @@ from typing import Any, Final, TypeAlias
 from loguru import logger
 
 from eventwatch.core.errors import ConfigError, EventwatchError
-from eventwatch.core.facts import (
+from eventwatch.core.facts import Event, Observation
+from eventwatch.engine.wire import (
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
-    Event,
     MalformedEventError,
-    Observation,
     parse_container,
     parse_event,
 )

@@ -90,7 +90,7 @@ async def inside(place: Place) -> AsyncIterator[None]:
         http_listen="",
     )
     async with watch(settings) as app:
-        while app.sweeper is None or app.sweeper.last_success is None:  # noqa: ASYNC110 - once
+        while app.pipeline is None or app.pipeline.sweeper.last_success is None:  # noqa: ASYNC110 - once
             await asyncio.sleep(0.05)
         yield
 

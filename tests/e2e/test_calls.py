@@ -615,7 +615,7 @@ async def test_when_a_part_of_the_watcher_ends_all_of_it_begins_anew(
         async with watch(world.settings()) as app:
             await eventually(lambda: ended, 20)
             await eventually(lambda: any(f"{name} ended by itself" in text for text in texts(lines)), 20)
-            await eventually(lambda: app.sweeper and app.sweeper.last_success is not None, 40)
+            await eventually(lambda: app.pipeline and app.pipeline.sweeper.last_success is not None, 40)
             await node.kill()
             await eventually(lambda: world.says(node, status="exited"), 40)
 

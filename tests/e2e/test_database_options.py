@@ -101,10 +101,10 @@ async def test_a_url_with_which_no_write_is_known_to_be_done_is_refused(
 
 async def test_a_checker_that_a_restore_of_the_database_lost_is_taken_again(world: World) -> None:
     async with world.watching(lease_duration=2) as watched:
-        first = watched.app.sweeper
+        first = watched.app.pipeline
         assert await world.checkers.count_documents({}) == 1
         # As `mongorestore --drop` of an older dump: all that we have is gone, and no server was away.
         for name in SURE:
             await world.database[name].drop()
-        await eventually(lambda: watched.app.sweeper and watched.app.sweeper is not first)
+        await eventually(lambda: watched.app.pipeline and watched.app.pipeline is not first)
         await eventually(lambda: world.checkers.count_documents({}))

@@ -160,7 +160,7 @@ async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
                 await eventually(
                     lambda: [text for text in texts(lines) if text.startswith("Standing by: checker")]
                 )
-                assert app.reconciler is None
+                assert app.pipeline is None
                 document = await ToolServerNode.get(node.id)
                 assert document is not None
                 # With the settings of `watch()`, not with those of the environment, which names no node network.
@@ -173,7 +173,7 @@ async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
 
                 first.process.send_signal(ends_by)
                 assert await first.ends() == (0 if ends_by is signal.SIGTERM else -signal.SIGKILL)
-                await eventually(lambda: app.sweeper and app.sweeper.last_success)
+                await eventually(lambda: app.pipeline and app.pipeline.sweeper.last_success)
                 await follows(world, node)  # through this one
                 again = await NodeChecker.find_one()
                 assert again is not None

@@ -17,7 +17,8 @@ from eventwatch.cli.engines import examine_forgetting
 from eventwatch.core.clock import SystemClock
 from eventwatch.core.errors import ConfigError
 from eventwatch.core.metrics import Metrics
-from eventwatch.engine.docker import Engine, EngineInfo, as_engine
+from eventwatch.engine.docker import as_engine
+from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.fleet import SILENCE, DeadEngines
 from eventwatch.store.nodes import ENGINES, OWNERS, checker_id, open_store
 from tests.conftest import free_address

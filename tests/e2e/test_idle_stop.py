@@ -12,7 +12,7 @@ import pytest
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import STOPPING, Cause, Observation, Recorded, Usage, parse_time
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.writer import Writer
 from tests.e2e.watching import Document, Watched, World, ago, eventually, filmed, logged, texts
 from tests.nodes import Node
 
@@ -37,8 +37,8 @@ async def start_idle(world: World, name: str, **options: Any) -> Node:
 
 async def sweep(watched: Watched) -> int:
     """Run one sweep to its end; how many stops it began."""
-    assert watched.app.sweeper is not None
-    return (await watched.app.sweeper.sweep()).stopping
+    assert watched.app.pipeline is not None
+    return (await watched.app.pipeline.sweeper.sweep()).stopping
 
 
 def stops(watched: Watched, result: str) -> float:
@@ -155,17 +155,17 @@ async def test_a_request_between_decision_and_claim_keeps_the_node_alive(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await start_idle(world, "one")
-    real_claim, requested = Reconciler.claim, ago(0)
+    real_claim, requested = Writer.claim, ago(0)
     claimed: list[bool] = []
 
-    async def claim(self: Reconciler, recorded: Recorded, seen: Observation, **options: Any) -> bool:
+    async def claim(self: Writer, recorded: Recorded, seen: Observation, **options: Any) -> bool:
         nonlocal requested
         requested = ago(0)
         await world.collection.update_one({"_id": node.id}, {"$set": {"last_req_time": requested}})
         claimed.append(await real_claim(self, recorded, seen, **options))
         return claimed[-1]
 
-    monkeypatch.setattr(Reconciler, "claim", claim)
+    monkeypatch.setattr(Writer, "claim", claim)
     async with filmed(world.collection) as film, world.watching(**quick()) as watched:
         await eventually(lambda: stops(watched, "withdrawn"))
         assert await world.says(node, last_req_time=requested, status="running")
@@ -212,7 +212,7 @@ async def test_a_stop_that_fails_takes_its_claim_back(world: World, monkeypatch:
         async with filmed(world.collection) as film, world.watching(**quick()) as watched:
             await eventually(lambda: stops(watched, "failed"))
             await eventually(lambda: film.of(node)[-1].says(status="running"))
-            assert not watched.app.reconciler.claims if watched.app.reconciler else False
+            assert not watched.app.pipeline.writer.claims if watched.app.pipeline else False
             said = [image.updated["status"] for image in film.of(node) if "status" in image.updated]
             assert said == [STOPPING, "running"]
             assert await world.status(node) == "running"

@@ -19,9 +19,10 @@ from eventwatch import NodeChecker, ToolServerNode, check_nodes_status, update_n
 from eventwatch.app import Application
 from eventwatch.core.clock import SystemClock
 from eventwatch.core.facts import STOPPING, Observation, Recorded
-from eventwatch.engine.docker import DockerEngine, EngineInfo
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import EngineInfo
 from eventwatch.pipeline import deletion, essentials, idle
-from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.writer import Writer
 from eventwatch.store.nodes import ENGINES, OWNERS, Store
 from tests.conftest import free_address
 from tests.e2e.test_idle_stop import STUBBORN, aged, quick, start_idle, stops, sweep
@@ -164,17 +165,17 @@ async def test_a_start_right_before_the_claim_keeps_the_node_alive(
 ) -> None:
     """The claim is made on what the document says, and a restart does not show there."""
     node = await start_idle(world, "one")
-    real_claim = Reconciler.claim
+    real_claim = Writer.claim
     restarted = asyncio.Event()
 
-    async def claim(self: Reconciler, recorded: Recorded, seen: Observation, **options: Any) -> bool:
+    async def claim(self: Writer, recorded: Recorded, seen: Observation, **options: Any) -> bool:
         if not restarted.is_set():
             await node.restart(grace_s=0)
             restarted.set()
             await eventually(lambda: world.says(node, status="running"))
         return await real_claim(self, recorded, seen, **options)
 
-    monkeypatch.setattr(Reconciler, "claim", claim)
+    monkeypatch.setattr(Writer, "claim", claim)
     async with world.watching(**quick(idle_timeout=3)) as watched:
         await eventually(lambda: aged(node, 3))
         assert await sweep(watched) == 1
@@ -398,7 +399,7 @@ async def watching_by(clock: LeapingClock, world: World, **settings: Any) -> Asy
     application = Application(world.settings(**settings), clock=clock)
     task = asyncio.create_task(application.run(), name="application")
     try:
-        await eventually(lambda: application.sweeper and application.sweeper.last_success)
+        await eventually(lambda: application.pipeline and application.pipeline.sweeper.last_success)
         yield application
     finally:
         application.stop()
@@ -428,10 +429,10 @@ async def test_a_leap_of_the_clock_outlives_a_restart_of_the_pipeline(
         await asyncio.sleep(1.2)
         clock.ahead = 3600
         await asyncio.sleep(1)
-        first = application.sweeper
+        first = application.pipeline
         await world.checkers.update_one({}, {"$set": {"manager_id": "somebody", "expires_at": ago(1)}})
-        await eventually(lambda: application.sweeper and application.sweeper is not first, within=20)
-        await eventually(lambda: application.sweeper and application.sweeper.last_success)
+        await eventually(lambda: application.pipeline and application.pipeline is not first, within=20)
+        await eventually(lambda: application.pipeline and application.pipeline.sweeper.last_success)
         assert await world.status(node) == "running"
         assert await world.says(node, status="running")
 

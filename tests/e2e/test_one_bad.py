@@ -16,8 +16,10 @@ from bson import DatetimeMS, Int64
 from eventwatch import ToolServerNode, update_node_status, watch
 from eventwatch.core.errors import EngineError, LeaseLostError, StoreError
 from eventwatch.core.facts import Observation
-from eventwatch.engine.docker import DockerEngine, EngineInfo
-from eventwatch.pipeline.reconciler import RETRIED, Reconciler
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.protocol import EngineInfo
+from eventwatch.pipeline.inspections import RETRIED
+from eventwatch.pipeline.writer import Writer
 from eventwatch.store.nodes import OWNERS, Lease, Peer, Store, checker_id
 from tests.conftest import free_address, free_port
 from tests.e2e.test_idle_stop import quick, start_idle, sweep
@@ -62,7 +64,7 @@ async def test_one_container_that_cannot_be_inspected_is_named_and_harms_no_othe
 async def test_of_many_failing_inspections_only_some_are_repeated_and_told_of(
     world: World, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventwatch.pipeline.reconciler.RETRIED", 2)
+    monkeypatch.setattr("eventwatch.pipeline.inspections.RETRIED", 2)
     monkeypatch.setattr("eventwatch.pipeline.sweeper.RETRIED", 2)
     nodes = [await world.start(f"node-{number}") for number in range(6)]
     with logged("INFO") as lines:
@@ -101,7 +103,9 @@ async def test_a_container_made_long_before_its_start_becomes_true_at_its_start(
     async with world.watching(orphan_grace=0.3) as watched:
         node = await world.nodes.create("patient")
         await eventually(lambda: watched.events(node, "create"))
-        await eventually(lambda: node.id in watched.app.reconciler._strangers if watched.app.reconciler else False)
+        await eventually(
+            lambda: node.id in watched.app.pipeline.orphans.foreign if watched.app.pipeline else False
+        )
         await node.start()
         await world.insert(node)
         await eventually(lambda: world.says(node, status="running"), within=2)
@@ -280,11 +284,11 @@ async def test_a_managers_call_raises_nothing_when_the_lease_is_lost_in_the_midd
         given = await ToolServerNode.get(node.id)
         assert given is not None
 
-        async def lost(_: Reconciler) -> None:
+        async def lost(_: Writer) -> None:
             raise LeaseLostError("The lease ran out")
 
         with monkeypatch.context() as patch, logged("WARNING") as lines:
-            patch.setattr(Reconciler, "flush", lost)
+            patch.setattr(Writer, "flush", lost)
             await update_node_status(given)
     assert f"Failed to get node info from docker: {node.id}" in texts(lines)
 

@@ -91,7 +91,7 @@ def more_events(watched: Watched, node: Node, than: int) -> bool:
 
 
 def gave_up(watched: Watched, node: Node) -> bool:
-    return watched.app.reconciler is not None and node.id in watched.app.reconciler._strangers
+    return watched.app.pipeline is not None and node.id in watched.app.pipeline.orphans.foreign
 
 
 async def queries(world: World, node: Node) -> int:

@@ -114,14 +114,14 @@ async def test_odd_rows_end_nothing(world: World, name: str, row: Document) -> N
     await world.database[name].replace_one({"_id": row["_id"]}, row, upsert=True)
     with logged("WARNING") as lines:
         async with world.watching() as watched:
-            first = watched.app.sweeper
+            first = watched.app.pipeline
             await eventually(lambda: world.says(node, status="running"))
             await node.kill()
             await gone.remove()
             await eventually(lambda: world.says(node, status="exited"))
             await sweep(watched)
             await eventually(partial(is_off_record, world, gone))
-            assert watched.app.sweeper is first
+            assert watched.app.pipeline is first
     assert not [text for text in texts(lines) if "Starting over" in text or "Sweep failed" in text]
 
 

@@ -20,8 +20,9 @@ import pytest
 from aiodocker import Docker
 
 from eventwatch.core.errors import EngineError
-from eventwatch.core.facts import CONTAINER_ACTIONS, NETWORK_ACTIONS, Event
-from eventwatch.engine.docker import EngineInfo
+from eventwatch.core.facts import Event
+from eventwatch.engine.protocol import EngineInfo
+from eventwatch.engine.wire import CONTAINER_ACTIONS, NETWORK_ACTIONS
 from eventwatch.replay.player import open_replay
 from eventwatch.replay.recorder import Recorder, TappedEngine, parse_raw_event
 from eventwatch.replay.recording import (

@@ -57,8 +57,8 @@ async def replayed(
     truth = truth if truth is not None else read_expected(expected_path(path), recording)
     settings = settings_for(database)
     async with open_replay(recording, settings, url=mongo_url, truth=truth, tiers=tiers, hurry=hurry) as running:
-        if listener and running.reconciler:
-            running.reconciler.listeners.append(listener)
+        if listener and running.parts:
+            running.parts.writer.listeners.append(listener)
         return await running.finish()
 
 

@@ -251,11 +251,11 @@ async def watching(settings: Settings) -> AsyncIterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reconciler, "notice", notice)
         async with watch(settings) as app:
-            await eventually(lambda: app.sweeper and app.sweeper.last_success is not None)
-            await eventually(lambda: app.watcher and app.watcher.connected_at is not None)
-            assert app.reconciler is not None
+            await eventually(lambda: app.pipeline and app.pipeline.sweeper.last_success is not None)
+            await eventually(lambda: app.pipeline and app.pipeline.watcher.connected_at is not None)
+            assert app.pipeline is not None
             watched = Watched(app, noticed=noticed)
-            app.reconciler.listeners.append(watched.written.append)
+            app.pipeline.writer.listeners.append(watched.written.append)
             yield watched
 
 

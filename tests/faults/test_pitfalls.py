@@ -29,6 +29,7 @@ from eventwatch.core.clock import SystemClock
 from eventwatch.core.errors import ConfigError
 from eventwatch.core.facts import Cause
 from eventwatch.engine import docker as engine_module
+from eventwatch.engine import wire
 from eventwatch.pipeline import watcher as watcher_module
 from tests.conftest import free_address
 from tests.e2e.watching import NEVER, Watched, ago, eventually, filmed, logged, texts, watching
@@ -142,7 +143,7 @@ async def test_pitfall_1_aiodocker_dies_silently(scene: Scene) -> None:
         await scene.proxy.emit(line(two, "rename", label="x" * LONG))
         await eventually(lambda: watched.events(two, "rename"))
         for garbage in (
-            b"x" * (engine_module.MAX_LINE + 1),
+            b"x" * (wire.MAX_LINE + 1),
             b"\n{\n",
             b"[]\n",
             b'{"Type":"container"}\n',
@@ -171,7 +172,7 @@ async def test_pitfall_2_no_default_timeout(scene: Scene, monkeypatch: pytest.Mo
         await eventually(lambda: scene.proxy.asked.count(f"containers/{one.id}/json") > asked)
         hanging.set()
         await scene.is_right()
-        assert watched.app.watcher is not None
+        assert watched.app.pipeline is not None
 
 
 async def test_pitfall_2_a_container_that_the_engine_has_locked_holds_up_no_other(scene: Scene) -> None:
@@ -222,8 +223,8 @@ async def test_pitfall_3_a_flood_of_100_000_events_is_read_while_the_database_is
             took = time.monotonic() - began
         finally:
             mongo.thaw()
-        assert watched.app.reconciler is not None
-        assert watched.app.reconciler.depth() < 1000
+        assert watched.app.pipeline is not None
+        assert watched.app.pipeline.reconciler.depth() < 1000
         await one.kill()
         row = Row("event flood of 100,000, database frozen", times=1, documents=await scene.count())
         row.longest_recovery = await scene.is_right(30)
@@ -467,7 +468,9 @@ async def test_pitfall_10_a_socket_proxy_cuts_and_forbids(scene: Scene) -> None:
             opened = scene.proxy.asked.count("events")
             scene.proxy.cut()
             await eventually(lambda: scene.proxy.asked.count("events") > opened)
-            await eventually(lambda: watched.app.watcher and watched.app.watcher.connected_at is not None)
+            await eventually(
+                lambda: watched.app.pipeline and watched.app.pipeline.watcher.connected_at is not None
+            )
             assert any("Reconnecting to the engine" in text for text in texts(lines, "INFO"))
             assert not texts(lines, "WARNING")
         undo = scene.proxy.fail("/containers/", 403)
@@ -642,7 +645,7 @@ async def test_pitfall_15_idle_logic_under_a_clock_that_jumps_by_an_hour(scene: 
     running = asyncio.create_task(app.run(), name="eventwatch")
     row = Row("clock jumps by an hour", documents=await scene.count())
     try:
-        await eventually(lambda: app.sweeper and app.sweeper.last_success is not None)
+        await eventually(lambda: app.pipeline and app.pipeline.sweeper.last_success is not None)
         await scene.world.documents.update_one({"_id": two.id}, {"$set": {"last_req_time": ago(-86400)}})
         for ahead in (3600.0, 0.0, -3600.0, 0.0, 7200.0):
             clock.ahead_s = ahead

@@ -23,8 +23,9 @@ from typing import Any
 
 from eventwatch.core.clock import Clock, KindestClock
 from eventwatch.core.errors import EngineError
-from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write, parse_container
-from eventwatch.engine.docker import EngineInfo
+from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write
+from eventwatch.engine.protocol import EngineInfo
+from eventwatch.engine.wire import parse_container
 from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.pipeline.requests import SweepRequests
 from eventwatch.replay.timeline import Busy, Simulation
@@ -559,7 +560,7 @@ class World:
 
     def _start(self, tasks: asyncio.TaskGroup) -> Pipeline:
         settings = self.settings
-        pipeline = Pipeline(
+        pipeline = self.pipeline = Pipeline(
             engine=self.engine, store=self.store, settings=settings, clock=self.clock,
             time=KindestClock(self.clock, settings.idle_timeout), tasks=tasks, engine_id=ENGINE_ID,
             requests=SweepRequests(self.clock) if self.sweeps else OnlyUrgent(self.clock),
@@ -567,8 +568,8 @@ class World:
         )  # fmt: skip
         self.reconciler, self.requests = pipeline.reconciler, pipeline.requests
         if not self.sweeps:
-            self.reconciler.learn({}, known_before={})  # as a first pass does where there are no documents yet
-        pipeline.reconciler.listeners.append(self.changes.append)
+            self.reconciler.replace_known({}, known_before={})  # as a first pass where there are no documents yet
+        pipeline.writer.listeners.append(self.changes.append)
         pipeline.start()
         return pipeline
 

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
+from eventwatch.core.clock import KindestClock
 from eventwatch.core.facts import Cause, Owner, Recorded
 from eventwatch.core.policy import CLOCK_SET_BACK_NS
-from eventwatch.pipeline.afterlook import Afterlook
-from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.store.nodes import Lease
 from tests.unit.simulated import ENGINE_ID, FIRST_PORT, MS, START, Container, Stream, World
 
@@ -109,20 +109,21 @@ async def test_a_watcher_that_begins_looks_only_once_a_pass_has_told_which_docum
     world = world_of(ended_node())
     node_id = world.containers[0].id
     world.store.put(Recorded(node_id, node_id[:12], "exited", "unhealthy", "", FIRST_PORT))
-    reconciler = Reconciler(
-        engine=world.engine, store=world.store, settings=world.settings, engine_id=ENGINE_ID, clock=world.clock,
-        lease=Lease("holder", ENGINE_ID, 1),
-    )  # fmt: skip
-    reconciler.owned[node_id] = Owner(ENGINE_ID, "host")
-    afterlook = Afterlook(store=world.store, reconciler=reconciler, longest=5.0, clock=world.clock)
-    looking = asyncio.create_task(afterlook.run())
-    await world.time.run_until(START + 5 * SECOND)
-    assert not reconciler.depth()
-    reconciler.learn(dict(world.store.documents), known_before={})
-    await world.time.run_until(START + 10 * SECOND)
-    assert world.store.looks
-    assert not reconciler.depth()
-    looking.cancel()
+    async with asyncio.TaskGroup() as tasks:
+        pipeline = Pipeline(
+            engine=world.engine, store=world.store, settings=world.settings, clock=world.clock,
+            time=KindestClock(world.clock, 0.0), tasks=tasks, engine_id=ENGINE_ID,
+            lease=Lease("holder", ENGINE_ID, 1),
+        )  # fmt: skip
+        pipeline.owners.owned[node_id] = Owner(ENGINE_ID, "host")
+        looking = tasks.create_task(pipeline.afterlook.run())
+        await world.time.run_until(START + 5 * SECOND)
+        assert not pipeline.reconciler.depth()
+        pipeline.reconciler.replace_known(dict(world.store.documents), known_before={})
+        await world.time.run_until(START + 10 * SECOND)
+        assert world.store.looks
+        assert not pipeline.reconciler.depth()
+        looking.cancel()
 
 
 @pytest.mark.parametrize(("engines", "least", "most"), [(1, 100, 300), (1000, 8, 40)])

@@ -10,7 +10,7 @@ import pytest
 from eventwatch.core.clock import VirtualClock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Observation, Owner, Recorded
-from eventwatch.engine.docker import Engine, EngineInfo
+from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.deletion import (
     AGREEING_SECONDS,
     AGREEING_SWEEPS,

@@ -28,9 +28,10 @@ from eventwatch.core.details import (
     restarts_lately,
 )
 from eventwatch.core.durations import about
-from eventwatch.core.facts import Cause, Ending, Event, Failure, Observation, Write, parse_container, parse_event
+from eventwatch.core.facts import Cause, Ending, Event, Failure, Observation, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.reasons import Ended, Reasons
+from eventwatch.engine.wire import parse_container, parse_event
 
 ID = "a" * 64
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -56,7 +56,7 @@ async def test_a_poller_is_told_of_once_and_its_node_is_still_put_right(warnings
     assert world.store.documents[world.containers[0].id].status == "exited"
     (warning,) = [line for line in warnings if "again and again" in line]
     assert warning.startswith("Somebody else writes health and ip and status of node")
-    ends = world.reconciler.metrics.ends
+    ends = world.pipeline.metrics.ends
     assert sum(totals(ends).values()) == 1, "one end was told again and again"
 
 

@@ -7,7 +7,7 @@ from typing import cast
 from unittest.mock import AsyncMock
 
 from eventwatch.cli.doctor import _examine_peers
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.store.nodes import Peer, Store, Witness
 
 GONE = ("a" * 64,)

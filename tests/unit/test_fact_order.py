@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from eventwatch.core.clock import KindestClock
 from eventwatch.core.facts import Cause, Event, Observation, Recorded
 from eventwatch.core.policy import SETTLING
-from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.replay.timeline import Busy, Simulation
 from tests.unit.simulated import ENGINE_ID, MS, START, MemoryStore, SimulatedEngine, Stream, World
 
@@ -39,12 +40,14 @@ class Scene:
         self.engine = ScriptedEngine()
         self.store = MemoryStore(random.Random(0), self.time.clock)
         settings = World([], Stream(), 0).settings
-        self.reconciler = Reconciler(
-            engine=self.engine, store=self.store, settings=settings, engine_id=ENGINE_ID, clock=self.time.clock
-        )
+        pipeline = Pipeline(
+            engine=self.engine, store=self.store, settings=settings, clock=self.time.clock,
+            time=KindestClock(self.time.clock, 0.0), tasks=tasks, engine_id=ENGINE_ID, sweeps=False, looks=False,
+        )  # fmt: skip
+        self.roster, self.reconciler = pipeline.roster, pipeline.reconciler
         self.store.put(Recorded(NODE, NODE[:12], status, "none", "", 1))
-        self.reconciler.learn(dict(self.store.documents), known_before={})
-        self.running = [tasks.create_task(self.reconciler.run_writer())]
+        self.reconciler.replace_known(dict(self.store.documents), known_before={})
+        self.running = [tasks.create_task(pipeline.writer.run())]
         self.running += [tasks.create_task(self.reconciler.run_inspector()) for _ in range(2)]
 
     @property
@@ -73,8 +76,8 @@ async def test_of_two_answers_that_crossed_neither_is_believed() -> None:
         scene.notice("rename", 0)
         await scene.pass_ms(300)
         (settling,) = scene.engine.asked
-        seen = scene.reconciler.events_seen(NODE)
-        assert scene.reconciler.accept_sweep(replace(RUNNING, ip="10.0.0.2"), events_seen=seen)
+        seen = scene.roster.events_seen(NODE)
+        assert scene.reconciler.accept_if_unchanged(replace(RUNNING, ip="10.0.0.2"), since=seen)
         await scene.pass_ms(100)
         settling.set_result(RUNNING)
         await scene.pass_ms(100)
@@ -86,9 +89,9 @@ async def test_of_two_answers_that_crossed_neither_is_believed() -> None:
 
 async def test_a_sweeps_answer_is_dropped_when_another_was_taken_since_it_was_asked_for() -> None:
     async with opened() as scene:
-        seen = scene.reconciler.events_seen(NODE)
-        assert scene.reconciler.accept_sweep(replace(RUNNING, ip="10.0.0.2"), events_seen=seen)
-        assert not scene.reconciler.accept_sweep(RUNNING, events_seen=seen)
+        seen = scene.roster.events_seen(NODE)
+        assert scene.reconciler.accept_if_unchanged(replace(RUNNING, ip="10.0.0.2"), since=seen)
+        assert not scene.reconciler.accept_if_unchanged(RUNNING, since=seen)
         await scene.pass_ms(100)
         assert scene.document.ip == "10.0.0.2"
 
@@ -108,13 +111,13 @@ async def test_a_health_hint_before_the_answer_to_the_start_is_not_lost() -> Non
 
 async def test_what_was_written_while_a_sweep_read_the_documents_stays_known() -> None:
     async with opened(status="created") as scene:
-        known_before = dict(scene.reconciler.known)
+        known_before = dict(scene.roster.known)
         read = dict(scene.store.documents)
-        seen = scene.reconciler.events_seen(NODE)
-        assert scene.reconciler.accept_sweep(RUNNING, events_seen=seen, cause=Cause.SWEEP)
+        seen = scene.roster.events_seen(NODE)
+        assert scene.reconciler.accept_if_unchanged(RUNNING, since=seen, cause=Cause.SWEEP)
         await scene.pass_ms(100)
-        scene.reconciler.learn(read, known_before=known_before)
-        assert scene.reconciler.known[NODE].status == "running"
+        scene.reconciler.replace_known(read, known_before=known_before)
+        assert scene.roster.known[NODE].status == "running"
         scene.notice("health_status", 2, "healthy")
         await scene.pass_ms(100)
         assert scene.document.health == "healthy"
@@ -122,19 +125,19 @@ async def test_what_was_written_while_a_sweep_read_the_documents_stays_known() -
 
 async def test_a_document_that_was_deleted_while_a_sweep_read_it_stays_forgotten() -> None:
     async with opened() as scene:
-        known_before = dict(scene.reconciler.known)
+        known_before = dict(scene.roster.known)
         read = dict(scene.store.documents)
         scene.notice("destroy", 1)
         await scene.pass_ms(100)
-        scene.reconciler.learn(read, known_before=known_before)
-        assert scene.reconciler.known == {}
+        scene.reconciler.replace_known(read, known_before=known_before)
+        assert scene.roster.known == {}
 
 
 async def test_a_hint_older_than_what_an_inspection_proves_is_dropped() -> None:
     """A `die` that comes late, of a life before the one that was seen."""
     async with opened(status="exited") as scene:
-        seen = scene.reconciler.events_seen(NODE)
-        assert scene.reconciler.accept_sweep(replace(RUNNING, time_nano=START + 50 * MS), events_seen=seen)
+        seen = scene.roster.events_seen(NODE)
+        assert scene.reconciler.accept_if_unchanged(replace(RUNNING, time_nano=START + 50 * MS), since=seen)
         scene.notice("die", 40)
         await scene.pass_ms(100)
         assert (scene.document.status, scene.document.ip) == ("running", "10.0.0.1")

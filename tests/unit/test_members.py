@@ -9,7 +9,7 @@ import pytest
 
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Recorded
-from eventwatch.engine.docker import Engine
+from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import LATELY_GONE, Members
 from eventwatch.store.nodes import Store
 

@@ -7,17 +7,8 @@ from typing import Any
 
 import pytest
 
-from eventwatch.core.facts import (
-    Event,
-    MalformedEventError,
-    Usage,
-    is_container_id,
-    parse_container,
-    parse_ending,
-    parse_event,
-    parse_time,
-    parse_usage,
-)
+from eventwatch.core.facts import Event, Usage, is_container_id, parse_time
+from eventwatch.engine.wire import MalformedEventError, parse_container, parse_ending, parse_event, parse_usage
 
 
 def container_event(action: str, **attributes: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_each_package_says_what_its_modules_do() -> None:
 def test_the_path_of_an_event_can_be_followed() -> None:
     source = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     steps = re.findall(r"`(\w+)\.(\w+)`", WHERE.rpartition("Follow one event")[2])
-    assert len(steps) == 4
+    assert len(steps) == 5
     for owner, method in steps:
         body = re.split(rf"^class {owner}\b", source, flags=re.MULTILINE)[1].partition("\nclass ")[0]
         assert f"def {method}(" in body, f"{owner}.{method}"

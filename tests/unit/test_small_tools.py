@@ -11,7 +11,7 @@ import pytest
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import KindestClock, VirtualClock
 from eventwatch.core.workqueue import WorkQueue
-from eventwatch.engine.docker import engine_time, split_lines
+from eventwatch.engine.wire import engine_time, split_lines
 
 
 class TestWorkQueue:

@@ -1,0 +1,71 @@
+"""What the pipeline asks of an engine. `DockerEngine` is the real one, a replay is another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from eventwatch.core.facts import Event, Observation, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Who the engine is. `id` survives restarts of the engine and names the owner of a node.
+
+    `system_time` is its wall clock when it answered, None if it did not tell.
+    """
+
+    id: str
+    name: str
+    version: str
+    api_version: str
+    system_time: datetime | None = None
+
+
+class Engine(Protocol):
+    """What the pipeline asks of an engine; `DockerEngine` is the real one, a replay is another."""
+
+    async def identify(self) -> EngineInfo:
+        """Ask who it is, negotiating the API version anew."""
+        ...
+
+    def events(
+        self, since: int | None, on_malformed: Callable[[str], object]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Open the event stream from `since` (ns, inclusive). Entered once the engine has accepted it."""
+        ...
+
+    async def inspect(self, node_id: str, *, as_of: int = 0) -> Observation:
+        """What the engine says of a container now."""
+        ...
+
+    async def usage(self, node_id: str) -> Usage:
+        """What a container has used so far; nothing is known of one that is gone."""
+        ...
+
+    async def resolve(self, name: str) -> str | None:
+        """Id of the container that goes by this name, id or beginning of an id; None when there is none."""
+        ...
+
+    async def list_all(self) -> list[str]:
+        """Ids of all containers, running or not."""
+        ...
+
+    async def list_running(self, label: str | None = None) -> list[str]:
+        """Ids of the running containers, or of those that carry `label` (`key` or `key=value`)."""
+        ...
+
+    async def list_newest(self, limit: int) -> list[str]:
+        """Ids of the containers that were created last, running or not, at most `limit` of them."""
+        ...
+
+    async def stop(self, node_id: str, *, grace: float) -> None:
+        """Stop a container: SIGTERM, and SIGKILL after `grace` seconds. Already stopped or gone is fine."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
