@@ -416,6 +416,7 @@ async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> 
         await says(chrome, "standby", "abababababab", "host elsewhere (pid 7)")
         assert chrome.find_element(By.ID, "readiness").get_attribute("class") == "calm"
         assert chrome.title.startswith("standby")
+        assert not chrome.find_element(By.ID, "charts").is_displayed()
         assert chrome.find_element(By.LINK_TEXT, "Its page").get_attribute("href") == page["url"]
         await world.checkers.update_one({}, {"$set": {"page.url": "javascript:alert(1)"}})
         await says(chrome, "standby", "can be reached on that host only")

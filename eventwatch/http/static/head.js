@@ -133,6 +133,7 @@ function showHead() {
   const standby = byId("standby");
   const { leader } = overview;
   standby.hidden = overview.role !== "standby" || !leader;
+  document.body.classList.toggle("standing-by", overview.role === "standby");
   if (!standby.hidden) {
     const who = `Checker ${leader.checker.slice(0, 12)} on host ${leader.host} (pid ${leader.pid}) leads and keeps ` +
       "the documents true; this one takes over when that one ends.";

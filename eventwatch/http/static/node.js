@@ -17,6 +17,8 @@ let told = null;
 let past = [];
 // Whether it has no document.
 let missing = false;
+// Whether its changes on record could not be read, which says nothing of whether there are any.
+let unread = false;
 let back = "#/";
 let asked = 0;
 
@@ -47,6 +49,7 @@ async function load() {
   } else if (node.reason.status === 404) {
     missing = true;
   }
+  unread = changes.status === "rejected" && changes.reason.status !== 404;
   if (changes.status === "fulfilled") past = changes.value;
   draw();
 }
@@ -123,7 +126,8 @@ function reasons(node) {
   const problems = node.problems || [];
   if (problems.length) parts.push(element("p", problems.map(problemName).join(", "), "verdict"));
   const listed = told && told.failures && told.failures.length && /^its last health check /.test(told.reason);
-  if (told && told.reason && !listed) parts.push(element("p", told.reason));
+  const reason = told ? told.reason : node.reason;
+  if (reason && !listed) parts.push(element("p", reason));
   if (told && told.error) parts.push(element("p", `The engine says: ${told.error}`));
   if (node.disagreement && Object.keys(node.disagreement).length) {
     const said = Object.entries(node.disagreement).map(([name, value]) => `${name} ${value || "–"}`).join(", ");
@@ -243,7 +247,8 @@ function draw() {
       next ? part("What comes next", element("p", next)) : null,
       line ? part("Its life", line) : null,
       labels() ? part("Labels", labels()) : null,
-      part(past.length ? `Changes on record (${count(past.length, "entry", "entries")})` : "No changes on record",
+      part(past.length ? `Changes on record (${count(past.length, "entry", "entries")})`
+        : unread ? "Its changes on record cannot be read now" : "No changes on record",
         past.length ? changes() : null),
     ].filter(Boolean)]);
 }
@@ -271,7 +276,7 @@ function open() {
   shown = node;
   told = null;
   past = [];
-  missing = false;
+  missing = unread = false;
   draw();
   setText(byId("shown"), "");
   const title = byId("node-title");
