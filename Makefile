@@ -11,7 +11,7 @@ SEED ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine rights run check fast test test-engines soak bench publish clean
+.PHONY: help setup engine rights run check fast test test-engines test-pythons soak bench publish clean
 # setup and engine may both need apt, which allows one user at a time.
 .NOTPARALLEL:
 
@@ -50,6 +50,9 @@ test: setup engine check ## everything: check, then all tests against a real eng
 
 test-engines: setup engine ## the end-to-end tests on Docker 26.1 and 28.5 (root on Debian; fetches them at first)
 	@$(BIN)/python -m tests.run_on_engines
+
+test-pythons: ## the unit tests on each Python from 3.11 on that is here (installs what they need in .cache)
+	@.ci/pythons
 
 soak: setup engine ## random faults on two engines with one database, 5 minutes (SECONDS=3600 SEED=7), root on Debian
 	@$(BIN)/python -m tests.faults.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -32,11 +32,11 @@ class Pulse:
     async def run(self) -> None:
         """Ask for ever."""
         while True:
+            await self._clock.sleep(INTERVAL)
             asked = self._clock.monotonic()
             with suppress(EngineError):
                 await self._ask()
                 self.answered_at = asked
-            await self._clock.sleep(INTERVAL)
 
     def doubts(self) -> list[str]:
         """Why the engine may not be there; empty while it answers."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.server
 import os
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 
 from eventwatch.core.errors import EventwatchError
 from eventwatch.http import probe as readiness
-from tests.certificates import make_certificates
+from tests.certificates import make_certificates, trusting
 from tests.conftest import free_address
 from tests.e2e.test_embedding import environment
 from tests.e2e.test_operator import ask
@@ -142,7 +141,7 @@ async def test_with_token_and_tls_a_health_check_works_and_sends_no_token(world:
     }
     address = free_address()
     variables = {f"EVENTWATCH_{name.upper()}": file for name, file in files.items()}
-    trusted = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    trusted = trusting(tmp_path)
     async with world.watching(http_listen=address, **files):
         code, text = await ask(world, tmp_path, "healthcheck", EVENTWATCH_HTTP_LISTEN=address, **variables)
         assert (code, text) == (0, "ready\n")

@@ -9,7 +9,6 @@ import json
 import re
 import resource
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,7 @@ from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_g
 from eventwatch.http.feed import ChangeFeed
 from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.server import Pages, serve
-from tests.certificates import make_certificates
+from tests.certificates import make_certificates, trusting
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
 from tests.nodes import SLOW
@@ -727,7 +726,7 @@ def test_tls_files_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
 async def test_over_tls_the_pages_are_served_and_plain_http_is_not(tmp_path: Path) -> None:
     make_certificates(tmp_path, "127.0.0.1")
     access = Access.load(cert_file=str(tmp_path / "server.crt"), key_file=str(tmp_path / "server.key"))
-    trusted = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    trusted = trusting(tmp_path)
     async with Served(many(3)).running(access) as served:
         async with httpx.AsyncClient(verify=trusted) as client:
             reply = await client.get(f"https://127.0.0.1:{served.port}/api/nodes")
