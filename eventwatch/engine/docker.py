@@ -35,8 +35,10 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from eventwatch.core.clock import Slices
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.core.facts import Event, Observation, Usage, is_container_id, nanos, parse_time
+from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
 from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.engine.wire import (
@@ -46,6 +48,7 @@ from eventwatch.engine.wire import (
     engine_time,
     parse_container,
     parse_event,
+    parse_listed,
     parse_usage,
     split_lines,
 )
@@ -112,6 +115,8 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _SOME_ID: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 _FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+_ITEM: Final = json.JSONDecoder()
+_BETWEEN_ITEMS: Final = re.compile(r"[ \t\r\n,]*")
 _FILTERS: Final = json.dumps(
     {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS]}
 )
@@ -156,7 +161,7 @@ class DockerEngine:
             self._url = "https://" + self._url.removeprefix("tcp://")
         if self._url.startswith("https://"):
             verify = settings.docker_tls_verify
-            self._tls = _tls_context(settings.docker_cert_path) if verify else ssl.create_default_context()
+            self._tls = _tls_context(settings.docker_cert_path) if verify else _trusting()
         #: The URL without a password, for messages.
         self._named = mask_url(self._url)
         self._client = client
@@ -294,6 +299,14 @@ class DockerEngine:
     async def list_all(self) -> list[str]:
         return await self._list(all="1")
 
+    async def list_rows(self) -> list[Listed]:
+        rows, slices = [], Slices()
+        for row in await self._rows(all="1"):
+            if (listed := parse_listed(row)) is not None:
+                rows.append(listed)
+            await slices.turn()
+        return rows
+
     async def list_running(self, label: str | None = None) -> list[str]:
         filters = {"status": ["running", "paused"], **({"label": [label]} if label else {})}
         return await self._list(filters=json.dumps(filters))
@@ -329,9 +342,13 @@ class DockerEngine:
         return [row["Name"] for row in rows if isinstance(row, dict) and isinstance(row.get("Name"), str)]
 
     async def _list(self, **params: str) -> list[str]:
-        doing = "listing containers"
-        rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
+        rows = await self._rows(**params)
         return [row["Id"] for row in rows if isinstance(row, dict) and is_container_id(row.get("Id"))]
+
+    async def _rows(self, **params: str) -> list[Any]:
+        doing = "listing containers"
+        body = await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params)
+        return await _decoded_in_slices(body, doing)
 
     async def stop(self, node_id: str, *, grace: float) -> None:
         _check_id(node_id)
@@ -561,15 +578,42 @@ def _decoded(body: bytes | None, kind: type[Any], doing: str) -> Any:
     return answer
 
 
+async def _decoded_in_slices(body: bytes | None, doing: str) -> list[Any]:
+    """As `_decoded` of a list, which may be megabytes: one item at a time, between which others get their turn."""
+    try:
+        text = (body or b"").decode()
+        at = _BETWEEN_ITEMS.match(text).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if not text.startswith("[", at):
+            raise ValueError("no list")  # noqa: TRY301 - which another function words
+        items, slices = [], Slices()
+        at = _BETWEEN_ITEMS.match(text, at + 1).end()  # type: ignore[union-attr]
+        while not text.startswith("]", at):
+            item, at = _ITEM.raw_decode(text, at)
+            items.append(item)
+            at = _BETWEEN_ITEMS.match(text, at).end()  # type: ignore[union-attr]
+            await slices.turn()
+        if text[at + 1 :].strip():
+            raise ValueError("more than a list")  # noqa: TRY301
+    except (ValueError, RecursionError):
+        return _decoded(body, list, doing)  # type: ignore[no-any-return]
+    return items
+
+
+def _trusting(authorities: str | None = None) -> ssl.SSLContext:
+    """A context that trusts these authorities, or those that the machine trusts."""
+    context = ssl.create_default_context(cafile=authorities)
+    # From Python 3.13 on it is set, and refuses authorities that were made by Docker's own instructions.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 def _tls_context(cert_path: str | None) -> ssl.SSLContext:
     folder = Path(cert_path or Path.home() / ".docker")
     try:
         ca, cert, key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
         # Of a Docker context only, as for the docker command, either will do: a certificate, or an authority.
         own = folder.parts[-4:-2] == ("contexts", "tls") and (cert.exists() or key.exists())
-        context = ssl.create_default_context(cafile=str(ca) if ca.exists() or not own else None)
-        # From Python 3.13 on it is set, and refuses authorities that were made by Docker's own instructions.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context = _trusting(str(ca) if ca.exists() or not own else None)
         if cert.exists() or key.exists() or not ca.exists():
             context.load_cert_chain(str(cert), str(key))
     except (OSError, ssl.SSLError) as error:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from eventwatch.core.facts import Event, Observation, Usage
+from eventwatch.core.listing import Listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class Engine(Protocol):
 
     async def list_all(self) -> list[str]:
         """Ids of all containers, running or not."""
+        ...
+
+    async def list_rows(self) -> list[Listed]:
+        """The rows of all containers, running or not; they may be old."""
         ...
 
     async def list_running(self, label: str | None = None) -> list[str]:

@@ -25,10 +25,12 @@ from eventwatch.core.facts import (
     Failure,
     Observation,
     Usage,
+    is_container_id,
     nanos,
     normal_health,
     parse_time,
 )
+from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
 
 #: Failed health checks that are told of, and entries of the engine's log of checks that are looked at.
@@ -210,6 +212,28 @@ def _failure(check: Mapping[str, Any]) -> Failure:
         exit_code=code if type(code) is int and abs(code) < 2**32 else None,
         output=printable(output.strip(), LONGEST_REASON),
     )
+
+
+def parse_listed(row: object) -> Listed | None:
+    """Read a row of the list; None for what is about no container. What is odd in it is left out."""
+    if not isinstance(row, dict) or not is_container_id(row.get("Id")):
+        return None
+    node_id: str = row["Id"]
+    state, text, networks = row.get("State"), row.get("Status"), row.get("NetworkSettings")
+    endpoints = networks.get("Networks") if isinstance(networks, dict) else None
+    return Listed(
+        node_id,
+        state if isinstance(state, str) else "",
+        text if isinstance(text, str) else "",
+        _listed_addresses(endpoints) if isinstance(endpoints, dict) else None,
+    )
+
+
+def _listed_addresses(endpoints: Mapping[str, Any]) -> Mapping[str, str] | None:
+    try:
+        return {name: _address_on(endpoint or {}) for name, endpoint in endpoints.items()}
+    except (TypeError, AttributeError):
+        return None
 
 
 def _address_on(endpoint: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ _ID: Final = re.compile(
 
 #: Digits of a container's id by which people name it, and which everybody may read.
 SHORT_ID: Final = 12
+#: What a note about a fleet says before it names hosts and engines.
+_OTHERS = re.compile(r"(fleet: [^:]*):.*", re.DOTALL)
 _WHOLE_ID: Final = re.compile(rb"\b([0-9a-f]{%d})[0-9a-f]{%d}\b" % (SHORT_ID, 64 - SHORT_ID))
 
 
@@ -101,8 +103,8 @@ def is_foreign(headers: Mapping[str, str], path: str) -> bool:
 
 
 def without_ids(reason: str) -> str:
-    """A reason for those who may not know which container, checker or engine it is about."""
-    return _ID.sub("...", reason)
+    """A reason for those who may not know which container, checker, engine or host it is about."""
+    return _ID.sub("...", _OTHERS.sub(r"\1", reason))
 
 
 def short_ids(text: bytes) -> bytes:

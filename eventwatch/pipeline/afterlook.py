@@ -29,7 +29,7 @@ from eventwatch.pipeline.orphans import Orphans
 from eventwatch.pipeline.ownership import OwnerRecord
 from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.pipeline.roster import Roster
-from eventwatch.store.nodes import Store
+from eventwatch.store.nodes import BATCH, Store
 
 #: Seconds after a change at which its document is read again.
 DELAYS: Final = (0.1, 0.25, 1.0, 4.0)
@@ -130,6 +130,11 @@ class Afterlook:
 
     async def look(self, node_ids: set[str]) -> None:
         """Compare these documents with what we know of them, once. Raises StoreError."""
+        ids = list(node_ids)
+        for first in range(0, len(ids), BATCH):
+            await self._look_at(set(ids[first : first + BATCH]))
+
+    async def _look_at(self, node_ids: set[str]) -> None:
         before = {node_id: self._roster.known.get(node_id) for node_id in node_ids}
         found = await self._store.look(node_ids)
         new = []
@@ -141,10 +146,12 @@ class Afterlook:
             elif self._unreadable.get(node_id) != fields:
                 new.append(node_id)
         for node_id in node_ids - found.keys():
+            self._unreadable.pop(node_id, None)
             self._reconciler.check_document(before[node_id], None)
         if new:
             documents = await self._store.read(new)
             # What is known by now is newer.
             self._orphans.adopt({i: found for i, found in documents.items() if i not in self._roster.known})
-            self._unreadable = {i: found[i] for i in self._unreadable.keys() & found.keys()}
+            for node_id in new:
+                self._unreadable.pop(node_id, None)
             self._unreadable |= {node_id: found[node_id] for node_id in new if node_id not in documents}

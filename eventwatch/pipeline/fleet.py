@@ -27,7 +27,7 @@ from eventwatch.store.nodes import EngineRecord, Store
 SILENCE: Final = 600.0
 LOOK: Final = 60.0
 #: Engines that one look finds, and that are named.
-MOST: Final = 20
+MOST: Final = 200
 NAMED: Final = 5
 #: Events whose latency is told.
 LATENCIES: Final = 1000

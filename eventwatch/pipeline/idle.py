@@ -27,7 +27,7 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.core.clock import Clock, KindestClock
+from eventwatch.core.clock import Clock, KindestClock, Slices
 from eventwatch.core.details import idle_reason
 from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
@@ -191,13 +191,12 @@ class IdleStopper:
         self, documents: Mapping[str, Recorded], seen: Mapping[str, Observation], *, force: bool = False
     ) -> int:
         """Begin to stop the idle ones of the nodes that a sweep saw; how many. `force` lifts the brake."""
-        owners = self._owners.owned
-        idle = [
-            node_id
-            for node_id, observed in seen.items()
-            if node_id not in self._under_way
-            and self.idleness_of(documents[node_id], observed, owners.get(node_id)).idle
-        ]
+        owners, idle, slices = self._owners.owned, [], Slices()
+        for node_id, observed in seen.items():
+            await slices.turn()
+            verdict = self.idleness_of(documents[node_id], observed, owners.get(node_id))
+            if verdict.idle and node_id not in self._under_way:
+                idle.append(node_id)
         if idle:
             await self._recognise_essentials()
             fresh = await self._store.read_owners(idle)

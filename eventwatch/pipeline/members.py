@@ -23,6 +23,7 @@ from loguru import logger
 
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Recorded
+from eventwatch.core.listing import Listed
 from eventwatch.engine.protocol import Engine
 from eventwatch.store.nodes import Store
 
@@ -40,26 +41,29 @@ class Members:
         #: Another engine that this database serves, once one was found: a trace does not go away by itself.
         self._other: str | None = None
         self._turn = 0
+        #: What the engine listed last, by id; empty when it did not.
+        self.listed: dict[str, Listed] = {}
 
     async def find(self, engine_id: str, *, owned: Iterable[str], gone: Iterable[str] = ()) -> dict[str, Recorded]:
         """The documents by id. `owned` are containers that the engine has or had, `gone` those that went, by age.
 
         Raises StoreError, and EngineError when the engine cannot be reached at all.
         """
-        node_ids = dict.fromkeys([*await self._listed(), *owned, *self._some_of(list(gone))])
+        self.listed = await self._list()
+        node_ids = dict.fromkeys([*self.listed, *owned, *self._some_of(list(gone))])
         documents = await self._store.read_own(engine_id, node_ids, leftovers=await self._is_sole(engine_id))
         strangers = {node.engine_id for node in documents.values() if node.engine_id} - {engine_id}
         live = await self._store.live_among(strangers) if strangers else frozenset()
         return {i: node for i, node in documents.items() if node.engine_id not in live}
 
-    async def _listed(self) -> list[str]:
+    async def _list(self) -> dict[str, Listed]:
         try:
-            return await self._engine.list_all()
+            return {row.node_id: row for row in await self._engine.list_rows()}
         except EngineError as error:
             if error.unreachable:
                 raise
             logger.debug("Going on without the engine's list of containers: {}", error)
-            return []
+            return {}
 
     async def _is_sole(self, engine_id: str) -> bool:
         if self._other is None or self._other == engine_id:

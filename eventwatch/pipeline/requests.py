@@ -26,12 +26,15 @@ class SweepRequests:
         self._asked = asyncio.Event()
         self._resumed = asyncio.Event()
         self._after_connect = False
+        #: Whether somebody asked since the last pass began, besides its timer.
+        self._is_urgent = False
         #: When the last pass began (monotonic, s).
         self._taken_at = float("-inf")
 
     def ask(self, *, after_connect: bool = False) -> None:
         """Ask for a pass as soon as possible. `after_connect`: for documents, too, that are still to come."""
         self._after_connect |= after_connect
+        self._is_urgent = True
         self._asked.set()
 
     def database_returned(self) -> None:
@@ -44,13 +47,15 @@ class SweepRequests:
         if self._taken_at <= returned_at:  # a pass that began since does: if it fails, it is repeated
             self.ask()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until a pass is asked for, and take that as answered; so many seconds at most."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait until a pass is asked for, and take that as answered; so many seconds at most, then it is False."""
         timer = self._clock.call_later(seconds, self._asked.set)
         await self._asked.wait()
         timer.cancel()
         self._asked.clear()
         self._taken_at = self._clock.monotonic()
+        asked, self._is_urgent = self._is_urgent, False
+        return asked
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until the database has come back."""

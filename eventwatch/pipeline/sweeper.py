@@ -1,8 +1,10 @@
 """The full pass over all documents.
 
 A sweep reads its engine's documents (see pipeline/members.py), inspects their containers ten at a time, and hands
-the answers that differ to the one writer. It is what sees changes that no event tells (a kill while restarting, a
-crash of the daemon, events lost) and what stops idle nodes. Whatever it corrects is drift.
+the answers that differ to the one writer. Asked for by its timer alone, it leaves out those of which the engine's
+list shows no sign of a change (see core/listing.py), but for a tenth in turn. It is what sees changes that no
+event tells (a kill while restarting, a crash of the daemon, events lost) and what stops idle nodes. Whatever it
+corrects is drift.
 
 Which documents of vanished containers may go is decided in pipeline/deletion.py, which idle nodes are stopped in
 pipeline/idle.py. Any other answer than 200 or the engine's own 404 changes nothing.
@@ -15,6 +17,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from loguru import logger
 
@@ -28,6 +31,7 @@ from eventwatch.core.errors import (
     LeaseLostError,
 )
 from eventwatch.core.facts import Cause, Observation, Owner, Recorded
+from eventwatch.core.listing import shows_no_change
 from eventwatch.core.metrics import Metrics
 from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.deletion import Deletions, Verdict
@@ -55,6 +59,8 @@ PATIENCE = 1.0
 MOST_PATIENCE = 30.0
 #: Seconds until a sweep that was in doubt about another engine is repeated: standbys look every 5 s.
 SECOND_THOUGHT = 6.0
+#: Passes in which each node is inspected once, at least.
+TURNS = 10
 #: Moments (s) that a sweep waits at most before an inspection while events are being written.
 GIVEN_WAY = 20
 MOMENT = 0.001
@@ -65,6 +71,9 @@ UNANSWERED = 1000
 JITTER = 0.2
 #: Sweep intervals without a good sweep, after which the documents are not to be trusted.
 SWEEPS_LATE = 3.0
+
+#: What was found out of a node, and how many facts it had had when it was asked for.
+Answer = tuple[Observation, int]
 
 
 @dataclass(slots=True)
@@ -156,6 +165,9 @@ class Sweeper:
         self._timeouts = 0
         #: Seconds that the last pass took to find its documents: where all is slow, no single node is to blame.
         self._begun_after = 0.0
+        #: What is known of each node since it was inspected last, unless something happened to it since.
+        self._known: dict[str, Answer] = {}
+        self._turn = 0
         self.last_success: float | None = None
         self._silences = 0
         #: Some of the containers that the last pass found.
@@ -167,9 +179,9 @@ class Sweeper:
         slow = TIMED_OUT.start()
         while True:
             interval = self._settings.sweep_interval * (1 - JITTER * self._rng())
-            await self._requests.wait(interval)
+            asked = await self._requests.wait(interval)
             try:
-                report = await self.sweep()
+                report = await self.sweep(thorough=asked)
             except (LeaseLostError, EngineChangedError):
                 raise
             except EventwatchError as error:
@@ -216,10 +228,11 @@ class Sweeper:
             reasons.append("brake: a sweep would stop more than stop_limit")
         return reasons
 
-    async def sweep(self, *, force: bool = False) -> SweepReport:
+    async def sweep(self, *, force: bool = False, thorough: bool = True) -> SweepReport:
         """One pass over all documents. `force` lifts the brakes for the engine's own nodes, and nothing else.
 
-        Raises StoreError when the database, EngineError when the engine cannot be reached at all.
+        Without `thorough`, nodes that show no sign of a change are not all inspected anew. Raises StoreError when
+        the database, EngineError when the engine cannot be reached at all.
         """
         began = self._clock.monotonic()
         known_before = dict(self._roster.known)
@@ -229,13 +242,16 @@ class Sweeper:
         self._reconciler.replace_known(documents, known_before=known_before)
         report = SweepReport(checked=len(documents))
         self._begun_after = self._clock.monotonic() - began
-        answers = await self._inspect_all(documents, report)
+        answers = {} if thorough else await self._still_known(documents, self._engine_now(engine, asked_at=began))
+        answers |= await self._inspect_all([node_id for node_id in documents if node_id not in answers])
+        report.failed = len(documents) - len(answers)
         self._on_newest_change(max((seen.time_nano for seen, _ in answers.values()), default=0))
         found = {i: seen for i, (seen, _) in answers.items() if seen.found}
         missing = {i: documents[i] for i in answers.keys() - found.keys()}
         verdict = await self._judge(missing, engine, found=found, force=force)
         report.braked, report.spared = verdict.braked, verdict.spared
         slices = Slices()
+        self._known = {}
         for node_id, (seen, events_seen) in answers.items():
             await slices.turn()
             if not seen.found:
@@ -244,8 +260,11 @@ class Sweeper:
                 continue
             self._reconciler.note(seen)
             if change := self._writer.compare(documents[node_id], seen, Cause.SWEEP):
-                accepted = self._reconciler.accept_if_unchanged(seen, since=events_seen)
-                report.changed += accepted and not change.fields.keys() <= STAMP
+                if not self._reconciler.accept_if_unchanged(seen, since=events_seen):
+                    continue
+                events_seen = self._roster.events_seen(node_id)  # noqa: PLW2901 - that one was ours
+                report.changed += not change.fields.keys() <= STAMP
+            self._known[node_id] = seen, events_seen
         await self._writer.flush()
         if engine:
             await self._put_on_record(found, engine)
@@ -401,22 +420,49 @@ class Sweeper:
         )
         return bool(verdict.allowed)
 
-    async def _inspect_all(
-        self, documents: Mapping[str, Recorded], report: SweepReport
-    ) -> dict[str, tuple[Observation, int]]:
-        answers: dict[str, tuple[Observation, int]] = {}
+    def _engine_now(self, engine: EngineInfo | None, *, asked_at: float) -> datetime | None:
+        """What the engine's clock shows by now, as nearly as asking tells; None if it did not say."""
+        told = engine.system_time if engine else None
+        return told and told + timedelta(seconds=self._clock.monotonic() - asked_at)
+
+    async def _still_known(self, documents: Mapping[str, Recorded], now: datetime | None) -> dict[str, Answer]:
+        """What the last passes found out, of nodes of which nothing tells that they are otherwise by now.
+
+        Not of a tenth of them, another one each time; nor where a document says something else: what is written
+        has just been inspected.
+        """
+        listed, network, slices = self._members.listed, self._settings.node_network, Slices()
+        self._turn = (self._turn + 1) % TURNS
+        found: dict[str, Answer] = {}
+        if now is None:
+            return found
+        for node_id, (seen, events_seen) in self._known.items():
+            await slices.turn()
+            row, document = listed.get(node_id), documents.get(node_id)
+            if row is None or document is None or int(node_id[-8:], 16) % TURNS == self._turn:
+                continue
+            if node_id in self._inspections.unanswered or self._roster.events_seen(node_id) != events_seen:
+                continue
+            if not shows_no_change(row, seen, network=network, now=now):
+                continue
+            if self._writer.compare(document, seen, Cause.SWEEP):
+                continue
+            found[node_id] = seen, events_seen
+        return found
+
+    async def _inspect_all(self, node_ids: Collection[str]) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
         self._timeouts = 0
-        ids = iter(documents)
+        ids = iter(node_ids)
         async with asyncio.TaskGroup() as tasks:
-            for number in range(min(CONCURRENCY, len(documents))):
+            for number in range(min(CONCURRENCY, len(node_ids))):
                 tasks.create_task(self._inspect_some(ids, answers), name=f"sweep-inspector-{number}")
-        report.failed = len(documents) - len(answers)
         if self._patience is not None:
-            slow = 2 * self._timeouts >= len(documents) > 0
+            slow = 2 * self._timeouts >= len(node_ids) > 0
             self._patience = min(2 * self._patience, MOST_PATIENCE) if slow else self._least_patience
         return answers
 
-    async def _inspect_some(self, ids: Iterator[str], answers: dict[str, tuple[Observation, int]]) -> None:
+    async def _inspect_some(self, ids: Iterator[str], answers: dict[str, Answer]) -> None:
         for node_id in ids:
             await self._give_way()
             events_seen = self._roster.events_seen(node_id)

@@ -40,6 +40,8 @@ from eventwatch.store.nodes import Lease, Refused, Store, naive_utc
 
 #: Fields that say whose a node is. To take a node over is no change of it.
 STAMP: Final = frozenset({"engine_id", "epoch"})
+#: Nodes that are written at once.
+MOST_AT_ONCE: Final = 500
 #: Seconds between attempts to write while the database is away.
 RETRY: Final = Pace(base=0.05, cap=0.5)
 
@@ -144,7 +146,7 @@ class Writer:
         """Write everything that is pending now. Raises StoreError and keeps it pending when it cannot."""
         async with self._writing:
             while self._pending:
-                batch, self._pending = self._pending, {}
+                batch = self._take_batch()
                 try:
                     await self._write(batch)
                 except BaseException:
@@ -155,6 +157,15 @@ class Writer:
             self._has_pending.clear()
             if self._inspections.idle:
                 self.cursor = self._roster.newest or None
+
+    def _take_batch(self) -> dict[str, Fact]:
+        """All that is pending; of very many, the hints first, and no more than holds up no event that comes."""
+        batch, self._pending = self._pending, {}
+        if len(batch) <= MOST_AT_ONCE:
+            return batch
+        order = sorted(batch, key=lambda node_id: isinstance(batch[node_id], Seen))
+        self._pending = {node_id: batch.pop(node_id) for node_id in order[MOST_AT_ONCE:]}
+        return batch
 
     # -- a batch -------------------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ MAX_GRACE: Final = 3600.0
 #: Seconds after which a standby that has not asked for the lease again is gone.
 STANDBY_GONE: Final = 10.0
 
+#: Silent engines, of each kind, among which those are looked for that have documents.
+SILENT: Final = 300
 #: Documents of an engine that are forgotten at once.
 FORGOTTEN: Final = 1000
 #: The last changes of each node, one document a node; one whose last change is older than this (s) expires.
@@ -727,7 +729,7 @@ class Store:
             )
         if row is not None:
             return _parse_holder(row)
-        floor = await self._highest_epoch()
+        floor = await self._highest_epoch(engine_id)
         known_epoch = {"$max": [_SANE_EPOCH, floor]}
         taken: dict[str, Any] = {
             "manager_id": {"$literal": checker.manager_id},
@@ -775,13 +777,15 @@ class Store:
             await self._engines.update_one({"_id": checker_id(engine_id)}, taken_over, upsert=True)
         return lease
 
-    async def _highest_epoch(self) -> int:
-        # A released lease leaves no document behind, but the nodes remember its epoch. Of all engines: one that
-        # lost its id finds its own nodes under the old id, and must not be fenced off by their epoch for ever.
+    async def _highest_epoch(self, engine_id: str) -> int:
+        # A released lease leaves no document behind, but the nodes remember its epoch, and the engine's record
+        # does where no node is left. All engines' nodes: one that lost its id finds its own under the old id, and
+        # must not be fenced off by their epoch for ever.
         async with _deadline("reading the epoch"):
             sane = {"epoch": {"$type": ["int", "long"], "$lt": MAX_FLOOR}}
-            row = await self._nodes.find_one(sane, {"epoch": 1}, sort=[("epoch", -1)])
-        return int(row["epoch"]) if row else 0
+            node = await self._nodes.find_one(sane, {"epoch": 1}, sort=[("epoch", -1)])
+            engine = await self._engines.find_one({"_id": checker_id(engine_id), **sane}, {"epoch": 1})
+        return max(int(row["epoch"]) if row else 0 for row in (node, engine))
 
     async def renew_lease(
         self,
@@ -885,29 +889,28 @@ class Store:
         return found[0] if found else None
 
     async def read_dead(self, *, after: float, most: int) -> list[EngineRecord]:
-        """Engines without a sign of life for `after` seconds that still have documents, `most` of each kind.
+        """Engines without a sign of life for `after` seconds that still have documents, `most` at most.
 
         Those whose watcher ended as it should, and has left no document, are not looked at again. Raises
         StoreError.
         """
         horizon = naive_utc(await self.system_time() - timedelta(seconds=after))
+        silent: dict[Any, Any] = {}
         async with _deadline("looking for engines that are gone"):
-            keys = [
-                row["_id"]
-                for collection, field in ((self._checkers, "expires_at"), (self._engines, "left_at"))
-                async for row in collection.find({field: {"$lt": horizon}}, {"_id": 1}).sort(field, -1).limit(most)
-            ]
-        records = await self._read_engines({"_id": {"$in": keys}}, 2 * most) if keys else []
-        dead = [record for record in records if not record.alive and not record.standbys]
-        found = []
-        async with _deadline("looking for an engine's nodes"):
-            for record in dead:
-                if await self._nodes.find_one({"engine_id": record.engine_id}, {"_id": 1}) is not None:
-                    found.append(record)
-                    continue
-                key = {"_id": checker_id(record.engine_id), "left_at": {"$lt": horizon}}
-                await self._engines.update_one(key, {"$unset": {"left_at": 1}})
-        return found
+            for collection, name in ((self._checkers, "expires_at"), (self._engines, "left_at")):
+                rows = collection.find({name: {"$lt": horizon}}, {"engine_id": 1}).sort(name, -1).limit(SILENT)
+                silent |= {row["_id"]: row.get("engine_id") async for row in rows}
+        if not silent:
+            return []
+        named = [each for each in silent.values() if isinstance(each, str)]
+        async with _deadline("looking for engines' nodes"):
+            with_nodes = set(await self._nodes.distinct("engine_id", {"engine_id": {"$in": named}}))
+            without = [key for key, engine_id in silent.items() if engine_id not in with_nodes]
+            left = {"_id": {"$in": without}, "left_at": {"$lt": horizon}}
+            await self._engines.update_many(left, {"$unset": {"left_at": 1}})
+        keys = [key for key, engine_id in silent.items() if engine_id in with_nodes]
+        records = await self._read_engines({"_id": {"$in": keys}}, SILENT) if keys else []
+        return [record for record in records if not record.alive and not record.standbys][:most]
 
     async def _read_engines(self, which: Mapping[str, Any], most: int) -> list[EngineRecord]:
         shown = {

@@ -306,8 +306,8 @@ async def test_inside_watch_the_functions_need_nothing_but_the_node(world: World
 
         await world.collection.update_one({"_id": node.id}, {"$set": {"status": "exited", "ip": ""}})
         report = await check_nodes_status()
-        assert (report.checked, report.changed) == (1, 1)
-        await world.becomes_true(within=0.2)
+        assert report.checked == 1
+        await world.becomes_true(within=0.2)  # by this pass, or a look that came before it
     # One writer: what they wrote went through the watcher, under its lease.
     assert [change.new["status"] for change in watched.of(node)] == ["running", "running"]
 

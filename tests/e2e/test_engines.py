@@ -20,7 +20,8 @@ from eventwatch.core.metrics import Metrics
 from eventwatch.engine.docker import as_engine
 from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.pipeline.fleet import SILENCE, DeadEngines
-from eventwatch.store.nodes import ENGINES, OWNERS, checker_id, open_store
+from eventwatch.store.documents import NodeChecker
+from eventwatch.store.nodes import ENGINES, OWNERS, Lease, checker_id, open_store
 from tests.conftest import free_address
 from tests.e2e.test_operator import ask
 from tests.e2e.watching import Document, World, ago, eventually, logged, texts
@@ -190,9 +191,23 @@ async def test_odd_records_of_engines_are_shown_as_far_as_they_make_sense(world:
         assert (record.nodes, record.p50, record.drift, record.reasons) == ({}, None, None, ())
 
 
+async def test_an_epoch_is_not_given_again_though_no_node_remembers_it(world: World) -> None:
+    epochs = []
+    async with open_store(world.mongo_url, world.database_name) as store:
+        for name in ("one", "two"):
+            checker = NodeChecker.model_construct(manager_id=name, interval=1.0, pid=1, host="host", version="0")
+            lease = await store.acquire_lease(checker, engine_id="engine", duration=10)
+            assert isinstance(lease, Lease)
+            epochs.append(lease.epoch)
+            await store.release_lease(lease)
+    assert epochs == [1, 2]
+
+
 async def test_a_dead_engine_is_told_of_while_it_has_documents(world: World) -> None:
     await add_engine(world, DEAD, expires_in=-SILENCE - 60, nodes=ids(2))
-    await add_engine(world, "empty", expires_in=-SILENCE - 60, nodes=[])
+    # However many others went after it, that have left nothing.
+    for number in range(30):
+        await add_engine(world, f"empty {number}", expires_in=-SILENCE - 30, nodes=[])
     await add_engine(world, "away", expires_in=-SILENCE + 60, nodes=ids(2, "e"))
     metrics = Metrics()
     async with open_store(world.mongo_url, world.database.name) as store:

@@ -24,14 +24,16 @@ from typing import Any
 from eventwatch.core.clock import Clock, KindestClock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Change, Event, Observation, Owner, Recorded, Usage, Write
+from eventwatch.core.listing import Listed
 from eventwatch.engine.protocol import EngineInfo
-from eventwatch.engine.wire import parse_container
+from eventwatch.engine.wire import parse_container, parse_listed
 from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.pipeline.requests import SweepRequests
 from eventwatch.replay.timeline import Busy, Simulation
 from eventwatch.settings.model import Settings
 from eventwatch.store.documents import ToolServerNode
 from eventwatch.store.nodes import LOOKED_AT, Lease, Peer, Refused, Store
+from tests.listed import row_of
 
 START = 1_800_000_000_000_000_000
 MS = 1_000_000
@@ -64,6 +66,7 @@ class State:
             "Id": node_id,
             "State": {
                 "Status": self.status,
+                "ExitCode": 0,
                 "StartedAt": text(self.started_at),
                 "FinishedAt": text(self.finished_at),
                 **({"Health": {"Status": self.health}} if self.health != "none" else {}),
@@ -270,6 +273,9 @@ class UnaskedEngine:
     async def list_all(self) -> list[str]:
         raise NotImplementedError
 
+    async def list_rows(self) -> list[Listed]:
+        raise NotImplementedError
+
     async def list_running(self, label: str | None = None) -> list[str]:
         raise NotImplementedError
 
@@ -323,7 +329,8 @@ class SimulatedEngine(UnaskedEngine):
 
     async def identify(self) -> EngineInfo:
         self._check()
-        return EngineInfo(ENGINE_ID, "", "", "")
+        now = datetime.fromtimestamp(self._clock.time_ns() / 1e9, UTC)
+        return EngineInfo(ENGINE_ID, "", "", "", now)
 
     @asynccontextmanager
     async def events(
@@ -378,6 +385,20 @@ class SimulatedEngine(UnaskedEngine):
 
     async def list_all(self) -> list[str]:
         return await self.list_newest(len(self._containers))
+
+    async def list_rows(self) -> list[Listed]:
+        """As they were a moment ago, as Docker's are."""
+        self._check()
+        now = self._clock.time_ns()
+        moment = datetime.fromtimestamp(now / 1e9, UTC)
+        rows = []
+        for container in self._containers.values():
+            there, old = container.at(now), container.at(now - self._chance.choice((0, 5, 70)) * MS)
+            if there and there.status:
+                shown = old if old and old.status else there
+                rows.append(parse_listed(row_of(shown.inspection(container.id), moment)))
+        await self._clock.sleep(self._chance.choice((0.0, 0.0005, 0.03)))
+        return [row for row in rows if row]
 
     async def list_running(self, label: str | None = None) -> list[str]:
         assert label is None
@@ -488,8 +509,8 @@ class OnlyUrgent(SweepRequests):
         if not after_connect:
             super().ask()
 
-    async def wait(self, seconds: float) -> None:
-        await super().wait(seconds + 1e6)
+    async def wait(self, seconds: float) -> bool:
+        return await super().wait(seconds + 1e6)
 
 
 # -- everything together --------------------------------------------------------------------------------------

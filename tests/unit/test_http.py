@@ -37,6 +37,8 @@ from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_g
 from eventwatch.http.feed import ChangeFeed
 from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.server import Pages, serve
+from eventwatch.pipeline.fleet import note_of
+from eventwatch.store.nodes import EngineRecord
 from tests.certificates import make_certificates, trusting
 from tests.conftest import free_port
 from tests.e2e.watching import eventually, logged, texts
@@ -52,6 +54,7 @@ class Served:
 
     nodes: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     built: int = 0
     port: int = field(default_factory=free_port)
     feed: ChangeFeed = field(default_factory=ChangeFeed)
@@ -105,8 +108,8 @@ class Served:
         pages = Pages(
             metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
             states=lambda: ((status, None) for status in self.nodes.values()),
-            doubts=lambda: self.doubts, notes=list, identity="1 0", find=self.find, engines=self.read_engines,
-            engine_id=lambda: "own", read_page=self.read_page,
+            doubts=lambda: self.doubts, notes=lambda: self.notes, identity="1 0", find=self.find,
+            engines=self.read_engines, engine_id=lambda: "own", read_page=self.read_page,
             read=self.read, wait=self.wait, changes=self.changes, access=access or Access(),
             rows=Rows(node_ids=lambda: self.nodes, facts=self.facts, more=lambda *_: {}),
             overview=dict, series=dict,
@@ -650,6 +653,16 @@ async def test_no_answer_is_kept_or_tells_what_serves_it() -> None:
 
 def basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+async def test_who_has_no_token_is_told_how_many_engines_are_dead_and_not_which() -> None:
+    note = note_of([EngineRecord("UPSA:GB37", host="db-host-7"), EngineRecord("engine-b", host="host-b")])
+    served = Served(many(1), notes=[note])
+    async with served.running(Access(token=b"s3cret:1")), served.client() as client:
+        [told] = (await client.get("/readyz")).json()
+        assert told == "fleet: nobody keeps the documents of 2 engines true"
+        [told] = (await client.get("/readyz", headers={"Authorization": "Bearer s3cret:1"})).json()
+        assert "db-host-7" in told
 
 
 async def test_a_token_is_asked_for_except_by_the_probes() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Recorded
+from eventwatch.core.listing import Listed
 from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import LATELY_GONE, Members
 from eventwatch.store.nodes import Store
@@ -49,10 +50,10 @@ class Containers:
         self.has = list(has)
         self.error = error
 
-    async def list_all(self) -> list[str]:
+    async def list_rows(self) -> list[Listed]:
         if self.error:
             raise self.error
-        return self.has
+        return [Listed(node_id) for node_id in self.has]
 
 
 def members(records: Records, engine: Containers) -> Members:

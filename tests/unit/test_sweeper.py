@@ -1,12 +1,15 @@
-"""What a pass is spared: how many there are when the database comes back."""
+"""What a pass is spared, and what it finds all the same; how many there are when the database comes back."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
+from eventwatch.core.facts import Cause, Observation
+from eventwatch.pipeline.sweeper import TURNS
 from tests.unit.simulated import START, Container, Stream, World
 
 SECOND = 1_000_000_000
@@ -50,3 +53,65 @@ async def test_the_databases_return_asks_for_one_pass_unless_one_began_since(
     acts[back_at + 5 * SECOND] = lambda: after.append(passes() - before)
     await world.run(meanwhile=acts)
     assert after == [1]
+
+
+def quiet_nodes(count: int) -> list[Container]:
+    """Nodes that start, become healthy, and then do nothing; each fourth one ends."""
+    nodes = [Container(number, random.Random(number), checked=True, starts_at=START) for number in range(count)]
+    for node in nodes:
+        for operation in ("start", "health", "exit")[: 3 if node.number % 4 == 0 else 2]:
+            node.do(operation, 100)
+    return nodes
+
+
+def counted_inspections(world: World, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    inspect, asked = world.engine.inspect, Counter[str]()
+
+    async def counted(node_id: str, *, as_of: int = 0) -> Observation:
+        asked[node_id] += 1
+        return await inspect(node_id, as_of=as_of)
+
+    monkeypatch.setattr(world.engine, "inspect", counted)
+    return asked
+
+
+async def test_a_pass_of_the_timer_inspects_a_tenth_of_quiet_nodes_each_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(quiet_nodes(40), Stream(), 0)
+    asked = counted_inspections(world, monkeypatch)
+    passes = counted_passes(world, monkeypatch)
+    before, asked_before, asked_after = 0, Counter[str](), Counter[str]()
+
+    def begin() -> None:
+        nonlocal before
+        before = passes()
+        asked_before.update(asked)
+
+    def end() -> None:
+        nonlocal before
+        before = passes() - before
+        asked_after.update(asked)
+
+    rounds = 3
+    seconds = round(TURNS * rounds * world.settings.sweep_interval)
+    await world.run(meanwhile={START + 20 * SECOND: begin, START + (20 + seconds) * SECOND: end})
+    inspected = {node.id: asked_after[node.id] - asked_before[node.id] for node in world.containers}
+    # The timer is varied by up to a fifth, to the shorter side.
+    assert rounds * TURNS <= before <= rounds * TURNS * 1.25 + 1
+    assert set(inspected.values()) <= {rounds - 1, rounds, rounds + 1}
+    assert not world.wrong()
+
+
+@pytest.mark.parametrize("operation", ["health", "exit", "pause", "remove", "reattach", "crash"])
+async def test_what_no_event_told_is_found_by_the_next_pass_that_sees_a_sign_of_it(operation: str) -> None:
+    nodes = quiet_nodes(12)
+    changed = next(node for node in nodes if node.number % 4)
+    changed.do(operation, 60_000)
+    at = changed.last.at
+    world = World(nodes, Stream(dropped=(at - 2 * SECOND, at + 2 * SECOND)), 0)
+    wrong: list[object] = []
+    act = {at + 3 * round(world.settings.sweep_interval) * SECOND: lambda: wrong.append(world.wrong())}
+    await world.run(meanwhile=act)
+    assert wrong == [{}]
+    assert Cause.SWEEP in {change.cause for change in world.changes if change.node_id == changed.id}

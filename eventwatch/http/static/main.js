@@ -2,6 +2,7 @@
 
 import * as changes from "./changes.js";
 import * as charts from "./charts.js";
+import * as fleet from "./fleet.js";
 import * as head from "./head.js";
 import * as node from "./node.js";
 import * as server from "./server.js";
@@ -43,3 +44,4 @@ byId("skip").addEventListener("click", (event) => {
 });
 go();
 server.begin();
+fleet.begin();
