@@ -3,8 +3,9 @@
 Four ways: a process that is started again, a process with a hot standby, a container that its restart policy
 starts again, and a container with a hot standby in another one. With each kill a node dies or starts, too. Prints
 p50 and the longest time: from the kill (of a restart: from the start of the new process or container) until the
-successor has the lease, and until all documents are right, where one of a container that the engine ends or starts
-later counts from then; and whether any write came from an older epoch than the one before it.
+successor has the lease, and until all documents are right, by the database's clock (where the engine ends or
+starts a container only after the successor has the lease, from then); and whether any write came from an older
+epoch than the one before it.
 
 Needs root on the engine's machine. The lease lasts five minutes, so that none expires meanwhile. What runs is
 compiled once, as what is installed is; a kill of the first way counts from the `exec` of the new process.
@@ -22,19 +23,22 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from pymongo.asynchronous.change_stream import AsyncChangeStream
 
 from tests.bench.report import percentile
 from tests.engines import PrivateMongo
 from tests.faults.epochs import followed
 from tests.faults.harness import ROOT, Document, Eventwatch, Oracle, World
-from tests.nodes import IMAGE
+from tests.nodes import IMAGE, Node
 
 ENGINE: Final = "unix:///var/run/docker.sock"
 LEASE: Final = "5m"
 PATIENCE: Final = 60.0
+WRITES_OF_STATUS: Final = [{"$match": {"updateDescription.updatedFields.status": {"$exists": True}}}]
 #: What a container needs of this machine to run what is checked out here.
 MOUNTS: Final = (
     *("/usr:/usr:ro", "/usr/lib:/lib:ro", "/usr/lib64:/lib64:ro", "/var/run:/var/run"),
@@ -121,25 +125,38 @@ async def succeeded(world: World, before: Document) -> None:
         await asyncio.sleep(0.005)
 
 
-async def disturb(world: World) -> None:
+async def disturb(world: World) -> Node:
     """Let a node die, or start."""
     node = world.random.choice(list(world.nodes.values()))
     running = (await node.inspect())["State"]["Running"]
     await (node.kill() if running else node.start())
+    return node
 
 
 async def measure_one(world: World, kill: Callable[[], Awaitable[float | None]], took: Took) -> None:
     """Kill the holder, and note how long its successor takes; `kill` says since when a new one is there."""
-    before, oracle, killed = await holder(world), Oracle(world), time.time()
-    await oracle.wrong()  # from here on it knows when a container changed
-    since = await kill() or killed
-    began = time.monotonic() - (time.time() - since)
-    disturbing = asyncio.create_task(disturb(world), name="disturb")
-    wrong = asyncio.create_task(oracle.recovered(since=began), name="oracle")
-    await succeeded(world, before)
-    took.lease.append(time.monotonic() - began)
-    await disturbing
-    took.right.append(max(took.lease[-1], await wrong, await oracle.recovered(since=began)))
+    before, killed = await holder(world), time.time()
+    async with await world.documents.watch(WRITES_OF_STATUS) as writes:
+        began = await kill() or killed
+        disturbing = asyncio.create_task(disturb(world), name="disturb")
+        await succeeded(world, before)
+        leads = time.time()
+        node = await disturbing
+        await Oracle(world).recovered()
+        state = (await node.inspect())["State"]
+        changed = datetime.fromisoformat(state["StartedAt" if state["Running"] else "FinishedAt"]).timestamp()
+        written = [
+            write["wallTime"] async for write in until_now(writes) if write["documentKey"]["_id"] == node.id
+        ]
+    right = written[-1].replace(tzinfo=UTC).timestamp()
+    took.lease.append(leads - began)
+    took.right.append(max(leads - began, right - (began if changed < leads else changed)))
+
+
+async def until_now(writes: AsyncChangeStream[Document]) -> AsyncIterator[Document]:
+    """What a change stream holds by now."""
+    while (write := await writes.try_next()) is not None:
+        yield write
 
 
 async def processes_again(world: World, folder: Path, kills: int) -> Took:

@@ -163,7 +163,7 @@ class DockerEngine:
             self._url = "https://" + self._url.removeprefix("tcp://")
         if self._url.startswith("https://"):
             verify = settings.docker_tls_verify
-            self._tls = _tls_context(settings.docker_cert_path) if verify else ssl.create_default_context()
+            self._tls = _tls_context(settings.docker_cert_path) if verify else _trusting()
         #: The URL without a password, for messages.
         self._named = mask_url(self._url)
         self._client = client
@@ -608,15 +608,21 @@ async def _decoded_in_slices(body: bytes | None, doing: str) -> list[Any]:
     return items
 
 
+def _trusting(authorities: str | None = None) -> ssl.SSLContext:
+    """A context that trusts these authorities, or those that the machine trusts."""
+    context = ssl.create_default_context(cafile=authorities)
+    # From Python 3.13 on it is set, and refuses authorities that were made by Docker's own instructions.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 def _tls_context(cert_path: str | None) -> ssl.SSLContext:
     folder = Path(cert_path or Path.home() / ".docker")
     try:
         ca, cert, key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
         # Of a Docker context only, as for the docker command, either will do: a certificate, or an authority.
         own = folder.parts[-4:-2] == ("contexts", "tls") and (cert.exists() or key.exists())
-        context = ssl.create_default_context(cafile=str(ca) if ca.exists() or not own else None)
-        # From Python 3.13 on it is set, and refuses authorities that were made by Docker's own instructions.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context = _trusting(str(ca) if ca.exists() or not own else None)
         if cert.exists() or key.exists() or not ca.exists():
             context.load_cert_chain(str(cert), str(key))
     except (OSError, ssl.SSLError) as error:

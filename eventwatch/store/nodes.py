@@ -65,6 +65,8 @@ from eventwatch.core.policy import AT_WORK, as_utc
 from eventwatch.settings.model import mask_url
 from eventwatch.store.documents import NodeChecker, ToolServerNode, checker_collection, node_collection, tolerant
 
+#: Where a status page may be.
+_PAGE: Final = re.compile(r"https?://[A-Za-z0-9._:\[\]-]{1,270}/")
 #: Seconds for any one call. Far above a healthy answer, below what an operator would call hanging.
 DEADLINE: Final = 10.0
 SERVER_SELECTION_MS: Final = 3000
@@ -218,6 +220,8 @@ class Peer:
     epoch: int = 0
     renewed_at: datetime | None = None
     renewed_ago: float | None = None
+    #: The URL of its status page; empty: none that others could reach.
+    page: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -744,6 +748,7 @@ class Store:
             "life": _recorded_life(life, checker.manager_id),
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
+            "page": {"$literal": checker.page or {}},
         }
         update = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$cond": [free, taken, waiting]}]}}]
         async with _deadline("taking the lease"):
@@ -1276,7 +1281,17 @@ def _parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
         _parse_life(row),
         _whole(row.get("epoch")) or 0,
         row["renewed_at"] if isinstance(row.get("renewed_at"), datetime) else None,
+        page=_parse_page(row),
     )
+
+
+def _parse_page(row: Mapping[str, Any]) -> str:
+    """The URL of the holder's status page; empty where it is odd, or another's."""
+    told = row.get("page")
+    if not isinstance(told, dict) or told.get("manager_id") != row.get("manager_id"):
+        return ""
+    url = told.get("url")
+    return url if isinstance(url, str) and _PAGE.fullmatch(url) else ""
 
 
 def _parse_holder(row: Mapping[str, Any]) -> Peer:
