@@ -55,7 +55,7 @@ from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.engine.protocol import Engine, EngineInfo
-from eventwatch.http.access import Access
+from eventwatch.http.access import Access, page_url
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.http.probe import identity
 from eventwatch.http.rows import Facts, Rows
@@ -141,6 +141,7 @@ class Application:
             version=eventwatch_version(),
             settings=settings.judging(),
         )
+        self.checker.page = {"url": self._page_url(), "manager_id": self.checker.manager_id}
         #: Set once the database is set up: from then on the Beanie documents can be used.
         self.ready = asyncio.Event()
         #: While we lead.
@@ -223,8 +224,10 @@ class Application:
 
     def _row(self, document: ToolServerNode) -> dict[str, Any]:
         known = self.node(document.id) or {}
-        if self.pipeline and known:
-            known |= self.pipeline.roster.reasons.full_row(document.id) | self._idle_row(document)
+        roster = self.pipeline.roster if self.pipeline else None
+        if roster and known:
+            idle = self._idle_row(roster.known[document.id], document)
+            known |= roster.reasons.full_row(document.id) | idle
         return known | {
             "node_id": document.id,
             **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
@@ -253,8 +256,10 @@ class Application:
     def _idle_of(self, node_id: str, _: Facts) -> dict[str, Any]:
         """When the node is idle as things stand (Unix time, s; null: never)."""
         node = self.pipeline.roster.known.get(node_id) if self.pipeline else None
-        left = self._idleness(node).left if node else None
-        return {"idle_at": None if left is None else round(self._time.now().timestamp() + left)}
+        return {"idle_at": self._idle_at(self._idleness(node)) if node else None}
+
+    def _idle_at(self, verdict: Idleness) -> int | None:
+        return None if verdict.left is None else round(self._time.now().timestamp() + verdict.left)
 
     def overview(self) -> dict[str, Any]:
         """The head of the status page: who watches what, and how well. Ages and times in s."""
@@ -271,7 +276,8 @@ class Application:
             "engine": info and {"name": info.name, "version": info.version, "api_version": info.api_version},
             "database": settings.mongo_database,
             "role": "leader" if self.pipeline else "standby" if holder else "starting",
-            "leader": holder and {"checker": holder.manager_id, "host": holder.host, "pid": holder.pid},
+            "leader": holder
+            and {"checker": holder.manager_id, "host": holder.host, "pid": holder.pid, "page": holder.page},
             "ready": not reasons,
             "reasons": reasons,
             "notes": self.notes(),
@@ -325,14 +331,13 @@ class Application:
         own = stop_timeout_of(roster.reasons.details(node_id).labels, self.settings.stop_timeout)
         return self.settings.settle_delay + own.seconds
 
-    def _idle_row(self, document: ToolServerNode) -> dict[str, Any]:
+    def _idle_row(self, known: Recorded, document: ToolServerNode) -> dict[str, Any]:
         """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
-        node_id = document.id
-        known = self.pipeline.roster.known.get(node_id) if self.pipeline else None
-        node = known and replace(known, last_req_time=document.last_req_time, status=document.status)
-        limit, reason = self._idle_limit(node_id), self._idleness(node).reason if node else ""
+        node = replace(known, last_req_time=document.last_req_time, status=document.status)
+        limit, verdict = self._idle_limit(node.node_id), self._idleness(node)
         seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
-        return {"idle_limit": seconds, "idle_source": limit.source, "idle_reason": reason}
+        idle = {"idle_left": verdict.left, "idle_at": self._idle_at(verdict)}
+        return {**idle, "idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
 
     def _idleness(self, node: Recorded) -> Idleness:
         """How idle a node is, by what is known of it."""
@@ -462,6 +467,11 @@ class Application:
 
     def _idle_timeout(self, node_id: str) -> float:
         return self._idle_limit(node_id).seconds
+
+    def _page_url(self) -> str:
+        settings = self.settings
+        host, port = settings.http_address or ("", 0)
+        return page_url(host, port, names=settings.http_hosts, tls=bool(settings.http_tls_cert_file))
 
     def _http_access(self) -> Access:
         settings = self.settings

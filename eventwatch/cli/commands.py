@@ -32,17 +32,17 @@ from eventwatch.cli.nodes import (
     explain_node,
     identity_of,
     is_terminal,
-    node_table,
     select_nodes,
     settings_in_force,
     show,
     show_table,
+    terminal_table,
 )
 from eventwatch.cli.output import say
 from eventwatch.cli.replays import record_file, replay_file
 from eventwatch.core.errors import ConfigError, EngineError, EventwatchError, NodeGoneError, StoreError
 from eventwatch.core.facts import is_container_id
-from eventwatch.core.text import printable
+from eventwatch.core.text import json_text, printable
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline.fleet import as_json, ordered
 from eventwatch.settings.model import EMBEDDED, Settings
@@ -119,14 +119,14 @@ async def status(arguments: argparse.Namespace, settings: Settings) -> None:
             )  # fmt: skip
 
         if arguments.watch and not arguments.json and is_terminal():
-            with Live(node_table([], arguments.columns), auto_refresh=False) as live:
+            with Live(terminal_table([], arguments.columns), auto_refresh=False) as live:
                 while True:
-                    live.update(node_table(await look(), arguments.columns), refresh=True)
+                    live.update(terminal_table(await look(), arguments.columns), refresh=True)
                     await asyncio.sleep(1.0)
         while True:
             reports = await look()
             if arguments.json:
-                say(json.dumps([report.as_json() for report in reports]))
+                say(json.dumps([report.as_json() for report in reports], default=json_text))
             else:
                 show(reports, arguments.columns)
             if not arguments.watch:
@@ -193,7 +193,7 @@ async def explain(arguments: argparse.Namespace, settings: Settings) -> None:
     async with _both(settings) as (store, engine):
         explanation = await explain_node(arguments.id, store, engine, settings)
     if arguments.json:
-        say(json.dumps(explanation.as_json(), default=str))
+        say(json.dumps(explanation.as_json(), default=json_text))
         return
     for line in explanation.lines():
         say(line)

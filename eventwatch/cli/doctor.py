@@ -40,16 +40,20 @@ ENDED: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at, and the cure unless `text` tells it or all is well."""
+    """One thing looked at, and the cure unless `text` tells it or all is well.
+
+    What neither fails nor is well is a note: it has a cure for some, or it could not be looked at (`unsure`).
+    """
 
     subject: str
     text: str
     failed: bool = False
     cure: str = ""
     denied: bool = False
+    unsure: bool = False
 
     def __str__(self) -> str:
-        mark = "FAIL" if self.failed else "ok"
+        mark = "FAIL" if self.failed else "note" if self.cure or self.unsure else "ok"
         return f"{mark:<4} {self.subject}: {self.text}" + (f". Cure: {self.cure}" if self.cure else "")
 
 
@@ -95,7 +99,9 @@ async def _examine_network(engine: DockerEngine, network: str) -> Finding:
         names = await engine.list_networks()
     except EventwatchError as error:
         if isinstance(error, EngineError) and error.status == DENIED:
-            return Finding("node network", f"{network}; whether it exists is not known, GET /networks is denied")
+            return Finding(
+                "node network", f"{network}; whether it exists is not known, GET /networks is denied", unsure=True
+            )
         return Finding("node network", str(error), failed=True)
     if network in names:
         return Finding("node network", f"{network} exists")
@@ -177,7 +183,7 @@ async def _examine_documents(settings: Settings, store: Store, engine: DockerEng
     try:
         running = await running_undocumented(engine, settings)
     except EngineError as error:
-        return Finding("documents", f"not compared with the nodes: {error}")
+        return Finding("documents", f"not compared with the nodes: {error}", unsure=True)
     known = await store.read(running) if running else {}
     if running and not known:
         cure = (
@@ -209,7 +215,7 @@ async def _examine_label(label: str, engine: Engine) -> Finding:
     try:
         found = await engine.list_running(label)
     except EngineError as error:
-        return Finding("register label", f"{label}; whether a container has it is not known: {error}")
+        return Finding("register label", f"{label}; whether a container has it is not known: {error}", unsure=True)
     if found:
         return Finding("register label", f"{label}: {len(found)} running containers have it")
     cure = "check EVENTWATCH_REGISTER_LABEL if there should be nodes now"
@@ -225,7 +231,7 @@ async def _examine_peers(store: Store, engine: Engine) -> Finding:
     try:
         engine_id = (await engine.identify()).id
     except EngineError as error:
-        return Finding("engine's id", f"not compared with other watchers': {error}")
+        return Finding("engine's id", f"not compared with other watchers': {error}", unsure=True)
     peers = await store.peers(engine_id)
     await twins.meet(peers, engine_id=engine_id)
     if twins.doubtful:

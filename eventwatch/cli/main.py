@@ -32,7 +32,7 @@ SHELLS: Final = ("bash", "zsh")
 NODE_COLUMNS: Final = (
     "node", "id", "name", "image", "status", "age", "health", "address", "idle", "restarts", "agrees", "reason",
 )  # fmt: skip
-SHOWN_COLUMNS: Final = ("node", "name", "status", "age", "health", "address", "idle", "agrees")
+SHOWN_COLUMNS: Final = ("node", "name", "image", "status", "age", "health", "address", "idle", "agrees")
 #: The fastest replay that still follows the clock.
 FASTEST: Final = 1_000_000.0
 Command: TypeAlias = Callable[[argparse.Namespace, Settings], Coroutine[Any, Any, None]]

@@ -8,9 +8,10 @@ knows nothing of it. Text from outside is cleaned, and cut where it is shown on 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from loguru import logger
@@ -18,11 +19,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eventwatch.core.details import Details, brief_row, details_of, end_on_record, end_reason, full_row
+from eventwatch.cli.main import SHOWN_COLUMNS
+from eventwatch.core.details import (
+    Details,
+    brief_row,
+    details_of,
+    end_on_record,
+    end_reason,
+    full_row,
+    is_crash_loop,
+    look_at_restarts,
+)
 from eventwatch.core.durations import about
 from eventwatch.core.errors import ConfigError, EngineError, EventwatchError, StoreError
-from eventwatch.core.facts import ENDED, Observation, Owner, Recorded
+from eventwatch.core.facts import ENDED, STOPPING, Observation, Owner, Recorded
 from eventwatch.core.policy import (
+    AT_WORK,
     Ownership,
     Timeout,
     as_utc,
@@ -32,9 +44,10 @@ from eventwatch.core.policy import (
     idle_timeout_of,
     idleness,
     ownership,
+    stop_timeout_of,
     why_not_to_stop,
 )
-from eventwatch.core.text import printable
+from eventwatch.core.text import middle_cut, printable
 from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.members import Members
 from eventwatch.pipeline.sweeper import CONCURRENCY
@@ -56,6 +69,11 @@ MOST: Final = 1000
 CELL: Final = 200
 #: Changes that `explain` tells of.
 CHANGES: Final = 10
+#: How often a node is looked at again before it is said to disagree, and after how many seconds at most.
+LOOKS: Final = 2
+LOOK_AGAIN: Final = 1.0
+#: What is said of a stop without a record of its cause.
+STOPPED: Final = "eventwatch stops it"
 #: Removed nodes of one name that are looked for.
 NAMESAKES: Final = 20
 
@@ -77,6 +95,8 @@ class NodeReport:
     elsewhere: str = ""
     differs: Mapping[str, Any] = field(default_factory=dict)
     past: State = field(default_factory=State)
+    #: Seconds that the container is given to end by itself.
+    grace: float = 0.0
 
     @property
     def details(self) -> Details | None:
@@ -104,22 +124,45 @@ class NodeReport:
         return self.seen.finished_at if self.seen.ending else self.seen.started_at
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether eventwatch stops it, and it has not ended yet."""
+        return self.recorded.status == STOPPING and self.seen is not None and self.seen.status in AT_WORK
+
+    @property
+    def crash_loop(self) -> bool:
+        """Whether its restart policy starts it again and again, as far as one look tells."""
+        if self.seen is None:
+            return False
+        started = self.seen.started_at
+        ran = (datetime.now(UTC) - started).total_seconds() if started else None
+        return is_crash_loop(look_at_restarts((), self.seen, now=0.0, since_start=ran), now=0.0)
+
+    @property
+    def _loop(self) -> str:
+        count = self.seen.restart_count if self.seen else 0
+        return f"crash loop, restarted {count} times by its restart policy" if self.crash_loop else ""
+
+    @property
     def reason(self) -> str:
         """Why the container ended, or is not healthy, by the engine; and by the history who asked for it."""
-        details = self.details
-        if details is None:
-            return ""
+        details, last = self.details, self.past.status
+        if details is None:  # what was last on record is all that there is
+            return last.reason if last and last.status == self.recorded.status else ""
         if details.ending:
-            past = end_on_record(self.past.status, details)
-            return end_reason(details.ending, ran=details.ran, asked=past[1] if past else "")
+            past = end_on_record(last, details)
+            reason = end_reason(details.ending, ran=details.ran, asked=past[1] if past else "")
+            return f"{self._loop}; {reason}" if self._loop else reason
+        if self.is_stopping:
+            why = f"{last.reason}; since {last.at:%H:%M:%S} UTC" if last and last.status == STOPPING else STOPPED
+            return f"{why}, killed {about(self.grace)} after that if it has not ended by then"
+        if self._loop:
+            return self._loop
         return str(details.failures[0]) if details.failures else ""
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; times in ISO 8601, `idle_left` in seconds."""
+        """For machines; `idle_left` in seconds, times as `datetime`."""
         row = asdict(self.recorded)
         row["id"] = row.pop("node_id")
-        request = row["last_req_time"]
-        row["last_req_time"] = as_utc(request).isoformat() if request else None
         details = self.details
         return row | {
             "agrees": self.agrees,
@@ -127,13 +170,10 @@ class NodeReport:
             "elsewhere": self.elsewhere or None,
             "idle_left": self.idle_left,
             "idle_reason": self.idle_reason,
-            **({name: _iso(value) for name, value in brief_row(details).items()} if details else {}),
+            **(brief_row(details) if details else {}),
+            "crash_loop": self.crash_loop,
             "reason": self.reason,
         }
-
-
-def _iso(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 # -- the settings in force ----------------------------------------------------------------------------------
@@ -188,12 +228,35 @@ async def compare_nodes(store: Store, engine: Engine, settings: Settings, *, eng
     documents = await _documents_of(engine_id, store, engine)
     owners = await store.read_owners(documents)
     reports = list(await asyncio.gather(*(report(node) for node in documents.values())))
-    return await _with_their_past(store, reports)
+    return await _with_their_past(store, await _look_again(reports, report, store, settings))
+
+
+async def _look_again(
+    reports: list[NodeReport], look: Callable[[Recorded], Awaitable[NodeReport]], store: Store, settings: Settings
+) -> list[NodeReport]:
+    """The same, but nodes that disagree only once they did at each of several looks: one that flaps may always.
+
+    Each document is read anew, right before its inspection. Those that are gone by then are left out.
+    """
+    for _ in range(LOOKS):
+        doubtful = [report.recorded.node_id for report in reports if report.agrees is False]
+        if not doubtful:
+            break
+        await asyncio.sleep(min(LOOK_AGAIN, 2 * settings.settle_delay))
+        again = await asyncio.gather(*(look(node) for node in (await store.read(doubtful)).values()))
+        newer: dict[str, NodeReport | None] = dict.fromkeys(doubtful)
+        newer |= {report.recorded.node_id: report for report in again}
+        looked = (newer.get(report.recorded.node_id, report) for report in reports)
+        reports = [report for report in looked if report]
+    return reports
 
 
 async def _with_their_past(store: Store, reports: list[NodeReport]) -> list[NodeReport]:
-    """With what the history has of those that have ended; no matter if it cannot be read."""
-    wanted = [report.recorded.node_id for report in reports if report.seen and report.seen.ending]
+    """With what the history has of those that end or cannot be asked about; no matter if it cannot be read."""
+    wanted = [
+        report.recorded.node_id for report in reports
+        if report.seen is None or not report.seen.found or report.seen.ending or report.is_stopping
+    ]  # fmt: skip
     try:
         states = await read_states(store, wanted, limit=len(wanted)) if wanted else {}
     except StoreError as error:
@@ -233,7 +296,9 @@ async def report_node(
     never = why_not_to_stop(seen, network=settings.node_network, label=settings.register_label)
     agrees, reason = seen.found and not differs, never if idle.left is not None and never else idle.reason
     left = None if idle.left is not None and never else idle.left
-    return NodeReport(recorded, seen, agrees, left, reason, limit=limit, differs=differs)
+    grace = stop_timeout_of(seen.labels, settings.stop_timeout).seconds
+    found = NodeReport(recorded, seen, agrees, left, reason, limit=limit, differs=differs, grace=grace)
+    return replace(found, idle_left=None, idle_reason="it is being stopped") if found.is_stopping else found
 
 
 # -- the table ----------------------------------------------------------------------------------------------
@@ -259,14 +324,18 @@ def _age(report: NodeReport) -> str:
 
 
 def _name(report: NodeReport) -> str:
-    return (report.seen.name if report.seen else "") or "-"
+    return (report.seen.name if report.seen else "") or report.past.name or "-"
+
+
+def _image(report: NodeReport) -> str:
+    return (report.seen.image if report.seen else "") or report.past.image or "-"
 
 
 COLUMNS: Final[Mapping[str, Column]] = {
     "node": _text(lambda report: report.recorded.short_id),
     "id": _text(lambda report: report.recorded.node_id),
     "name": _text(_name),
-    "image": _text(lambda report: (report.seen.image if report.seen else "") or "-"),
+    "image": _text(_image),
     "status": _text(lambda report: report.recorded.status or "-"),
     "age": (_age, lambda report: -_moment(report)),
     "health": _text(lambda report: report.recorded.health or "-"),
@@ -304,20 +373,69 @@ def select_nodes(
     return sorted(found, key=COLUMNS[sort][1]) if sort else found
 
 
-def node_table(reports: Iterable[NodeReport], columns: Sequence[str]) -> Table:
-    """The node table for a terminal; ids are never cut."""
-    table = Table(title=f"Nodes at {datetime.now(UTC):%H:%M:%S} UTC", title_justify="left")
-    for heading in columns:
-        table.add_column(heading, no_wrap=heading in {"node", "id"}, overflow="fold")
-    for report in reports:
+#: Columns whose texts are cut where a terminal is narrow, and the characters that are left to them at least.
+CUT: Final[Mapping[str, int]] = {"name": 16, "image": 10, "agrees": 6, "reason": 16}
+#: Those that go there unless somebody asked for them, the first first; spaces between two columns.
+DROPPED: Final = ("image", "address", "idle", "age")
+GAP: Final = 2
+
+
+def fit(natural: Mapping[str, int], width: int, *, may_go: Iterable[str] = ()) -> dict[str, int]:
+    """How wide each column is on a terminal of this width; what is not in it has no room.
+
+    `natural` is how wide it would be. Ids, states and addresses are never cut; if they alone take more, they do.
+    """
+    widths = dict(natural)
+
+    def total(*, least: bool) -> int:
+        sizes = (min(size, CUT.get(name, size)) if least else size for name, size in widths.items())
+        return sum(sizes) + GAP * (len(widths) - 1)
+
+    for name in may_go:
+        if total(least=True) > width:
+            widths.pop(name, None)
+    while total(least=False) > width:
+        longer = [name for name, least in CUT.items() if widths.get(name, 0) > least]
+        if not longer:
+            break
+        widths[max(longer, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def node_table(
+    reports: Iterable[NodeReport], columns: Sequence[str], *, width: int, may_go: Iterable[str] = ()
+) -> Table:
+    """The node table for a terminal so many columns wide, a node a line; ids are never cut."""
+    reports = list(reports)
+    rows = [{name: printable(COLUMNS[name][0](report), CELL) for name in columns} for report in reports]
+    widths = fit(
+        {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in columns}, width, may_go=may_go
+    )
+    missing = [name for name in columns if name not in widths]
+    table = Table(
+        title=f"Nodes at {datetime.now(UTC):%H:%M:%S} UTC", title_justify="left", box=None, pad_edge=False,
+        padding=(0, GAP, 0, 0),
+        caption=f"No room for {', '.join(missing)}: --columns shows them" if missing else None,
+        caption_justify="left",
+    )  # fmt: skip
+    for name, size in widths.items():
+        table.add_column(name, no_wrap=True, width=size, overflow="ellipsis")
+    for report, row in zip(reports, rows, strict=True):
         styles = {
             "status": STATUS_COLOURS.get(report.recorded.status or "", "default"),
             "agrees": "red" if report.agrees is False else "",
         }
         # As texts: what is in brackets is no markup, whoever wrote it.
-        cells = ((printable(COLUMNS[name][0](report), CELL), styles.get(name, "")) for name in columns)
-        table.add_row(*(Text(cell, style) for cell, style in cells))
+        table.add_row(*(Text(_cut(name, row[name], size), styles.get(name, "")) for name, size in widths.items()))
     return table
+
+
+def _cut(name: str, text: str, size: int) -> str:
+    return (
+        middle_cut(text, size)
+        if name in {"name", "image"}
+        else printable(text, size - 1 if len(text) > size else None)
+    )
 
 
 def node_lines(reports: Iterable[NodeReport], columns: Sequence[str]) -> list[str]:
@@ -340,10 +458,23 @@ def is_terminal() -> bool:
 
 def show(reports: Sequence[NodeReport], columns: Sequence[str]) -> None:
     """Print the nodes: as a table to a terminal, as plain lines elsewhere."""
-    if is_terminal():
-        _Screen().print(node_table(reports, columns))
+    screen = _Screen()
+    if screen.is_terminal:
+        print_whole(terminal_table(reports, columns), screen)
     else:
         print("\n".join(node_lines(reports, columns)), flush=True)  # noqa: T201
+
+
+def print_whole(table: Table, screen: Console) -> None:
+    """Print a table whose columns have widths, whole even if the terminal must wrap its lines."""
+    screen.width = max(screen.width, sum((column.width or 0) + GAP for column in table.columns))
+    screen.print(table)
+
+
+def terminal_table(reports: Iterable[NodeReport], columns: Sequence[str]) -> Table:
+    """The node table for this terminal."""
+    may_go = DROPPED if tuple(columns) == SHOWN_COLUMNS else ()
+    return node_table(reports, columns, width=_Screen().width, may_go=may_go)
 
 
 def show_table(table: Table, *, width: int) -> None:
@@ -369,7 +500,7 @@ class Explanation:
     changes: Sequence[PastChange]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; times in ISO 8601."""
+        """For machines; times as `datetime`."""
         report = self.report
         details, seen = (report.details, report.seen) if report else (None, None)
         docker = brief_row(details) | full_row(details) | {"status": seen.status} if details and seen else None
@@ -423,7 +554,9 @@ async def explain_node(name: str, store: Store, engine: Engine, settings: Settin
     engine_id = await identity_of(engine)
     settings = await settings_in_force(store, engine_id, settings)
     owner = (await store.read_owners([recorded.node_id])).get(recorded.node_id)
-    report = await report_node(recorded, owner, engine, settings, engine_id=engine_id)
+    look = partial(report_node, owner=owner, engine=engine, settings=settings, engine_id=engine_id)
+    report = await look(recorded)
+    report = next(iter(await _look_again([report], look, store, settings)), report)
     changes = await read_changes(store, recorded.node_id, limit=HISTORY_CHANGES)
     report = replace(report, past=state_of(changes))
     details = report.details
@@ -521,6 +654,8 @@ def _request(recorded: Recorded) -> str:
 
 
 def _idle(report: NodeReport) -> str:
+    if report.is_stopping:
+        return "under way"
     limit = f" (limit {about(report.limit.seconds)} by {report.limit.source})" if report.limit.source else ""
     if report.idle_left:
         return f"in {about(report.idle_left)}, unless a request comes in{limit}"

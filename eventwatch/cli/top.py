@@ -1,9 +1,10 @@
 """`eventwatch top`: every node on a full screen, renewed each second, and one of them in full.
 
-Contract: once a second the documents of this engine are read, whatever is shown; of nodes that changed also the
-last line of their history, for names and reasons. Only the selected node is inspected, and of those without a
-known name some at a time, once each. While the database is away, what was read last stays, and the first line
-tells so. Nothing is ever written.
+Contract: once a second the documents of this engine are read, whatever is shown; of nodes that changed also what
+the history has of their last states, for reasons. Every few seconds one list of the engine's containers gives
+names, images and labels, and tells which documents it disagrees with: only twice in a row counts, as a list may be
+of a moment ago. Only the selected node is inspected. While the database or the engine is away, what was read last
+stays, and the first line tells so. Nothing is ever written.
 
 Not promised: more rows than `MOST_ROWS`; the filter finds among all.
 """
@@ -13,8 +14,9 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
@@ -24,33 +26,53 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Footer, Input, Static
 
-from eventwatch.cli.nodes import STATUS_COLOURS, explain_node, identity_of
+from eventwatch.cli.nodes import CUT, STATUS_COLOURS, explain_node, identity_of
 from eventwatch.core.durations import about
 from eventwatch.core.errors import EngineError, EventwatchError
-from eventwatch.core.facts import ENDED, Recorded
-from eventwatch.core.policy import as_utc
-from eventwatch.core.text import printable
-from eventwatch.engine.protocol import Engine
+from eventwatch.core.facts import ENDED, STOPPING, Recorded
+from eventwatch.core.policy import as_utc, idle_timeout_of, recorded_idleness
+from eventwatch.core.text import middle_cut, printable
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.engine.wire import Brief
 from eventwatch.settings.model import Settings
 from eventwatch.store.connection import Store
-from eventwatch.store.history import read_last_changes
+from eventwatch.store.history import State, read_states
 
 #: Seconds between two reads of the documents, and of the selected node.
 RENEWED: Final = 1.0
 #: Rows that are shown at once.
 MOST_ROWS: Final = 1000
-#: Nodes whose histories, and whose names, are asked for at once.
+#: Nodes whose histories are asked for at once.
 HISTORIES: Final = 1000
-NAMES: Final = 5
+#: Seconds between two lists of the containers; at least so many times as long as one takes.
+LISTED: Final = 5.0
+REST: Final = 20
+#: Seconds for which a node counts as restarting that runs between two restarts.
+RESTARTED: Final = 60.0
+#: Columns that the arrow keys move the table by.
+SIDEWAYS: Final = 16
 #: How often the history of a node is read after a change of it.
 LOOKS: Final = 5
 #: Characters of a cell.
 CELL: Final = 60
 
 
+#: What may be wrong with a node, the worst first, and how the first line counts it.
+PROBLEMS: Final[Mapping[str, str]] = {
+    "out of memory": "out of memory",
+    "died": "died",
+    "restarting": "restarting",
+    "unhealthy": "unhealthy",
+    "disagrees": "disagree",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A node as it is shown. `requested` is when its last request came in."""
+    """A node as it is shown: `changed` is when its status came, `requested` when its last request did.
+
+    `agrees` is what the engine says of the status: `yes`, `no: ...`, or nothing where it has not been asked yet.
+    """
 
     node_id: str
     short_id: str
@@ -59,7 +81,11 @@ class Row:
     status: str = ""
     health: str = ""
     address: str = ""
+    agrees: str = ""
+    problem: str = ""
+    changed: datetime | None = None
     requested: datetime | None = None
+    idle_left: float | None = None
     reason: str = ""
 
     @property
@@ -69,64 +95,123 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """Its texts, by `HEADINGS`."""
-        idle = about((datetime.now(UTC) - self.requested).total_seconds()) if self.requested else "never"
-        return (self.short_id, self.name, self.status, self.health, self.address, idle, self.reason)
+        left = "-" if self.idle_left is None else about(self.idle_left)
+        return (
+            self.short_id, self.name, self.status, _ago(self.changed), self.health, self.reason, self.address,
+            _ago(self.requested), left, self.agrees, self.image,
+        )  # fmt: skip
 
 
-HEADINGS: Final = ("node", "name", "status", "health", "address", "last request", "reason")
+HEADINGS: Final = (
+    "node", "name", "status", "age", "health", "reason", "address", "last request", "idle left", "agrees", "image",
+)  # fmt: skip
 _LONG_AGO: Final = datetime(1, 1, 1, tzinfo=UTC)
+_WORST: Final = {problem: number for number, problem in enumerate(PROBLEMS)}
 #: What rows are sorted by, in turn.
 SORTS: Final[Mapping[str, Callable[[Row], Any]]] = {
+    "problems": lambda row: (_WORST.get(row.problem, len(PROBLEMS)), row.name or row.short_id, row.node_id),
     "name": lambda row: (row.name or row.short_id, row.node_id),
     "status": lambda row: (row.status, row.name, row.node_id),
     "health": lambda row: (row.health, row.name, row.node_id),
     "last request": lambda row: (row.requested or _LONG_AGO, row.node_id),
+    "age": lambda row: (-(row.changed or _LONG_AGO).timestamp(), row.node_id),
 }
-_FIELDS: Final = ("name", "image", "status", "health", "address", "reason")
+_FIELDS: Final = ("name", "image", "status", "health", "address", "agrees", "problem", "reason")
 
 
-def row_of(recorded: Recorded, *, name: str = "", image: str = "", reason: str = "") -> Row:
-    """A document as a row."""
+def _ago(moment: datetime | None) -> str:
+    return about(max(0.0, (datetime.now(UTC) - moment).total_seconds())) if moment else "-"
+
+
+def row_of(
+    recorded: Recorded,
+    *,
+    now: datetime,
+    before: Row | None = None,
+    state: State | None = None,
+    listed: Brief | None = None,
+    agrees: str = "",
+    idle_timeout: float = 0.0,
+) -> Row:
+    """A document as a row, with what the history and the engine's list tell, and `before` of what they do not."""
+    row = before or Row(recorded.node_id, recorded.short_id)
+    status, health = recorded.status or "", recorded.health or ""
+    last = state.status if state and state.status and state.status.status == status else None
+    changed = last.at if last else row.changed if row.status == status else None
+    reason = last.reason if last else row.reason if row.status == status else ""
+    again = (
+        row.problem == "restarting"
+        and status == "running"
+        and (changed is None or (now - changed).total_seconds() < RESTARTED)
+    )
+    unhealthy = health == "unhealthy" and status == "running"
+    problem = next(
+        (name for name, so in {
+            "out of memory": status in ENDED and (last.end == "oom" if last else row.problem == "out of memory"),
+            "died": status in ENDED and (last.end == "failed" if last else row.problem == "died"),
+            "restarting": status == "restarting" or again,
+            "unhealthy": unhealthy,
+            "disagrees": agrees.startswith("no"),
+        }.items() if so), "",
+    )  # fmt: skip
+    limit = idle_timeout_of(recorded.idle_timeout, listed.labels if listed else {}, idle_timeout).seconds
+    used_at = changed if status == "running" else None
     return Row(
         node_id=recorded.node_id,
         short_id=recorded.short_id,
-        name=name,
-        image=image,
-        status=recorded.status or "",
-        health=recorded.health or "",
+        name=(listed.name if listed else "") or (state.name if state else "") or row.name,
+        image=(listed.image if listed else "") or (state.image if state else "") or row.image,
+        status=status,
+        health=health,
         address=f"{recorded.ip}:{recorded.port}" if recorded.ip else "",
+        agrees=agrees,
+        problem=problem,
+        changed=changed,
         requested=as_utc(recorded.last_req_time) if recorded.last_req_time else None,
-        reason=reason,
+        idle_left=recorded_idleness(recorded, used_at, now, limit).left,
+        reason=reason or (row.reason if again else state.why_unhealthy if state and unhealthy else ""),
     )
 
 
 def matches(row: Row, text: str) -> bool:
-    """Whether a row has every word of a filter: anywhere, or `FIELD:WORD` in that field (`id` for its id)."""
+    """Whether a row has each word of a filter, anywhere or (`FIELD:WORD`) there, and none with a `-` before."""
     try:
         words = shlex.split(text.lower())
     except ValueError:  # a quote that is still open
         words = text.lower().split()
     texts = {field: getattr(row, field).lower() for field in _FIELDS} | {"id": row.node_id, "node": row.short_id}
-    for word in words:
-        field, separator, value = word.partition(":")
-        if separator and field in texts:
-            if not (texts[field].startswith(value) if field != "reason" else value in texts[field]):
-                return False
-        elif not any(word in each for each in texts.values()):
-            return False
-    return True
+    return all(
+        _has(texts, word[1:]) is False if word.startswith("-") and len(word) > 1 else _has(texts, word)
+        for word in words
+    )
+
+
+def _has(texts: Mapping[str, str], word: str) -> bool:
+    field, separator, value = word.partition(":")
+    if not (separator and field in texts):
+        return any(word in each for each in texts.values())
+    return value in texts[field] if field in {"reason", "agrees", "problem"} else texts[field].startswith(value)
 
 
 def summary(rows: Collection[Row], shown: int, *, trouble: str = "", sort: str = "") -> str:
-    """The first line: how many nodes there are, of which kinds, and what is wrong with the view itself."""
-    counts = Counter(row.status or "?" for row in rows)
+    """The first line: how many nodes there are, of which kinds, what is wrong with them, and with the view."""
+    counts, problems = Counter(row.status or "?" for row in rows), Counter(row.problem for row in rows)
     kinds = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    unhealthy = sum(row.unhealthy for row in rows)
-    parts = [f"{len(rows)} nodes" + (f": {kinds}" if kinds else "")]
-    parts += [f"{unhealthy} unhealthy"] if unhealthy else []
+    parts = [trouble] if trouble else []
+    parts += [f"{len(rows)} nodes" + (f": {kinds}" if kinds else "")]
+    wrong = ", ".join(f"{problems[name]} {word}" for name, word in PROBLEMS.items() if problems[name])
+    parts += [wrong] if wrong else []
     parts += [f"{shown} shown"] if shown != len(rows) else []
-    parts += [f"by {sort}", f"{datetime.now(UTC):%H:%M:%S} UTC"]
-    return " · ".join([*parts, *([trouble] if trouble else [])])
+    return " · ".join([*parts, f"by {sort}", f"{datetime.now(UTC):%H:%M:%S} UTC"])
+
+
+def disagreement(recorded: Recorded, listed: Brief | None) -> str:
+    """What a list of containers says of a document's status: `yes`, or what it says otherwise."""
+    if listed is None:
+        return "no: no such container"
+    if recorded.status in {listed.state, STOPPING}:
+        return "yes"
+    return f"no: {printable(listed.state, CELL)}"
 
 
 class TopView(App[None]):
@@ -147,28 +232,38 @@ class TopView(App[None]):
         Binding("r", "reverse", "Reverse"),
         Binding("u", "unhealthy", "Unhealthy"),
         Binding("d", "details", "Details"),
+        Binding("left", "sideways(-1)", "Sideways", show=False, priority=True),
+        Binding("right", "sideways(1)", "Sideways", show=False, priority=True),
         Binding("escape", "leave", "Back", show=False),
     ]
     ENABLE_COMMAND_PALETTE = False
 
-    def __init__(self, store: Store, engine: Engine, settings: Settings) -> None:
+    def __init__(self, store: Store, engine: DockerEngine, settings: Settings) -> None:
         super().__init__()
         self._store = store
         self._engine = engine
         self._settings = settings
         self._rows: dict[str, Row] = {}
         self._shown: list[str] = []
-        self._unnamed: set[str] = set()
+        self._listed: dict[str, Brief] | None = None
+        self._list_due = 0.0
+        #: Why the engine did not answer, and what its last list said otherwise.
+        self._away = ""
+        self._doubtful: dict[str, str] = {}
+        self._agrees: dict[str, str] = {}
         #: How often the history of each node was read since it changed.
         self._looks: Counter[str] = Counter()
-        self._sort, self._reversed, self._only_unhealthy, self._filter = "name", False, False, ""
+        self._sort, self._reversed, self._only_unhealthy, self._filter = "problems", False, False, ""
         self._trouble = self._engine_id = ""
         self._renewing = self._wanted = False
 
     def compose(self) -> ComposeResult:
         """The parts from top to bottom."""
         yield Static("reading the documents ...", id="summary", markup=False)
-        yield Input(placeholder="words, or status:exited health:unhealthy name:...", id="filter")
+        yield Input(
+            placeholder="words, status:exited health:unhealthy name:... reason:..., and with - before: not",
+            id="filter",
+        )
         yield DataTable(id="nodes", cursor_type="row", zebra_stripes=True)
         with VerticalScroll(id="details"):
             yield Static("", id="text", markup=False)
@@ -209,7 +304,8 @@ class TopView(App[None]):
         except EventwatchError as error:
             self._trouble = printable(f"as of before: {error}", 2 * CELL)
         else:
-            self._trouble = ""
+            away = f"Docker does not answer, what is shown is of before: {self._away}"
+            self._trouble = printable(away, 2 * CELL) if self._away else ""
         self._show()
         await self._explain()
 
@@ -223,41 +319,46 @@ class TopView(App[None]):
 
     async def _read(self) -> None:
         documents = await self._documents()
-        changed = [i for i, recorded in documents.items() if self._is_changed(recorded)]
-        last = await read_last_changes(self._store, changed[:HISTORIES]) if changed else {}
-        rows = {}
-        for node_id, recorded in documents.items():
-            before, change = self._rows.get(node_id), last.get(node_id)
-            rows[node_id] = row_of(
-                recorded,
-                name=(change.name if change else "") or (before.name if before else ""),
-                image=(change.image if change else "") or (before.image if before else ""),
-                reason=change.reason if change else before.reason if before and node_id not in changed else "",
+        changed = [i for i, recorded in documents.items() if self._is_changed(recorded)][:HISTORIES]
+        states = await read_states(self._store, changed, limit=HISTORIES) if changed else {}
+        await self._list(documents)
+        now = datetime.now(UTC)
+        self._rows = {
+            node_id: row_of(
+                recorded, now=now, before=self._rows.get(node_id), state=states.get(node_id),
+                listed=(self._listed or {}).get(node_id), agrees=self._agrees.get(node_id, ""),
+                idle_timeout=self._settings.idle_timeout,
             )
-        self._rows = rows
-        self._unnamed &= rows.keys()
-        self._looks = Counter({i: looks for i, looks in self._looks.items() if i in rows})
-        await self._name_some()
+            for node_id, recorded in documents.items()
+        }  # fmt: skip
+        self._looks = Counter({i: looks for i, looks in self._looks.items() if i in documents})
+
+    async def _list(self, documents: Mapping[str, Recorded]) -> None:
+        """Ask the engine for its containers, if it is time to; what it says twice in a row counts."""
+        began = monotonic()
+        if began < self._list_due:
+            return
+        try:
+            self._listed = await self._engine.list_briefly()
+        except EngineError as error:
+            self._away, self._agrees, self._doubtful = str(error), {}, {}
+            self._list_due = began + RENEWED
+            return
+        self._away = ""
+        self._list_due = began + max(LISTED, REST * (monotonic() - began))
+        said = {i: disagreement(recorded, self._listed.get(i)) for i, recorded in documents.items()}
+        self._agrees = {
+            i: word for i, word in said.items() if word == "yes" or self._doubtful.get(i, "").startswith("no")
+        }
+        self._doubtful = said
 
     def _is_changed(self, recorded: Recorded) -> bool:
         """Whether its history may tell something new: that is written a second after the change, or later."""
         before = self._rows.get(recorded.node_id)
-        now = row_of(recorded)
-        if before is None or (before.status, before.health) != (now.status, now.health):
+        if before is None or (before.status, before.health) != (recorded.status or "", recorded.health or ""):
             self._looks[recorded.node_id] = 0
         self._looks[recorded.node_id] += 1
         return self._looks[recorded.node_id] <= LOOKS
-
-    async def _name_some(self) -> None:
-        """Ask the engine for the names of some nodes of which no history tells, once each."""
-        unnamed = [i for i, row in self._rows.items() if not row.name and i not in self._unnamed][:NAMES]
-        self._unnamed.update(unnamed)
-        for node_id in unnamed:
-            try:
-                seen = await self._engine.inspect(node_id)
-            except EngineError:
-                continue
-            self._rows[node_id] = replace(self._rows[node_id], name=seen.name, image=seen.image)
 
     # -- showing -------------------------------------------------------------------------------------
 
@@ -277,13 +378,13 @@ class TopView(App[None]):
             selected = self.selected
             table.clear()
             for row in rows:
-                table.add_row(*_texts(row), key=row.node_id)
+                table.add_row(*_texts(row, self.size.width), key=row.node_id)
             self._shown = ids
             if selected in ids:
                 table.move_cursor(row=ids.index(selected))
             return
         for row in rows:
-            for heading, text in zip(HEADINGS, _texts(row), strict=True):
+            for heading, text in zip(HEADINGS, _texts(row, self.size.width), strict=True):
                 if table.get_cell(row.node_id, heading) != text:
                     table.update_cell(row.node_id, heading, text, update_width=True)
 
@@ -339,6 +440,14 @@ class TopView(App[None]):
         self._only_unhealthy = not self._only_unhealthy
         self._show()
 
+    def action_sideways(self, step: int) -> None:
+        """Move the table to a side; in the filter, the cursor."""
+        field = self.query_one("#filter", Input)
+        if field.has_focus:
+            field.cursor_position += step
+        else:
+            self._table().scroll_relative(x=SIDEWAYS * step, animate=False)
+
     def action_details(self) -> None:
         """Open or close the pane that tells all of the selected node."""
         self.query_one("#details").toggle_class("asked")
@@ -364,10 +473,23 @@ class TopView(App[None]):
             self.renew()
 
 
-def _texts(row: Row) -> tuple[Text, ...]:
-    """The cells of a row, of which none is markup or obeyed by a terminal."""
+#: Where a text is cut: names and images in the middle; what is longest leaves room for the rest.
+LONGEST: Final[Mapping[str, int]] = {"name": 32, "image": 32, "reason": 2 * CELL}
+_MIDDLE: Final = {"name", "image"}
+
+
+def _texts(row: Row, width: int) -> tuple[Text, ...]:
+    """The cells of a row on a screen so wide, of which none is markup or obeyed by a terminal."""
+    red = {"out of memory": "status", "died": "status", "restarting": "status", "disagrees": "agrees"}
     styles = {"status": STATUS_COLOURS.get(row.status, ""), "health": "red" if row.unhealthy else ""}
-    return tuple(
-        Text(printable(cell, CELL if heading != "reason" else 2 * CELL), styles.get(heading, ""))
-        for heading, cell in zip(HEADINGS, row.cells(), strict=True)
-    )
+    styles |= {red[row.problem]: "red"} if row.problem in red else {}
+    if row.status in ENDED and not row.problem:
+        styles["status"] = ""  # an end that was asked for is calm
+    texts = []
+    for heading, cell in zip(HEADINGS, row.cells(), strict=True):
+        longest = LONGEST.get(heading, CELL)
+        if heading in _MIDDLE:
+            longest = max(CUT[heading], min(longest, width // 4))
+        text = printable(cell, None if heading in _MIDDLE else longest)
+        texts.append(Text(middle_cut(text, longest) if heading in _MIDDLE else text, styles.get(heading, "")))
+    return tuple(texts)

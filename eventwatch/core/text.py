@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
 
 #: Control, format and surrogate characters, and what separates lines and paragraphs.
@@ -20,6 +21,21 @@ def printable(text: object, limit: int | None = None) -> str:
     if line.isprintable():
         return line
     return "".join(_escaped(char) if unicodedata.category(char) in _ESCAPED else char for char in line)
+
+
+def middle_cut(text: str, limit: int) -> str:
+    """The text, or its beginning and its end with an ellipsis between: fleets' names differ at the end."""
+    if len(text) <= limit:
+        return text
+    end = max(0, limit - 1) // 2
+    return text[: max(0, limit - 1 - end)] + "…" + (text[-end:] if end else "")
+
+
+def json_text(value: object) -> str:
+    """What JSON has no form for, as a text: times in ISO 8601 with their offset, naive ones being UTC."""
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    return str(value)
 
 
 def path_of(text: str | Path) -> Path:

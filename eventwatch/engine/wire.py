@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ _NOT_RUNNING: Final = ENDED | {"restarting", "removing"}
 
 #: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
 ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
-_STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "stopped": "exited"}
+STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "stopped": "exited"}
 
 #: What is subscribed to, beside its aliases. The engine matches `health_status` as a prefix.
 CONTAINER_ACTIONS: Final = (
@@ -120,7 +121,7 @@ def parse_container(
     """
     state = container["State"]
     status = _text(state["Status"])
-    status = _STATUS_ALIASES.get(status, status)
+    status = STATUS_ALIASES.get(status, status)
     health = _text((state.get("Health") or state.get("Healthcheck") or {}).get("Status") or NO_HEALTH_CHECK)
     settings = container.get("NetworkSettings") or {}
     networks: Mapping[str, Any] = settings.get("Networks") or {}
@@ -154,6 +155,30 @@ def parse_container(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """A container in a list, whose state may be of a moment ago; texts are as the engine has them."""
+
+    name: str = ""
+    image: str = ""
+    state: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_brief(row: Mapping[str, Any]) -> Brief:
+    """Read one row of a list of containers; what is missing or odd is empty."""
+    names, labels = row.get("Names"), row.get("Labels")
+    # Links add names with two slashes.
+    own = [
+        name[1:]
+        for name in (names if isinstance(names, list) else ())
+        if isinstance(name, str) and name.count("/") == 1
+    ]
+    image, state = (value if isinstance(value := row.get(key), str) else "" for key in ("Image", "State"))
+    texts = {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
+    return Brief(own[0] if own else "", image, STATUS_ALIASES.get(state, state), texts)
+
+
 def parse_ending(container: Mapping[str, Any]) -> Ending | None:
     """How the container of this inspection ended; None if it runs, or will run again by its restart policy.
 
@@ -161,7 +186,7 @@ def parse_ending(container: Mapping[str, Any]) -> Ending | None:
     nothing usable.
     """
     state = container["State"]
-    if _STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
+    if STATUS_ALIASES.get(state["Status"], state["Status"]) not in ENDED or state.get("Restarting") is True:
         return None
     return _ending(state)
 

@@ -19,6 +19,7 @@ import binascii
 import hmac
 import ipaddress
 import re
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -127,6 +128,30 @@ def is_loopback(host: str) -> bool:
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def page_url(host: str, port: int, *, names: Iterable[str], tls: bool) -> str:
+    """The address of the status page for those on other machines; empty where only this one can reach it.
+
+    `names` are those that may be asked for. What listens on all addresses and has no name is told by the address
+    with which this machine would send something; nothing is sent.
+    """
+    if not port or is_loopback(host):
+        return ""
+    if is_address(host) and ipaddress.ip_address(host).is_unspecified:
+        host = next((name for name in sorted(names) if not is_address(name) and not is_loopback(name)), "")
+        host = host or _own_address()
+    scheme = "https" if tls else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/" if host else ""
+
+
+def _own_address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a datagram socket only looks up its route
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
 
 
 def read_token(file: str) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, Final
 
 from eventwatch.core.clock import Slices
+from eventwatch.core.text import json_text
 
 #: Seconds for which an answer is given again as it is.
 MOMENT: Final = 0.5
@@ -148,5 +149,5 @@ async def dumps_many(rows: Iterable[Any]) -> bytes:
 
 
 def dumps(value: Any) -> str:
-    """JSON; what it has no form for, such as a time, as its text."""
-    return json.dumps(value, default=str)
+    """JSON; what it has no form for, such as a time, as `json_text` writes it."""
+    return json.dumps(value, default=json_text)

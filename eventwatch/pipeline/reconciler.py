@@ -25,8 +25,9 @@ from typing import Final
 from loguru import logger
 
 from eventwatch.core.clock import Clock
+from eventwatch.core.details import details_of, end_reason
 from eventwatch.core.errors import EngineError, StoreError
-from eventwatch.core.facts import Cause, Event, Observation, Recorded
+from eventwatch.core.facts import ENDED, Cause, Event, Observation, Recorded
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import (
     KNOWN_ACTIONS,
@@ -264,7 +265,11 @@ class Reconciler:
             except StoreError as error:
                 logger.warning("Node {} could not be registered, trying again: {}", seen.node_id[:12], error)
                 self._clock.call_later(REGISTER_RETRY, partial(self._inspections.soon, seen.node_id, urgent=True))
-        elif seen.node_id not in self._orphans:
+            return
+        if label and seen.ending and seen.status in ENDED and label_matches(label, seen.labels):
+            named = (seen.node_id[:12], details_of(seen).name, end_reason(seen.ending))
+            logger.info("Container {} ({}) has the register label, and ended before it had a document: {}", *named)
+        if seen.node_id not in self._orphans:
             self._roster.drop_state(seen.node_id)
 
     async def register(self, seen: Observation) -> None:

@@ -79,12 +79,6 @@ class RecordedChanges(Indexes, Nodes):
         async with deadline("reading the history"):
             return await self._history.find(query, wanted).sort("at", -1).limit(limit).to_list()
 
-    async def read_histories(self, node_ids: Collection[str]) -> list[dict[str, Any]]:
-        """The histories of these nodes, as they are kept, with the newest change of each."""
-        async with deadline("reading the history"):
-            found = self._history.find({"_id": {"$in": list(node_ids)}}, {"changes": {"$slice": -1}})
-            return await found.to_list()
-
     async def read_last_states(
         self, node_ids: Collection[str] = (), *, engine_id: str = "", limit: int
     ) -> list[dict[str, Any]]:

@@ -64,6 +64,8 @@ class NodeChecker(Document):
     """By what its holder can be seen to have ended: container, process, boot."""
     cursor: int | None = None
     """`timeNano` of the last event fully applied, ns."""
+    page: dict[str, Any] | None = None
+    """Where its status page is (`url`, empty if on its machine only), and by whom that was told (`manager_id`)."""
     settings: dict[str, Any] | None = None
     """The settings by which nodes are judged, for `status` and `explain`."""
 

@@ -21,7 +21,7 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -345,10 +345,13 @@ def parse_name(row: Mapping[str, Any]) -> Named | None:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How a node is, by its history: its last change of status, and since when it has been unhealthy."""
+    """How and who a node is, by its history: its last change of status, and since when it has been unhealthy."""
 
     status: OnRecord | None = None
     unhealthy_since: datetime | None = None
+    why_unhealthy: str = ""
+    name: str = ""
+    image: str = ""
 
 
 async def read_states(
@@ -358,7 +361,8 @@ async def read_states(
     states = {}
     for document in await store.read_last_states(node_ids, engine_id=engine_id, limit=limit):
         changes = [change for row in _rows(document) if (change := parse_change(row))]
-        states[str(document.get("_id"))] = state_of(changes)
+        name, image = (printable(document.get(key) or "", LONGEST) for key in ("name", "image"))
+        states[str(document.get("_id"))] = replace(state_of(changes), name=name, image=image)
     return states
 
 
@@ -367,21 +371,16 @@ def state_of(changes: Iterable[PastChange]) -> State:
     status: OnRecord | None = None
     unhealthy_since: datetime | None = None
     told: set[str] = set()
+    why = ""
     for change in sorted(changes, key=lambda change: change.until, reverse=True):
         if change.deleted:
             break
         if "status" in change.new and "status" not in told:
             status = change.on_record()
         if change.new.get("health") == "unhealthy" and "health" not in told:
-            unhealthy_since = change.until
+            unhealthy_since, why = change.until, change.reason
         told |= change.new.keys()
-    return State(status, unhealthy_since)
-
-
-async def read_last_changes(store: Store, node_ids: Collection[str]) -> dict[str, PastChange]:
-    """The newest change of each of these nodes, by node id, as far as any is on record. Raises StoreError."""
-    rows = [row for document in await store.read_histories(node_ids) for row in _rows(document)]
-    return {change.node_id: change for row in rows if (change := parse_change(row)) is not None}
+    return State(status, unhealthy_since, why)
 
 
 def _rows(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -109,6 +109,7 @@ class Leases(Collections):
             "life": _recorded_life(life, checker.manager_id),
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
+            "page": {"$literal": checker.page or {}},
         }
         update = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$cond": [free, taken, waiting]}]}}]
         async with deadline("taking the lease"):

@@ -6,6 +6,7 @@ Anybody may write there: what is no number, no time or no name is left out, and 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,6 +15,8 @@ from typing import Any, Final
 from eventwatch.core.facts import Owner, Recorded, is_container_id
 from eventwatch.core.policy import as_utc
 
+#: Where a status page may be.
+_PAGE: Final = re.compile(r"https?://[A-Za-z0-9._:\[\]-]{1,270}/")
 FIELDS: Final = ("short_id", "status", "health", "ip", "port", "last_req_time", "engine_id", "epoch")
 PROJECTION: Final = dict.fromkeys((*FIELDS, "idle_timeout"), 1)
 #: No number of takeovers leads here: what is beyond was written by somebody else. It takes as many again from the
@@ -107,6 +110,8 @@ class Peer:
     epoch: int = 0
     renewed_at: datetime | None = None
     renewed_ago: float | None = None
+    #: The URL of its status page; empty: none that others could reach.
+    page: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,17 @@ def parse_peer(row: Mapping[str, Any], *, holds: bool) -> Peer:
         parse_life(row),
         whole(row.get("epoch")) or 0,
         row["renewed_at"] if isinstance(row.get("renewed_at"), datetime) else None,
+        page=_parse_page(row),
     )
+
+
+def _parse_page(row: Mapping[str, Any]) -> str:
+    """The URL of the holder's status page; empty where it is odd, or another's."""
+    told = row.get("page")
+    if not isinstance(told, dict) or told.get("manager_id") != row.get("manager_id"):
+        return ""
+    url = told.get("url")
+    return url if isinstance(url, str) and _PAGE.fullmatch(url) else ""
 
 
 def parse_holder(row: Mapping[str, Any]) -> Peer:

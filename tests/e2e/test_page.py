@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ async def test_problems_come_first_and_what_was_asked_for_is_calm(world: World, 
         for node, words in (
             (calm, ("exited",)),
             (sick, ("running", "unhealthy")),
-            (died, ("exited", "died")),
+            (died, ("exited", "died", "exit code 3")),
             (loop, ("crash-looping",)),
         ):
             await shows(driver, node.id[:12], *words)
@@ -180,7 +181,7 @@ async def test_problems_come_first_and_what_was_asked_for_is_calm(world: World, 
         await eventually(lambda: driver.title.startswith("1 crash-looping, 1 died, 1 unhealthy"), SOON)
         assert shown_rows(driver) == [loop.name, died.name, sick.name, calm.name]
         assert "died" not in row_of(driver, calm.id[:12])
-        await says(driver, "changes", "restarted ", " x in ")
+        await says(driver, "changes", "restarted ", " x in ", "exit code 3", "exit code 1")
         save(driver, "problems")
         driver.find_element(By.CSS_SELECTOR, "#problems li[data-key=died] button").click()
         await eventually(lambda: shown_rows(driver) == [died.name], SOON)
@@ -209,6 +210,10 @@ async def test_a_node_has_a_view_of_its_own_by_keyboard_and_by_address(world: Wo
         own = driver.current_url
         driver.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
         await shows(driver, node.id[:12], "died")
+        await eventually(lambda: driver.switch_to.active_element.text == node.name, SOON)  # where it was before
+        await visit(driver, f"{own.partition('#')[0]}#/node/deadbeef0000")
+        await says(driver, "node", "Nothing is known of such a node")
+        assert "What it is" not in text_of(driver, "node")
         await visit(driver, own)
         await says(driver, "node", "exit code 3")
         await node.remove()
@@ -399,8 +404,11 @@ async def test_a_token_that_is_refused_is_said_to_be(world: World, chrome: Chrom
 async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> None:
     engine_id = str((await world.docker.system.info())["ID"])
     holder = {"manager_id": "ab" * 16, "host": "elsewhere", "pid": 7, "epoch": 1, "engine_id": engine_id}
-    times = {"renewed_at": ago(0), "expires_at": ago(-3600)}
-    await world.checkers.insert_one({"_id": checker_id(engine_id), "interval": 30, **holder, **times})
+    times: dict[str, Any] = {"renewed_at": ago(0), "expires_at": ago(-3600)}
+    page = {"url": "http://elsewhere:9471/", "manager_id": holder["manager_id"]}
+    await world.checkers.insert_one(
+        {"_id": checker_id(engine_id), "interval": 30, **holder, **times, "page": page}
+    )
     address = free_address()
     async with watch(world.settings(http_listen=address)):
         await visit(chrome, f"http://{address}/")
@@ -408,6 +416,10 @@ async def test_a_standby_says_calmly_who_leads(world: World, chrome: Chrome) -> 
         await says(chrome, "standby", "abababababab", "host elsewhere (pid 7)")
         assert chrome.find_element(By.ID, "readiness").get_attribute("class") == "calm"
         assert chrome.title.startswith("standby")
+        assert not chrome.find_element(By.ID, "charts").is_displayed()
+        assert chrome.find_element(By.LINK_TEXT, "Its page").get_attribute("href") == page["url"]
+        await world.checkers.update_one({}, {"$set": {"page.url": "javascript:alert(1)"}})
+        await says(chrome, "standby", "can be reached on that host only")
         save(chrome, "standby")
         await asyncio.to_thread(chrome.get, "about:blank")
 
@@ -416,9 +428,21 @@ async def test_without_nodes_the_page_says_what_to_do_and_a_phone_gets_cards(wor
     async with opened_page(world, chrome, register_label="page.test") as driver:
         await says(driver, "empty", "Start a container with the label page.test")
         save(driver, "empty")
-        node = await world.nodes.start("card", labels={"page.test": ""}, healthcheck="ok", interval_s=0.5)
+        name = "card-of-one-in-a-fleet-of-many-0001"
+        node = await world.nodes.start(name, labels={"page.test": ""}, healthcheck="ok", interval_s=0.5)
         await shows(driver, node.id[:12], "running", "healthy")
         await says(driver, "changes", "registered")
+        listed = driver.current_url.partition("#")[0]
+        await visit(driver, f"{listed}#/node/{node.id[:12]}")
+        await says(driver, "node", "nobody has written its last_req_time since it was registered")
+        await world.collection.update_one({"_id": node.id}, {"$set": {"last_req_time": ago(0)}})
+        await says(driver, "node", "It will be stopped as idle at ", "in 29 min")
+        await visit(driver, listed)
+        await shows(driver, node.id[:12], "healthy")
+        for width in (1400, 1100, 850):
+            driver.set_window_size(width, 860)
+            await eventually(partial(driver.execute_script, f"return innerWidth <= {width}"), SOON)
+            await eventually(partial(driver.execute_script, WHOLE_CELLS), SOON)
         driver.set_window_size(420, 860)
         await eventually(lambda: driver.execute_script("return innerWidth") < 700, SOON)
         card = driver.find_element(By.CSS_SELECTOR, f"#rows tr[data-id='{node.id[:12]}']")
@@ -427,7 +451,45 @@ async def test_without_nodes_the_page_says_what_to_do_and_a_phone_gets_cards(wor
         assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         save(driver, "phone")
         await node.remove()
-        await says(driver, "changes", "document deleted")
+        await says(driver, "changes", "document deleted", node.name)
+        await asyncio.to_thread(driver.execute_async_script, MANY_GO)
+        await says(driver, "changes", "300 nodes document deleted")
+        driver.find_element(By.CSS_SELECTOR, "#changes summary").click()
+        await says(driver, "changes", "gone-299", "its container was removed")
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#changes > li")) < 10
+
+
+#: Whether what is short is whole at this width, and a long name's end is in sight.
+WHOLE_CELLS = """
+    const row = document.querySelector('#rows tr[data-id]'), scroll = document.getElementById('scroll');
+    const end = row.querySelector('.end').getBoundingClientRect(), cell = row.cells[0].getBoundingClientRect();
+    return [...row.cells].slice(2).every(c => c.scrollWidth <= c.clientWidth) && end.right <= cell.right
+        && end.width > 0 && scroll.scrollWidth <= scroll.clientWidth;"""
+#: The changes of 300 nodes that were removed together.
+MANY_GO = """
+    const done = arguments[0];
+    import('/static/state.js').then(({tell}) => {
+        for (let i = 0; i < 300; i++) {
+            const id = 'e' + String(i).padStart(11, '0');
+            const change = {node_id: id, short_id: id, name: 'gone-' + i, image: '', old: {}, new: {},
+                deleted: true, cause: 'event', at_ns: 1.9e18 + i * 1e6, latency: null,
+                reason: 'its container was removed'};
+            tell('change', {live: false, change});
+        }
+        done();
+    });"""
+
+
+async def test_a_node_that_is_being_stopped_says_since_when_and_by_when(world: World, chrome: Chrome) -> None:
+    stubborn = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+    node = await world.nodes.start("stubborn", command=stubborn, labels={"eventwatch.stop-timeout": "1h"})
+    await world.insert(node, last_req_time=ago(3600))
+    async with opened_page(world, chrome, idle_timeout=1, sweep_interval=0.5) as driver:
+        await shows(driver, node.id[:12], "stopping", "is killed at ", "stopped by eventwatch: idle for ")
+        driver.find_element(By.CSS_SELECTOR, "#rows a").click()
+        await says(driver, "node", "It is being stopped since ", ", and is killed at ", " unless it ends before.")
+        await node.kill()
+        await says(driver, "node", "exited")
 
 
 async def test_what_comes_from_outside_is_text_and_never_markup(world: World, chrome: Chrome) -> None:

@@ -7,7 +7,7 @@ import secrets
 
 from aiodocker import Docker
 
-from tests.e2e.test_page import SOON, browser, opened_page, save, says, shows, text_of
+from tests.e2e.test_page import SOON, browser, complaints, opened_page, save, says, shows, text_of, visit
 from tests.e2e.watching import eventually, opened_world
 from tests.engines import PrivateEngine, PrivateMongo
 from tests.nodes import Nodes
@@ -36,7 +36,13 @@ async def test_nodes_are_shown_as_last_known_while_the_database_or_the_engine_is
                 await shows(driver, node.id[:12], "running", node.name)
                 assert text_of(driver, "shown") == "1 of 1 nodes shown."
                 save(driver, f"{type(frozen).__name__}-frozen")
+                if frozen is mongo:
+                    await visit(driver, f"{driver.current_url.partition('#')[0]}#/node/{node.id[:12]}")
+                    await says(driver, "node", node.name, "Its changes on record cannot be read now")
+                    await visit(driver, driver.current_url.partition("#")[0])
+                    await shows(driver, node.id[:12], "running")
                 frozen.thaw()
                 await eventually(lambda: text_of(driver, "readiness").startswith("Ready"), 2 * SOON)
                 await eventually(lambda: text_of(driver, "as-of") == "", SOON)
                 await shows(driver, node.id[:12], "running")
+            assert all(" 503 " in line for line in complaints(driver))  # of the database that was away

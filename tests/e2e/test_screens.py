@@ -98,6 +98,7 @@ async def test_explain_knows_a_node_by_its_name_without_the_engine(world: World)
         assert told.report is not None
         assert told.report.recorded.status == "exited"
         assert told.report.verdict == "no answer"
+        assert told.report.reason.endswith("stopped by a client of the engine (SIGKILL)")
         with pytest.raises(EventwatchError, match="no document, Docker does not answer"):
             await explain_node("somebody-else", store, engine, settings)
         await world.collection.update_one({"_id": node.id}, {"$set": {"status": 7}})

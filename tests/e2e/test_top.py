@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from eventwatch.cli.top import TopView
-from eventwatch.core.errors import StoreError
+from eventwatch.core.errors import EngineError, StoreError
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.connection import Store, open_store
 from tests.e2e.test_operator import ask
@@ -62,7 +62,9 @@ async def test_nodes_are_shown_sorted_filtered_and_explained(
             await eventually(lambda: any(well.name in line for line in lines(view)), within=SLOWLY)
             await dead.exec(["touch", "/go"], check=False)
             await eventually(lambda: any("exit code 3, after" in line for line in lines(view)), within=SLOWLY)
-            assert text_of(view, "#summary").startswith("3 nodes: 1 exited, 2 running · 1 unhealthy")
+            assert text_of(view, "#summary").startswith("3 nodes: 1 exited, 2 running · 1 died, 1 unhealthy")
+            assert dead.id[:12] in lines(view)[0]
+            await pilot.press("s")
             assert all(char.isprintable() for line in lines(view) for char in line)
             assert any(line.startswith(r"[red]x\x1b[2J") for line in lines(view))
             names = [line.split()[1] for line in lines(view) if "[red]" not in line]
@@ -106,6 +108,38 @@ async def test_without_a_database_what_was_read_stays_and_is_told_to_be_old(
         assert len(lines(view)) == 1
         monkeypatch.setattr(Store, "read_own", real)
         await eventually(partial(is_well, view), within=SLOWLY)
+
+
+async def test_without_an_engine_what_was_read_stays_and_is_told_to_be_old(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventwatch.cli.top.LISTED", 0.5)
+    nodes = [await world.start(f"named-{number}") for number in range(8)]
+    gone = "a" * 64
+    await world.collection.insert_one(manager_document(gone, short_id=gone[:12], status="running"))
+    real = DockerEngine.list_briefly
+    async with shown(world) as (view, pilot):
+        # One list has the names of all, though no history tells any.
+        await eventually(
+            lambda: sum(node.name in text for text in lines(view) for node in nodes) == 8, within=SLOWLY
+        )
+        # What it says otherwise counts once it says so again.
+        await eventually(lambda: "disagree" in text_of(view, "#summary"), within=SLOWLY)
+        assert any("no: no such container" in text for text in lines(view))
+
+        async def away(_: object) -> None:
+            raise EngineError("Docker did not answer: connection refused")
+
+        monkeypatch.setattr(DockerEngine, "list_briefly", away)
+        await eventually(lambda: text_of(view, "#summary").startswith("Docker does not answer"), within=SLOWLY)
+        assert view.query_one("#summary").has_class("trouble")
+        assert sum(node.name in text for text in lines(view) for node in nodes) == 8
+        assert not any("no such container" in text for text in lines(view))
+        monkeypatch.setattr(DockerEngine, "list_briefly", real)
+        await eventually(lambda: not view.query_one("#summary").has_class("trouble"), within=SLOWLY)
+        await pilot.resize_terminal(60, 20)
+        await pilot.press("right")
+        await eventually(lambda: view.query_one("#nodes", DataTable).scroll_x > 1, within=SLOWLY)
 
 
 def is_well(view: TopView) -> bool:

@@ -32,7 +32,7 @@ from eventwatch.core.facts import Cause, Change, Recorded
 from eventwatch.core.metrics import Metrics
 from eventwatch.http import answers, connections, feed
 from eventwatch.http import server as pages_module
-from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, read_token, without_ids
+from eventwatch.http.access import Access, is_foreign, is_loopback, load_tls, page_url, read_token, without_ids
 from eventwatch.http.answers import Answer, Answers, NodePages, Turns, accepts_gzip
 from eventwatch.http.feed import ChangeFeed
 from eventwatch.http.rows import Facts, Rows
@@ -756,6 +756,28 @@ async def test_over_tls_the_pages_are_served_and_plain_http_is_not(tmp_path: Pat
 )  # fmt: skip
 def test_what_is_loopback_is_known(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "tls", "url"),
+    [
+        ("127.0.0.1", {"127.0.0.1"}, False, ""),
+        ("localhost", {"localhost"}, False, ""),
+        ("10.1.2.3", {"10.1.2.3"}, False, "http://10.1.2.3:9471/"),
+        ("fd00::7", {"fd00::7"}, True, "https://[fd00::7]:9471/"),
+        ("0.0.0.0", {"0.0.0.0", "localhost", "watch.example"}, False, "http://watch.example:9471/"),
+    ],
+)
+def test_others_are_told_where_the_page_is_if_they_can_reach_it(
+    host: str, names: set[str], tls: bool, url: str
+) -> None:
+    assert page_url(host, 9471, names=names, tls=tls) == url
+    assert page_url(host, 0, names=names, tls=tls) == ""
+
+
+def test_what_listens_everywhere_and_has_no_name_is_told_by_its_address() -> None:
+    url = page_url("::", 9471, names={"::"}, tls=False)
+    assert url == "" or Access().serves_host(url.removeprefix("http://").removesuffix("/"))
 
 
 async def test_off_loopback_without_a_token_there_is_one_warning() -> None:

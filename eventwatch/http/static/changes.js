@@ -4,7 +4,12 @@ import { byId, element, link, setText, throttled } from "./dom.js";
 import { nodes, on } from "./state.js";
 import { duration, milliseconds, moment } from "./words.js";
 
-const KEPT = 100;
+const KEPT = 1000;
+// Entries that are shown, after what happened to many nodes alike is one of them, and nodes of such a one.
+const SHOWN = 100;
+const ALIKE = 6;
+const NAMED = 200;
+const EXPLAINED = new Set(["exited", "dead", "restarting", "stopping"]);
 // Changes of a node that follow one another this closely (ms) are told together.
 const TOGETHER = 30000;
 const STEPS = 5;
@@ -12,12 +17,13 @@ const STEPS = 5;
 let entries = [];
 const open = new Map();
 const items = new Map();
+const groupItems = new WeakMap();
 
 // The entry that begins with this change: what became of each field, step by step.
 export function entryOf(change) {
   const entry = {
     node_id: change.node_id, short_id: change.short_id, first: change.at_ns / 1e6, last: 0, count: 0, runs: 0, restarts: 0,
-    deleted: false, registered: change.cause === "register", paths: new Map(), cause: "", latency: null,
+    name: "", reason: "", deleted: false, registered: change.cause === "register", paths: new Map(), cause: "", latency: null,
   };
   extend(entry, change);
   return entry;
@@ -39,6 +45,8 @@ export function extend(entry, change) {
   entry.deleted = change.deleted;
   entry.cause = change.cause;
   entry.latency = change.latency;
+  entry.name = change.name || entry.name;
+  entry.reason = change.reason || entry.reason;
   if (change.new.status === "running" && ["exited", "restarting", "dead"].includes(change.old.status)) entry.runs += times;
   if (change.new.status === "restarting") entry.restarts += times;
   for (const [name, value] of Object.entries(change.new)) {
@@ -88,24 +96,92 @@ function take(change) {
   }
 }
 
+function nameOf(entry) {
+  return (nodes.get(entry.node_id) || {}).name || entry.name || entry.short_id;
+}
+
+// Why: as its row tells, where that is about the same change, since an inspection explains an end after it is written.
+function reasonOf(entry) {
+  const node = nodes.get(entry.node_id);
+  if (!node || !node.reason || open.get(entry.node_id) !== entry) return entry.reason;
+  const now = (name) => (entry.paths.get(name) || []).at(-1);
+  const same = (EXPLAINED.has(node.status) && now("status") === node.status) ||
+    (node.health === "unhealthy" && now("health") === "unhealthy");
+  return same ? node.reason : entry.reason;
+}
+
 function itemOf(entry) {
   let item = items.get(entry);
   if (!item) {
     item = element("li");
-    item.append(link("", `#/node/${entry.node_id}`), " ", element("span", null, "what"), " ", element("span", null, "why"));
+    item.append(link("", `#/node/${entry.node_id}`), " ", element("span", null, "what"), " ", element("span", null, "reason"),
+      " ", element("span", null, "why"));
     items.set(entry, item);
   }
-  const name = (nodes.get(entry.node_id) || {}).name;
-  setText(item.children[0], name || entry.short_id);
+  setText(item.children[0], nameOf(entry));
   item.children[0].title = entry.short_id;
   setText(item.children[1], whatHappened(entry));
-  setText(item.children[2], why(entry));
+  setText(item.children[2], reasonOf(entry));
+  setText(item.children[3], why(entry));
+  return item;
+}
+
+// What happened to a node, where the same may have happened to others at the same time; empty where it is its own.
+function kind(entry) {
+  if (entry.deleted) return "document deleted";
+  if (entry.registered) return "registered";
+  const path = entry.paths.get("status");
+  return path && path.length === 2 ? `status ${path.join(" → ")}` : "";
+}
+
+// The entries in groups, mostly of one; what happened to many nodes within seconds is one group.
+function grouped() {
+  const groups = [];
+  for (const entry of entries) {
+    const group = groups[groups.length - 1];
+    const alike = group && kind(entry) && group.kind === kind(entry) && group.last - entry.last < TOGETHER;
+    if (alike) {
+      group.entries.push(entry);
+      group.last = entry.last;
+    } else {
+      groups.push({ kind: kind(entry), last: entry.last, entries: [entry] });
+    }
+  }
+  return groups.flatMap(({ entries: some, kind: what }) =>
+    (some.length < ALIKE ? some.map((entry) => itemOf(entry)) : [groupItem(some, what)]));
+}
+
+function groupItem(some, what) {
+  const oldest = some[some.length - 1];
+  let item = groupItems.get(oldest);
+  if (!item) {
+    item = element("li");
+    const details = element("details");
+    const summary = element("summary");
+    summary.append(element("b"), " ", element("span"));
+    details.append(summary, element("ul"));
+    details.addEventListener("toggle", () => draw());
+    item.append(details, element("span", null, "why"));
+    groupItems.set(oldest, item);
+  }
+  const [details, when] = item.children;
+  setText(details.firstChild.children[0], `${some.length} nodes`);
+  setText(details.firstChild.children[1], what);
+  setText(when, `${moment(new Date(oldest.last))} to ${moment(new Date(some[0].last))}, by ${some[0].cause}`);
+  const list = details.lastChild;
+  if (details.open && list.children.length !== Math.min(some.length, NAMED)) {
+    list.replaceChildren(...some.slice(0, NAMED).map((entry) => {
+      const each = element("li");
+      each.append(link(nameOf(entry), `#/node/${entry.node_id}`), " ", element("span", reasonOf(entry), "reason"));
+      return each;
+    }));
+  }
   return item;
 }
 
 function draw() {
   const list = byId("changes");
-  const wanted = entries.map(itemOf);
+  const wanted = grouped().slice(0, SHOWN);
   const keep = new Set(wanted);
   for (const item of [...list.children]) if (!keep.has(item)) item.remove();
   wanted.forEach((item, at) => {

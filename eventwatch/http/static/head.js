@@ -1,6 +1,6 @@
 // The head of the page: whether the documents can be trusted, who watches what, and what asks for attention.
 
-import { button, byId, element, setClass, setText } from "./dom.js";
+import { button, byId, element, link, setClass, setText } from "./dom.js";
 import { PROBLEMS, STATUSES, problemName } from "./problems.js";
 import { asOf, listAddress, nodes, on, place, state } from "./state.js";
 import { toggled } from "./filter.js";
@@ -133,25 +133,16 @@ function showHead() {
   const standby = byId("standby");
   const { leader } = overview;
   standby.hidden = overview.role !== "standby" || !leader;
+  document.body.classList.toggle("standing-by", overview.role === "standby");
   if (!standby.hidden) {
     const who = `Checker ${leader.checker.slice(0, 12)} on host ${leader.host} (pid ${leader.pid}) leads and keeps ` +
       "the documents true; this one takes over when that one ends.";
     if (standby.dataset.who !== `${who}${leader.page}`) {
       standby.dataset.who = `${who}${leader.page}`;
       standby.replaceChildren(who);
-      if (leader.page) standby.append(" ", linkTo(leader.page));
+      standby.append(" ", leader.page ? link("Its page", leader.page) : "Its page can be reached on that host only, if it has one.");
     }
   }
-}
-
-// The page of who leads: on its own loopback it can be reached from that host only, which is ours as a rule.
-function linkTo(page) {
-  const [, host, port] = /^(?:\[?(.*?)\]?):(\d+)$/.exec(page) || [];
-  const local = ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::", ""].includes(host);
-  const made = element("a", "Its page");
-  made.href = `${location.protocol}//${local ? location.hostname : host}:${port}/`;
-  made.rel = "noreferrer";
-  return made;
 }
 
 export function begin() {

@@ -5,7 +5,7 @@ import { spans } from "./life.js";
 import { entryOf, belongs, extend, isVisible, whatHappened, why } from "./changes.js";
 import { healthClass, problemName, statusClass } from "./problems.js";
 import { ask } from "./server.js";
-import { nodes, now, on, place, shownNow } from "./state.js";
+import { nodes, now, on, place, shownNow, state, tell } from "./state.js";
 import { address, age, clock, count, duration, moment } from "./words.js";
 
 const TALL = 34;
@@ -15,7 +15,10 @@ const WRITTEN = 1500;
 let shown = null;
 let told = null;
 let past = [];
-let missing = "";
+// Whether it has no document.
+let missing = false;
+// Whether its changes on record could not be read, which says nothing of whether there are any.
+let unread = false;
 let back = "#/";
 let asked = 0;
 
@@ -42,10 +45,11 @@ async function load() {
   if (number !== asked || id !== shown) return;
   if (node.status === "fulfilled") {
     told = node.value;
-    missing = "";
+    missing = false;
   } else if (node.reason.status === 404) {
-    missing = "It has no document any more.";
+    missing = true;
   }
+  unread = changes.status === "rejected" && changes.reason.status !== 404;
   if (changes.status === "fulfilled") past = changes.value;
   draw();
 }
@@ -101,11 +105,17 @@ function facts(node) {
 
 // What the next decision about an idle stop will be, and why.
 function decision(node) {
+  if (node.status === "stopping") {
+    const since_ = node.since ? ` since ${clock(new Date((node.since - state.offset) * 1000))}` : "";
+    const by = node.stop_by ? `, and is killed at ${clock(new Date((node.stop_by - state.offset) * 1000))} unless it ends before` : "";
+    return `It is being stopped${since_}${by}.`;
+  }
   if (!told || told.idle_reason === undefined) return "";
   const limit = told.idle_limit ? `Its idle time is ${duration(told.idle_limit)}, by ${told.idle_source}.` : "";
-  if (node.idle_at === null || node.idle_at === undefined) return `It will not be stopped as idle: ${told.idle_reason}. ${limit}`;
-  const left = node.idle_at - now();
-  const when = clock(new Date(node.idle_at * 1000));
+  const at = told.idle_at;  // of one answer with the reason
+  if (at === null) return `It will not be stopped as idle: ${told.idle_reason}. ${limit}`;
+  const left = at - now();
+  const when = clock(new Date((at - state.offset) * 1000));
   return left > 0
     ? `It will be stopped as idle at ${when}, in ${duration(left)}, unless a request comes in. ${limit}`
     : `Its idle time is used up since ${when}: the next sweep stops it unless a request comes in. ${limit}`;
@@ -116,7 +126,8 @@ function reasons(node) {
   const problems = node.problems || [];
   if (problems.length) parts.push(element("p", problems.map(problemName).join(", "), "verdict"));
   const listed = told && told.failures && told.failures.length && /^its last health check /.test(told.reason);
-  if (told && told.reason && !listed) parts.push(element("p", told.reason));
+  const reason = told ? told.reason : node.reason;
+  if (reason && !listed) parts.push(element("p", reason));
   if (told && told.error) parts.push(element("p", `The engine says: ${told.error}`));
   if (node.disagreement && Object.keys(node.disagreement).length) {
     const said = Object.entries(node.disagreement).map(([name, value]) => `${name} ${value || "–"}`).join(", ");
@@ -213,23 +224,31 @@ function draw() {
   const where = byId("node");
   if (where.hidden) return;
   const known = row();
+  const up = link("← All nodes", back, "back");
+  if (missing && !past.length && !known) {
+    const title = element("h2", shown.slice(0, 12));
+    title.id = "node-title";
+    title.tabIndex = -1;
+    renew(where, [up, title, element("p", "Nothing is known of such a node: it has no document, and no change of it is on record.", "verdict")]);
+    return;
+  }
   const last = past[0] || {};
   const node = { node_id: shown, name: last.name, image: last.image, status: missing ? "removed" : "–", health: "–", problems: [],
     ...(told || {}), ...(known || {}) };
-  const up = link("← All nodes", back, "back");
   const title = element("h2", node.name || node.short_id || shown.slice(0, 12));
   title.id = "node-title";
   title.tabIndex = -1;
   const line = timeline(Math.max(240, where.clientWidth - 4), known);
   const next = missing ? "" : decision(node);
-  renew(where, [up, title, ...(missing ? [element("p", missing, "verdict")] : []),
+  renew(where, [up, title, ...(missing ? [element("p", "It has no document any more.", "verdict")] : []),
     ...[
       reasons(node).length ? part("Why", ...reasons(node)) : null,
       part("What it is", facts(node)),
       next ? part("What comes next", element("p", next)) : null,
       line ? part("Its life", line) : null,
       labels() ? part("Labels", labels()) : null,
-      part(past.length ? `Changes on record (${count(past.length, "entry", "entries")})` : "No changes on record",
+      part(past.length ? `Changes on record (${count(past.length, "entry", "entries")})`
+        : unread ? "Its changes on record cannot be read now" : "No changes on record",
         past.length ? changes() : null),
     ].filter(Boolean)]);
 }
@@ -248,14 +267,16 @@ function open() {
   const { node } = place();
   byId("node").hidden = !node;
   if (!node) {
+    const left = shown;
     shown = null;
+    if (left) tell("returned", left);
     return;
   }
   if (node === shown) return;
   shown = node;
   told = null;
   past = [];
-  missing = "";
+  missing = unread = false;
   draw();
   setText(byId("shown"), "");
   const title = byId("node-title");

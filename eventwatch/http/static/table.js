@@ -7,17 +7,21 @@ import { byId, element, link, button, setClass, setText, throttled } from "./dom
 import { NAMES, matches, parse, unknownFields } from "./filter.js";
 import { healthClass, problemName, statusClass, urgency } from "./problems.js";
 import { listAddress, nodes, on, place, shownNow, state, tell } from "./state.js";
-import { address, age } from "./words.js";
+import { address, age, clock } from "./words.js";
 
 const COLUMNS = [
-  ["name", "Node"], ["image", "Image"], ["status", "Status"], ["health", "Health"], ["address", "Address"],
-  ["idle", "Idle left"], ["restarts", "Restarts"],
+  ["name", "Node"], ["status", "Status"], ["health", "Health"], ["address", "Address"], ["idle", "Idle left"],
+  ["restarts", "Restarts"],
 ];
+// Characters of a name from which on it is cut in the middle where it has too little room, and those at its end that
+// stay: names of one fleet begin alike.
+const LONG = 20;
+const END = 11;
 const MARGIN = 6;
 const FRESH = 1500;
 // ms.
 const ADDRESS_EVERY = 500;
-const phone = matchMedia("(max-width: 700px)");
+const phone = matchMedia("(max-width: 820px)");
 const KEYS = {
   problems: (node) => -urgency(node),
   name: nameOrder,
@@ -137,9 +141,14 @@ function makeRow(node) {
     row.append(cell);
   }
   const open = link("", `#/node/${node.node_id}`);
-  row.cells[0].append(open, element("code"), element("span", null, "badges"));
-  row.cells[2].append(element("span"), element("span", null, "age"));
-  row.cells[3].append(element("span"));
+  open.append(element("span", null, "begin"), element("span", null, "end"));
+  const lower = element("span", null, "lower");
+  lower.append(element("code"), " ", element("span", null, "image"));
+  row.cells[0].append(open, lower);
+  const why = element("span", null, "lower");
+  why.append(element("b", null, "badges"), " ", element("span", null, "because"));
+  row.cells[1].append(element("span"), element("span", null, "age"), why);
+  row.cells[2].append(element("span"));
   row.addEventListener("click", (event) => {
     if (!event.target.closest("a") && !String(getSelection())) location.hash = open.hash;
   });
@@ -147,13 +156,19 @@ function makeRow(node) {
 }
 
 function fill(row, node, at) {
-  const [name, image, status, health, where, idle, restarts] = row.cells;
-  setText(name.children[0], node.name || node.short_id);
-  setText(name.children[1], node.short_id);
-  setText(name.children[2], node.problems.filter((key) => key !== "unhealthy").map(problemName).join(" · "));
-  name.title = `${node.name} ${node.node_id}`.trim();
-  setText(image, node.image || "–");
-  image.title = node.image;
+  const [name, status, health, where, idle, restarts] = row.cells;
+  const told = node.name || node.short_id;
+  const cut = told.length > LONG ? told.length - END : told.length;
+  setText(name.firstChild.firstChild, told.slice(0, cut));
+  setText(name.firstChild.lastChild, told.slice(cut));
+  const [id, image] = name.lastChild.children;
+  setText(id, node.short_id);
+  setText(image, node.image);
+  name.title = [node.name, node.image, node.node_id].filter(Boolean).join("\n");
+  const [badges, because] = status.lastChild.children;
+  setText(badges, node.problems.filter((key) => key !== "unhealthy").map(problemName).join(" · "));
+  setText(because, reasonOf(node));
+  status.title = reasonOf(node);
   setText(status.children[0], node.status);
   setClass(status.children[0], statusClass(node));
   setText(status.children[1], node.since ? age(shownNow() - node.since) : "");
@@ -166,6 +181,12 @@ function fill(row, node, at) {
   const fresh = node.touched && performance.now() - node.touched < FRESH;
   row.classList.toggle("fresh", Boolean(fresh));
   row.classList.toggle("alarm", node.problems.length > 0);
+}
+
+// Why it is so, and of what is being stopped by when it is over at the latest.
+function reasonOf(node) {
+  const by = node.stop_by ? `is killed at ${clock(new Date((node.stop_by - state.offset) * 1000))}; ` : "";
+  return `${by}${node.reason || ""}`;
 }
 
 function draw() {
@@ -238,7 +259,10 @@ function showHeadings() {
 function move(by) {
   const row = document.activeElement && document.activeElement.closest("#rows tr");
   const from = row ? shown.findIndex((node) => node.node_id === row.dataset.id) : -1;
-  const at = Math.max(0, Math.min(shown.length - 1, from + by));
+  goTo(Math.max(0, Math.min(shown.length - 1, from + by)));
+}
+
+function goTo(at) {
   if (!shown.length) return;
   const tall = height();
   const scroll = byId("scroll");
@@ -258,6 +282,10 @@ function onKey(event) {
 }
 
 export function begin() {
+  on("returned", (id) => {
+    const at = shown.findIndex((node) => node.node_id.startsWith(id) || id.startsWith(node.node_id));
+    if (at >= 0) goTo(at);
+  });
   const soon = throttled(choose, 200);
   const redraw = throttled(draw);
   const settle = throttled(keep, ADDRESS_EVERY);
