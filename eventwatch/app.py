@@ -62,7 +62,7 @@ from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.series import Series
 from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE
-from eventwatch.pipeline.elector import Elector
+from eventwatch.pipeline.elector import LeaderElector
 from eventwatch.pipeline.fleet import DeadEngines, LastLatencies, as_json, ordered, report
 from eventwatch.pipeline.indexes import keep_indexes
 from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
@@ -150,7 +150,7 @@ class Application:
         self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of, whole=self._knows_all)
         self.pages: Pages | None = None
         self._changes = Changes()
-        self._elector: Elector | None = None
+        self._elector: LeaderElector | None = None
         self._engine = engine
         self._clock = clock or SystemClock()
         self._requests = SweepRequests(self._clock)
@@ -312,7 +312,9 @@ class Application:
         elector, pipeline, pulse = self._elector, self.pipeline, self._pulse
         if not (elector and pipeline and pulse and self._knows_all()):
             return False
-        return elector.holds() and not (elector.unanswered or pipeline.watcher.doubts() or pulse.doubts())
+        return elector.holds() and not (
+            elector.database_away or pipeline.watcher.unready_reasons() or pulse.unready_reasons()
+        )
 
     def _stands_by(self) -> bool:
         return self.pipeline is None and self._elector is not None and self._elector.holder is not None
@@ -356,13 +358,13 @@ class Application:
         """Why the documents cannot be trusted right now; empty when they can."""
         if not self.ready.is_set():
             return ["database: not reached yet"]
-        reasons = self._elector.doubts() if self._elector else []
+        reasons = self._elector.unready_reasons() if self._elector else []
         reasons += self._twins.unready_reasons() if self._twins else []
         if self.pipeline is None:
             waiting = f"engine: not watched{': ' + self.trouble if self.trouble else ' yet'}"
             return reasons if is_standby(reasons) else [*reasons, waiting]
-        stream = self.pipeline.watcher.doubts() or (self._pulse.doubts() if self._pulse else [])
-        return [*reasons, *stream, *self.pipeline.sweeper.doubts()]
+        stream = self.pipeline.watcher.unready_reasons() or (self._pulse.unready_reasons() if self._pulse else [])
+        return [*reasons, *stream, *self.pipeline.sweeper.unready_reasons()]
 
     def notes(self) -> list[str]:
         """What an operator should know although the documents can be trusted; empty when there is nothing."""
@@ -450,7 +452,7 @@ class Application:
         here = Here(self.settings, engine, self._changes, self._keeps, self._idle_timeout)
         enter(here)
         stack.callback(leave, here)
-        await self._lead_again_and_again(engine, store)
+        await self._run_terms(engine, store)
 
     def _keeps(self, node_id: str) -> bool:
         """Whether this watcher keeps that node true now."""
@@ -508,9 +510,9 @@ class Application:
             opening = open_store(url, self.settings.mongo_database, on_return=self._requests.database_returned)
             return await stack.enter_async_context(opening)
 
-        return await self._patiently(connect)
+        return await self._retry(connect)
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat until it works; a cause that waiting cannot mend is a ConfigError, unless nobody would see it."""
         backoff, away_since = RETRY.start(), 0.0
         while True:
@@ -551,8 +553,8 @@ class Application:
 
     # -- the pipeline --------------------------------------------------------------------------------
 
-    async def _lead_again_and_again(self, engine: Engine, store: Store) -> None:
-        elector = self._elector = Elector(
+    async def _run_terms(self, engine: Engine, store: Store) -> None:
+        elector = self._elector = LeaderElector(
             store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock,
             deaths=DeathWatch(engine, self._clock), lookout=Lookout(engine), twins=self._twins,
         )  # fmt: skip
@@ -560,10 +562,10 @@ class Application:
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
 
         async def lead_once() -> _Outcome:
-            info = self._info = await self._patiently(engine.identify)
+            info = self._info = await self._retry(engine.identify)
             self.metrics.show_engine(info.id)
             self._engine_id = info.id
-            lease = await self._patiently(partial(elector.acquire, info.id))
+            lease = await self._retry(partial(elector.acquire, info.id))
             try:
                 return await self._lead(engine, store, elector, info, lease)
             finally:
@@ -586,7 +588,7 @@ class Application:
             await self._unless_stopped(self._clock.sleep(backoff.next_delay()))
 
     async def _lead(
-        self, engine: Engine, store: Store, elector: Elector, info: EngineInfo, lease: Lease
+        self, engine: Engine, store: Store, elector: LeaderElector, info: EngineInfo, lease: Lease
     ) -> _Outcome:
         """Run the pipeline until it is told to stop or cannot go on."""
         logger.info("Nodes status checker started.")
@@ -619,7 +621,7 @@ class Application:
         tasks: asyncio.TaskGroup,
         engine: Engine,
         store: Store,
-        elector: Elector,
+        elector: LeaderElector,
         *,
         lease: Lease,
         host: str,
@@ -648,7 +650,7 @@ class Application:
 
         async def keep_lease() -> None:
             try:
-                await elector.keep(lease, lambda: writer.cursor, lambda: sweeper.witness, self.report)
+                await elector.renew_until_lost(lease, lambda: writer.cursor, lambda: sweeper.witness, self.report)
             except CheckerDeletedError as error:
                 logger.info("{}: stopping", error)
                 self.stop()

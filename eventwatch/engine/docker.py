@@ -122,7 +122,7 @@ _BETWEEN_ITEMS: Final = re.compile(r"[ \t\r\n,]*")
 _FILTERS: Final = json.dumps(
     {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS]}
 )
-_CURES: Final = {
+_FIXES: Final = {
     errno.EACCES: "permission denied: add this user to the socket's group (docker), or `group_add` in compose",
     errno.ENOENT: "no such socket: start the engine, mount its socket, or set DOCKER_HOST",
     errno.ECONNREFUSED: "nobody listens: start the engine, or set DOCKER_HOST",
@@ -474,14 +474,14 @@ class DockerEngine:
             return EngineError(f"Engine at {self._named} did not answer within {seconds:.0f} s while {doing}")
         if not isinstance(error, aiohttp.ClientConnectionError):
             return EngineError(f"Engine failed while {doing}: {_reason(error)}")
-        if distrust := _distrust(error):
+        if distrust := _tls_failure(error):
             return EngineError(
                 f"Engine at {self._named} and we do not trust each other: {distrust}: "
                 "check ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH",
                 unreachable=True,
                 permanent=True,
             )
-        if cure := self._cure(_errno(error)):
+        if cure := self._fix(_errno(error)):
             return EngineError(
                 f"Engine at {self._named} unreachable: {cure}",
                 unreachable=True,
@@ -489,11 +489,11 @@ class DockerEngine:
             )
         return EngineError(f"Engine unreachable while {doing}: {_reason(error)}", unreachable=True)
 
-    def _cure(self, number: int) -> str | None:
+    def _fix(self, number: int) -> str | None:
         """What mends this error of the operating system. Raises ConfigError when only a restart of ours does."""
         path = self._url.removeprefix("unix://")
         if number != errno.ECONNREFUSED or path == self._url:
-            return _CURES.get(number)
+            return _FIXES.get(number)
         if Path(path).is_dir():
             raise ConfigError(
                 f"Engine at {self._named} unreachable: "
@@ -507,7 +507,7 @@ class DockerEngine:
                 f"Engine at {self._named} has refused for {DEAD_MOUNT:.0f} s: the socket is mounted by itself, so "
                 "it stays that of an engine before. A restart mounts the new one; better mount its folder"
             )
-        return _CURES[number]
+        return _FIXES[number]
 
 
 def is_mounted_by_itself(path: str) -> bool:
@@ -644,7 +644,7 @@ def _errno(error: BaseException) -> int:
     return next((number for number in told if number), 0)
 
 
-def _distrust(error: BaseException) -> str:
+def _tls_failure(error: BaseException) -> str:
     """What TLS has against one of the two, nothing when it is not that. A handshake that was cut is not."""
     cut = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
     for cause in _causes(error):

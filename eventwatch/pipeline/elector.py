@@ -40,7 +40,7 @@ TRUSTED: Final = 0.9
 SECOND_LOOK: Final = 0.1
 
 
-class Elector:
+class LeaderElector:
     """Candidate for, then holder of, the lease on one engine. `duration` in seconds.
 
     `lookout` tells what we see on our engine, for others to compare; `twins` compares what the holder sees.
@@ -74,18 +74,18 @@ class Elector:
         #: When the renewal was sent that the database answered last (monotonic, s).
         self.renewed_at = float("-inf")
         #: Whether the database did not answer the last time that it was asked.
-        self.unanswered = False
+        self.database_away = False
         self.holder: Peer | None = None
         self._away_at = float("-inf")
         self._returns = 0
 
-    def doubts(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Why we may not write right now, or soon; empty when we may."""
         if self.holder is not None:
             if self._holder_lives:
                 return [standing_by(self.holder.manager_id)]
             return [f"lease: held by checker {self.holder.manager_id}, of which nothing was seen yet"]
-        reasons = ["database: it does not answer, the lease cannot be renewed"] if self.unanswered else []
+        reasons = ["database: it does not answer, the lease cannot be renewed"] if self.database_away else []
         return reasons if self.holds() else [*reasons, "lease: not held, nothing is written"]
 
     def holds(self) -> bool:
@@ -122,12 +122,12 @@ class Elector:
             except StoreError as error:
                 if error.permanent:
                     raise
-                self.unanswered = True
+                self.database_away = True
                 if not backoff.failures:
                     logger.warning("{}. Retrying until it is back", error)
                 await self._clock.sleep(backoff.next_delay(took=self._clock.monotonic() - asked))
                 continue
-            self.unanswered = False
+            self.database_away = False
             backoff.succeeded_for(0)
             if isinstance(answer, Lease):
                 self.holder = None
@@ -182,7 +182,7 @@ class Elector:
             with suppress(StoreError):  # the next round tries again
                 await self._twins.meet([holder], engine_id=engine_id)
 
-    async def keep(
+    async def renew_until_lost(
         self,
         lease: Lease,
         cursor: Callable[[], int | None],
@@ -224,7 +224,7 @@ class Elector:
                 )  # fmt: skip
                 gone = not renewed and await self._is_deleted(lease)
             except StoreError as error:
-                self.unanswered = True
+                self.database_away = True
                 self._away_at = self._clock.monotonic()
                 if not backoff.failures:
                     logger.warning("The lease could not be renewed: {}", error)
@@ -233,7 +233,7 @@ class Elector:
                 if not self.holds():
                     raise LeaseLostError("The lease ran out while the database was away") from None
                 continue
-            self.unanswered = False
+            self.database_away = False
             # Asked after the answers: if we slept beyond the lease in the middle of it, another may have taken it.
             if gone and self.holds():
                 raise CheckerDeletedError("The checker's document was deleted")

@@ -136,8 +136,8 @@ class Pipeline:
             reconciler=self.reconciler, longest=settings.sweep_interval, clock=clock,
         )  # fmt: skip
         self.watcher = Watcher(
-            engine=engine, notice=self.reconciler.notice, on_connect=self._on_connect, clock=clock,
-            metrics=metrics, tasks=tasks, cursor=lease.cursor if lease else None, chance=rng,
+            engine=engine, on_event=self.reconciler.on_event, on_connect=self._on_connect, clock=clock,
+            metrics=metrics, tasks=tasks, cursor=lease.cursor if lease else None, rng=rng,
         )  # fmt: skip
         self.stopper = IdleStopper(
             engine=engine, store=store, roster=self.roster, owners=self.owners, writer=self.writer,

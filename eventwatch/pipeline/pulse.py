@@ -38,7 +38,7 @@ class Pulse:
                 await self._ask()
                 self.answered_at = asked
 
-    def doubts(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Why the engine may not be there; empty while it answers."""
         silence = self._clock.monotonic() - self.answered_at
         return [f"engine: it has not answered for {silence:.0f} s"] if silence > LATE else []

@@ -4,7 +4,7 @@ A hint (what an event proves), a settle (an inspection once the node is quiet) a
 node) may all speak about the same node within a millisecond. Here they meet, and per node a fact is handed to the
 writer only if no newer one is known.
 
-How an event travels: `notice` (called by the watcher, never waits) hands the hint to the writer and arms the
+How an event travels: `on_event` (called by the watcher, never waits) hands the hint to the writer and arms the
 settle timer; the writer takes all that is pending, merged per node, as one bulk write; `run_inspector` workers ask
 the engine about nodes whose event calls for it or whose settle timer fired, and hand their answers to the writer
 too.
@@ -81,7 +81,7 @@ class Reconciler:
 
     # -- intake: from the watcher, synchronous -------------------------------------------------------
 
-    def notice(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take in one event: at most dictionary work, so that the stream's reader never waits."""
         self._metrics.events.labels(event.action if event.action in KNOWN_ACTIONS else "other").inc()
         if event.action not in KNOWN_ACTIONS:

@@ -214,7 +214,7 @@ class Sweeper:
         if self._silences & (self._silences - 1) == 0:
             logger.warning("{} of {} nodes cannot be inspected: the engine fails", report.failed, report.checked)
 
-    def doubts(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Why what sweeps are for may be undone right now; empty when it is done."""
         reasons = []
         if self.last_success is None:

@@ -9,7 +9,7 @@ A stream that is silent is no proof of life either: a connection lives five to t
 opened before the old one is dropped. At once, if a sweep saw a container that started or ended after all that
 the stream told: then it is deaf, and says so until it is heard of again.
 
-The reader does nothing but parse, drop duplicates and call `notice`; it never waits for the database.
+The reader does nothing but parse, drop duplicates and call `on_event`; it never waits for the database.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RecentEvents:
 
 
 class Watcher:
-    """One engine's event stream. `cursor` is the engine time (ns) to resume from, `chance` spreads the load.
+    """One engine's event stream. `cursor` is the engine time (ns) to resume from, `rng` spreads the load.
 
     `on_connect` is awaited after each connect and returns the engine's time (ns) by then, None if it tells none.
     """
@@ -76,16 +76,16 @@ class Watcher:
         self,
         *,
         engine: Engine,
-        notice: Callable[[Event], None],
+        on_event: Callable[[Event], None],
         on_connect: Callable[[], Awaitable[int | None]],
         clock: Clock,
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
         cursor: int | None = None,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self._engine = engine
-        self._notice = notice
+        self._on_event = on_event
         self._on_connect = on_connect
         self._clock = clock
         self._metrics = metrics
@@ -93,7 +93,7 @@ class Watcher:
         self._recent = RecentEvents()
         self._newest: Event | None = None
         self._since = cursor
-        self._chance = chance or random.Random()  # noqa: S311 - spreads load
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load
         self._awaited: Event | None = None
         #: Engine time (ns) since when this connection ought to tell everything.
         self._complete_since: int | None = None
@@ -113,7 +113,7 @@ class Watcher:
             self.connected_at = None  # a timer that is still set finds nothing to judge
 
     async def _run(self) -> None:
-        backoff = RECONNECT.start(self._chance.random)
+        backoff = RECONNECT.start(self._rng.random)
         while True:
             try:
                 reason, error = await self._one_connection(backoff)
@@ -132,7 +132,7 @@ class Watcher:
                 logger.warning("{}. Retrying until it is back", error)
             await self._clock.sleep(backoff.next_delay())
 
-    def doubts(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Why the stream cannot be trusted right now; empty when it can."""
         if self.connected_at is None:
             return ["stream: not connected to the engine"]
@@ -153,7 +153,7 @@ class Watcher:
                 else:
                     logger.info("Reconnecting to the engine took {:.1f} s: {}", away, self._broke_off)
                 self._away_since = None
-            life = self._chance.uniform(*LIFETIME)
+            life = self._rng.uniform(*LIFETIME)
             while True:
                 wake = self._renew = asyncio.Event()
                 reader.add_done_callback(partial(_wake, wake))
@@ -172,7 +172,7 @@ class Watcher:
                     logger.info("Keeping the event stream, a new one could not be opened: {}", error)
                     life = RENEWAL_RETRY
                     continue
-                life = self._chance.uniform(*LIFETIME)
+                life = self._rng.uniform(*LIFETIME)
                 old, stack = stack, fresh
                 await old.aclose()
                 self._metrics.reconnects.labels(why).inc()
@@ -234,7 +234,7 @@ class Watcher:
         if self._newest is None or not is_older(event.time_nano, self._newest.time_nano):
             self._newest = event
             self._metrics.last_event.set(event.time_nano / 1e9)
-        self._notice(event)
+        self._on_event(event)
 
     def _check_gap(self, awaited: Event | None) -> None:
         if awaited is None or self._awaited is not awaited:

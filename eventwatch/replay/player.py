@@ -37,7 +37,7 @@ from eventwatch.core.errors import ConfigError, EventwatchError
 from eventwatch.core.facts import Cause, Change, Event, Owner, Recorded, Write
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS
-from eventwatch.pipeline.elector import Elector
+from eventwatch.pipeline.elector import LeaderElector
 from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.pipeline.reconciler import SETTLE_LIMIT
 from eventwatch.replay.engine import ENGINE_ID, ReplayEngine
@@ -343,7 +343,7 @@ class Replay:
             host=socket.gethostname(), version=None,
         )  # fmt: skip
         # On a store and a clock of its own: the lease is real, whatever time the recording says it is.
-        elector = Elector(
+        elector = LeaderElector(
             store=Store(), checker=checker, duration=self.settings.lease_duration, clock=SystemClock()
         )
         lease = await elector.acquire(ENGINE_ID)
@@ -360,7 +360,7 @@ class Replay:
         finally:
             await asyncio.shield(elector.release(lease))
 
-    def _start_pipeline(self, tasks: asyncio.TaskGroup, elector: Elector, lease: Lease) -> Pipeline:
+    def _start_pipeline(self, tasks: asyncio.TaskGroup, elector: LeaderElector, lease: Lease) -> Pipeline:
         # Without a brake or grace: what a recording makes vanish is gone. And nobody else writes there.
         pipeline = Pipeline(
             engine=self.engine, store=self.store, settings=self.settings, clock=self.clock,
@@ -371,7 +371,9 @@ class Replay:
         )  # fmt: skip
         self.parts = pipeline
         pipeline.writer.listeners.append(self._note)
-        pipeline.start(workers={"lease-keeper": lambda: elector.keep(lease, lambda: pipeline.writer.cursor)})
+        pipeline.start(
+            workers={"lease-keeper": lambda: elector.renew_until_lost(lease, lambda: pipeline.writer.cursor)}
+        )
         if self._hurry:
             self.store.writer = pipeline.running["writer"]
         return pipeline

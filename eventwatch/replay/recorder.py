@@ -170,7 +170,7 @@ class Recorder:
         try:
             async with asyncio.TaskGroup() as tasks:
                 watcher = Watcher(
-                    engine=self._engine, notice=self._notice, on_connect=self._look_at_all, clock=self._clock,
+                    engine=self._engine, on_event=self._on_event, on_connect=self._look_at_all, clock=self._clock,
                     metrics=Metrics(KNOWN_ACTIONS), tasks=tasks,
                 )  # fmt: skip
                 watching = tasks.create_task(watcher.run(), name="watcher")
@@ -193,7 +193,7 @@ class Recorder:
 
     # -- intake ------------------------------------------------------------------------------------------
 
-    def _notice(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, RawEvent):
             self._enter(event_record(self._clock.time_ns(), event.raw), event.node_id)
 

@@ -51,7 +51,16 @@ from pydantic_settings import (
 from eventwatch.core.durations import format_duration, parse_duration
 from eventwatch.core.errors import ConfigError
 from eventwatch.core.text import path_of
-from eventwatch.settings.sources import MAX_PORT, PREFIX, SECRETS, Problem, Text, WrittenSource, env_name, nearest
+from eventwatch.settings.sources import (
+    MAX_PORT,
+    PREFIX,
+    SECRETS,
+    LayeredSource,
+    Located,
+    SourceError,
+    env_name,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -415,7 +424,7 @@ class Settings(BaseSettings):
             raise TypeError("pydantic-settings passed an unknown kind of env file source")
         if not isinstance(file_secret_settings, SecretsSettingsSource):
             raise TypeError("pydantic-settings passed an unknown kind of secret file source")
-        return init_settings, WrittenSource(settings_cls, dotenv_settings, file_secret_settings)
+        return init_settings, LayeredSource(settings_cls, dotenv_settings, file_secret_settings)
 
     @field_validator("docker_tls_verify")
     @classmethod
@@ -530,12 +539,12 @@ def _explained(item: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
     name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
     cause = item.get("ctx", {}).get("error")
     message = str(cause) if cause is not None else item["msg"]
-    if isinstance(value, Problem):
+    if isinstance(value, SourceError):
         message = value.message
     elif item["type"] == "extra_forbidden":
         message = f"unknown setting, the nearest right name is {nearest(name, fields)}"
     if name in SECRETS:
-        value = Text("", value.name, value.place) if isinstance(value, Text) else ""
+        value = Located("", value.name, value.place) if isinstance(value, Located) else ""
     kind = PydanticCustomError("setting", "{message}", {"message": message})
     return InitErrorDetails(type=kind, loc=item["loc"], input=value)
 
@@ -543,9 +552,9 @@ def _explained(item: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
 def _line(item: ErrorDetails) -> str:
     """One problem as `NAME: what is wrong, got VALUE (PLACE)`."""
     value = item["input"]
-    if isinstance(value, Problem):
+    if isinstance(value, SourceError):
         return f"{item['loc'][0]}: {item['msg']}{_in(value.place)}"
-    if isinstance(value, Text):
+    if isinstance(value, Located):
         got = f", got {_masked(repr(str(value)))}" if value else ""
         return f"{value.name}: {item['msg']}{got}{_in(value.place)}"
     got = format_duration(value) if isinstance(value, float) else repr(value)

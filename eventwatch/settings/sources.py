@@ -3,7 +3,8 @@
 Why one source instead of pydantic-settings' several: a value keeps its name and place (file and line) up to the
 error that cites it, a mistyped name is an error in every layer, and `DB_*` rank below all of ours.
 
-Contract: the values by field, as texts; what is wrong with a source is passed on as a `Problem` in their place.
+Contract: the values by field, as texts; what is wrong with a source is passed on as a `SourceError` in their
+place.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ MAX_PORT = 65535
 logging.getLogger("dotenv.main").addHandler(logging.NullHandler())
 
 
-class Text(str):
+class Located(str):
     """A value as it was written, with its name and place, so that an error can cite both."""
 
     __slots__ = ("name", "place")
@@ -68,15 +69,15 @@ class Text(str):
 
 
 @dataclass(frozen=True)
-class Problem:
+class SourceError:
     """Something wrong with a source rather than with a value. Passed on as if it were a field named so."""
 
     message: str
     place: str = ""
 
 
-_Found = dict[str, Text]
-_Problems = dict[str, Problem]
+_Found = dict[str, Located]
+_Problems = dict[str, SourceError]
 
 
 def env_name(field: str) -> str:
@@ -99,14 +100,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return by_stem[difflib.get_close_matches(stem, by_stem, n=1, cutoff=0.0)[0]]
 
 
-def _unknown_names(layer: _Found, fields: Iterable[str]) -> Iterator[tuple[str, Problem]]:
+def _unknown_names(layer: _Found, fields: Iterable[str]) -> Iterator[tuple[str, SourceError]]:
     known = [*(env_name(field) for field in fields), *_file_names()]
     for name, text in layer.items():
         # EVENTWATCH_TEST_* are the pytest plugin's, whose tests may run beside the code that reads settings.
         if name.upper().startswith(PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
             yield (
                 name,
-                Problem(f"unknown setting, the nearest right name is {nearest(name, known)}", text.place),
+                SourceError(f"unknown setting, the nearest right name is {nearest(name, known)}", text.place),
             )
 
 
@@ -127,7 +128,7 @@ def _env_file_lines(path: Path, encoding: str | None) -> tuple[dict[str, int], l
 
 
 def _from_environment() -> _Found:
-    return {name: Text(value, name, "") for name, value in os.environ.items()}
+    return {name: Located(value, name, "") for name, value in os.environ.items()}
 
 
 def _from_env_file(source: DotEnvSettingsSource) -> tuple[_Found, _Problems]:
@@ -139,9 +140,9 @@ def _from_env_file(source: DotEnvSettingsSource) -> tuple[_Found, _Problems]:
         if path.is_file():  # a pipe can be read once only, and that was done
             lines, broken = _env_file_lines(path, source.env_file_encoding)
             places |= {name: f"{path}:{line}" for name, line in lines.items()}
-            problems |= {f"{path}:{line}": Problem("cannot be parsed as NAME=value") for line in broken}
+            problems |= {f"{path}:{line}": SourceError("cannot be parsed as NAME=value") for line in broken}
     found = {
-        name: Text(value, name, places.get(name, ""))
+        name: Located(value, name, places.get(name, ""))
         for name, value in source.env_vars.items()
         if value is not None
     }
@@ -161,7 +162,9 @@ def _from_secret_files(source: SecretsSettingsSource, known: Iterable[str]) -> t
                 _read_secret(name, path, found, problems)
             elif name.startswith(PREFIX) and not path.is_dir():
                 nearest_name = nearest(name, sorted(n for n in names if n.startswith(PREFIX)))
-                problems[name] = Problem(f"unknown setting, the nearest right name is {nearest_name}", str(path))
+                problems[name] = SourceError(
+                    f"unknown setting, the nearest right name is {nearest_name}", str(path)
+                )
     return found, problems
 
 
@@ -175,11 +178,11 @@ def _read_secret(name: str, path: Path, found: _Found, problems: _Problems) -> N
     try:
         text = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        problems[name] = Problem("cannot be read, it is not UTF-8 text", str(path))
+        problems[name] = SourceError("cannot be read, it is not UTF-8 text", str(path))
     except (OSError, ValueError) as error:
-        problems[name] = Problem(f"cannot be read, {why_unreadable(error)}", str(path))
+        problems[name] = SourceError(f"cannot be read, {why_unreadable(error)}", str(path))
     else:
-        found[name] = Text(text, name, str(path))
+        found[name] = Located(text, name, str(path))
 
 
 def _follow_file_names(layer: _Found) -> tuple[_Found, _Problems]:
@@ -191,64 +194,64 @@ def _follow_file_names(layer: _Found) -> tuple[_Found, _Problems]:
         if not pointer:
             continue
         if found.get(name):
-            problems[file_name] = Problem(f"set either this or {name}, not both", pointer.place)
+            problems[file_name] = SourceError(f"set either this or {name}, not both", pointer.place)
             continue
         _read_secret(name, path_of(pointer), found, problems)
         if found.get(name) == "":
-            problems[name] = Problem("the file is empty", found[name].place)
+            problems[name] = SourceError("the file is empty", found[name].place)
     return found, problems
 
 
-def _is_set(text: Text) -> bool:
+def _is_set(text: Located) -> bool:
     return bool(text) or text.name in _EMPTY_IS_OFF
 
 
-def _manager_database(given: Mapping[str, Text]) -> tuple[_Found, _Problems]:
+def _manager_database(given: Mapping[str, Located]) -> tuple[_Found, _Problems]:
     """Build the URL and the database name from the manager's own `DB_*` names."""
-    host, port = given["DB_HOST"], given.get("DB_PORT", Text("27017", "DB_PORT", ""))
+    host, port = given["DB_HOST"], given.get("DB_PORT", Located("27017", "DB_PORT", ""))
     username, password = given.get("DB_USERNAME"), given.get("DB_PASSWORD")
     problems: _Problems = {}
     if file := given.get("DB_PASSWORD_FILE"):
         read: _Found = {}
         if password:
-            problems["DB_PASSWORD_FILE"] = Problem("set either this or DB_PASSWORD, not both", file.place)
+            problems["DB_PASSWORD_FILE"] = SourceError("set either this or DB_PASSWORD, not both", file.place)
         else:
             _read_secret("DB_PASSWORD", path_of(file), read, problems)
             password = read.get("DB_PASSWORD")
     if _HOST.fullmatch(host) is None:
-        problems["DB_HOST"] = Problem("must be one host name or address, without port", host.place)
+        problems["DB_HOST"] = SourceError("must be one host name or address, without port", host.place)
     if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= MAX_PORT:
-        problems["DB_PORT"] = Problem(f"must be between 1 and {MAX_PORT}, got {str(port)!r}", port.place)
+        problems["DB_PORT"] = SourceError(f"must be between 1 and {MAX_PORT}, got {str(port)!r}", port.place)
     if username and not password and "DB_PASSWORD" not in problems:
-        problems["DB_PASSWORD"] = Problem("must be set when DB_USERNAME is", username.place)
+        problems["DB_PASSWORD"] = SourceError("must be set when DB_USERNAME is", username.place)
     if password and not username:
-        problems["DB_USERNAME"] = Problem("must be set when DB_PASSWORD is", password.place)
+        problems["DB_USERNAME"] = SourceError("must be set when DB_PASSWORD is", password.place)
     login = f"{quote(username, safe='')}:{quote(password, safe='')}@" if username and password else ""
     address = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    found = {"mongo_url": Text(f"mongodb://{login}{address}:{port}/", "DB_HOST", host.place)}
+    found = {"mongo_url": Located(f"mongodb://{login}{address}:{port}/", "DB_HOST", host.place)}
     if "DB_COLLECTION" in given:
         found["mongo_database"] = given["DB_COLLECTION"]
     return ({} if problems else found), problems
 
 
-def _docker_context(given: Mapping[str, Text]) -> tuple[_Found, _Problems]:
+def _docker_context(given: Mapping[str, Located]) -> tuple[_Found, _Problems]:
     """Engine and certificates of the Docker context that is current, which has none of the environment's."""
-    named, folder = (given.get(name, Text("", name, "")) for name in _CONTEXT_NAMES)
+    named, folder = (given.get(name, Located("", name, "")) for name in _CONTEXT_NAMES)
     source = named.name if named else folder.name
     try:
         context = current_context(named, folder)
     except ContextError as error:
-        return {}, {source: Problem(str(error), error.place)}
+        return {}, {source: SourceError(str(error), error.place)}
     if context is None:
         return {}, {}
     return {
-        "docker_host": Text(context.host, source, context.place),
-        "docker_tls_verify": Text("1" if context.tls else "", source, context.place),
-        "docker_cert_path": Text(context.tls, source, context.place),
+        "docker_host": Located(context.host, source, context.place),
+        "docker_tls_verify": Located("1" if context.tls else "", source, context.place),
+        "docker_cert_path": Located(context.tls, source, context.place),
     }, {}
 
 
-class WrittenSource(PydanticBaseSettingsSource):
+class LayeredSource(PydanticBaseSettingsSource):
     """Environment, `.env` and secret files as one source, so that `DB_*` ranks below all of ours."""
 
     def __init__(

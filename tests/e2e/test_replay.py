@@ -19,7 +19,7 @@ from pymongo import MongoClient
 
 from eventwatch.core.errors import ConfigError, LeaseLostError
 from eventwatch.core.facts import Change
-from eventwatch.pipeline.elector import Elector
+from eventwatch.pipeline.elector import LeaderElector
 from eventwatch.replay.player import Report, Tier, open_replay
 from eventwatch.replay.recording import Recording, Truth, expected_path, read_expected, read_recording
 from eventwatch.replay.recording import to_json as line
@@ -287,7 +287,7 @@ async def test_a_replay_that_loses_its_lease_says_so(
     mongo_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording, truth = recorded(LIFECYCLE)
-    monkeypatch.setattr(Elector, "holds", lambda _: False)
+    monkeypatch.setattr(LeaderElector, "holds", lambda _: False)
     with pytest.raises(LeaseLostError, match="The lease ran out"):
         async with open_replay(recording, settings_for(database), url=mongo_url, truth=truth) as running:
             await running.finish()

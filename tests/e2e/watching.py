@@ -242,14 +242,14 @@ class Watched:
 async def watching(settings: Settings) -> AsyncIterator[Watched]:
     """Run `watch(settings)`, entered once it leads, has its event stream open and has swept."""
     noticed: list[Event] = []
-    real_notice = Reconciler.notice
+    real_notice = Reconciler.on_event
 
-    def notice(self: Reconciler, event: Event) -> None:
+    def on_event(self: Reconciler, event: Event) -> None:
         noticed.append(event)
         real_notice(self, event)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reconciler, "notice", notice)
+        patch.setattr(Reconciler, "on_event", on_event)
         async with watch(settings) as app:
             await eventually(lambda: app.pipeline and app.pipeline.sweeper.last_success is not None)
             await eventually(lambda: app.pipeline and app.pipeline.watcher.connected_at is not None)

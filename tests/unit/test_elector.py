@@ -9,7 +9,7 @@ import pytest
 
 from eventwatch.core.clock import VirtualClock
 from eventwatch.core.errors import CheckerDeletedError, LeaseLostError
-from eventwatch.pipeline.elector import RENEWALS, SECOND_LOOK, Elector
+from eventwatch.pipeline.elector import RENEWALS, SECOND_LOOK, LeaderElector
 from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker
 from eventwatch.store.rows import Lease
@@ -54,10 +54,10 @@ async def conclude(**store: Any) -> None:
     clock = VirtualClock()
     checker = NodeChecker.model_construct(manager_id="us")
     database = cast("Store", ForgetfulStore(clock, **store))
-    elector = Elector(store=database, checker=checker, duration=DURATION, clock=clock)
+    elector = LeaderElector(store=database, checker=checker, duration=DURATION, clock=clock)
     lease = await elector.acquire("engine")
     assert elector.holds()
-    keeping = asyncio.create_task(elector.keep(lease, lambda: None))
+    keeping = asyncio.create_task(elector.renew_until_lost(lease, lambda: None))
     await asyncio.sleep(0)
     clock.advance(DURATION / RENEWALS)
     async with asyncio.timeout(5 * SLOW):

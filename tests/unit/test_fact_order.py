@@ -54,8 +54,8 @@ class Scene:
     def document(self) -> Recorded:
         return self.store.documents[NODE]
 
-    def notice(self, action: str, at_ms: int, health: str | None = None) -> None:
-        self.reconciler.notice(Event(action, NODE, START + at_ms * MS, health))
+    def on_event(self, action: str, at_ms: int, health: str | None = None) -> None:
+        self.reconciler.on_event(Event(action, NODE, START + at_ms * MS, health))
 
     async def pass_ms(self, ms: int) -> None:
         await self.time.run_until(self.time.clock.time_ns() + ms * MS)
@@ -73,7 +73,7 @@ async def opened(*, status: str = "running") -> AsyncIterator[Scene]:
 async def test_of_two_answers_that_crossed_neither_is_believed() -> None:
     """A settle asked first may answer last; a third inspection tells."""
     async with opened() as scene:
-        scene.notice("rename", 0)
+        scene.on_event("rename", 0)
         await scene.pass_ms(300)
         (settling,) = scene.engine.asked
         seen = scene.roster.events_seen(NODE)
@@ -99,9 +99,9 @@ async def test_a_sweeps_answer_is_dropped_when_another_was_taken_since_it_was_as
 async def test_a_health_hint_before_the_answer_to_the_start_is_not_lost() -> None:
     """A document that does not say `running` yet cannot say `healthy`; the answer must not leave it so."""
     async with opened(status="created") as scene:
-        scene.notice("start", 1)
+        scene.on_event("start", 1)
         await scene.pass_ms(1)
-        scene.notice("health_status", 2, "healthy")
+        scene.on_event("health_status", 2, "healthy")
         await scene.pass_ms(100)
         assert (scene.document.status, scene.document.health) == ("created", "unhealthy")
         scene.engine.asked[0].set_result(RUNNING)
@@ -118,7 +118,7 @@ async def test_what_was_written_while_a_sweep_read_the_documents_stays_known() -
         await scene.pass_ms(100)
         scene.reconciler.replace_known(read, known_before=known_before)
         assert scene.roster.known[NODE].status == "running"
-        scene.notice("health_status", 2, "healthy")
+        scene.on_event("health_status", 2, "healthy")
         await scene.pass_ms(100)
         assert scene.document.health == "healthy"
 
@@ -127,7 +127,7 @@ async def test_a_document_that_was_deleted_while_a_sweep_read_it_stays_forgotten
     async with opened() as scene:
         known_before = dict(scene.roster.known)
         read = dict(scene.store.documents)
-        scene.notice("destroy", 1)
+        scene.on_event("destroy", 1)
         await scene.pass_ms(100)
         scene.reconciler.replace_known(read, known_before=known_before)
         assert scene.roster.known == {}
@@ -138,27 +138,27 @@ async def test_a_hint_older_than_what_an_inspection_proves_is_dropped() -> None:
     async with opened(status="exited") as scene:
         seen = scene.roster.events_seen(NODE)
         assert scene.reconciler.accept_if_unchanged(replace(RUNNING, time_nano=START + 50 * MS), since=seen)
-        scene.notice("die", 40)
+        scene.on_event("die", 40)
         await scene.pass_ms(100)
         assert (scene.document.status, scene.document.ip) == ("running", "10.0.0.1")
-        scene.notice("die", 60)
+        scene.on_event("die", 60)
         await scene.pass_ms(100)
         assert (scene.document.status, scene.document.ip) == ("exited", "")
 
 
 async def test_of_two_hints_the_one_of_the_later_event_stays() -> None:
     async with opened() as scene:
-        scene.notice("die", 30)
-        scene.notice("pause", 10)
+        scene.on_event("die", 30)
+        scene.on_event("pause", 10)
         await scene.pass_ms(100)
         assert scene.document.status == "exited"
 
 
 async def test_a_settle_that_was_asked_before_a_health_hint_does_not_take_it_back() -> None:
     async with opened() as scene:
-        scene.notice("rename", 0)
+        scene.on_event("rename", 0)
         await scene.pass_ms(300)
-        scene.notice("health_status", 290, "healthy")
+        scene.on_event("health_status", 290, "healthy")
         scene.engine.asked[0].set_result(RUNNING)
         await scene.pass_ms(100)
         assert scene.document.health == "healthy"
@@ -169,6 +169,6 @@ async def test_a_settle_that_was_asked_before_a_health_hint_does_not_take_it_bac
 @pytest.mark.parametrize("action", sorted(SETTLING))
 async def test_every_event_without_a_hint_leads_to_an_inspection(action: str) -> None:
     async with opened() as scene:
-        scene.notice(action, 0)
+        scene.on_event(action, 0)
         await scene.pass_ms(300)
         assert len(scene.engine.asked) == 1

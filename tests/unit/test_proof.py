@@ -21,7 +21,7 @@ from eventwatch.core.clock import VirtualClock
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Event, Observation, nanos
 from eventwatch.core.readiness import is_standby
-from eventwatch.pipeline.elector import Elector
+from eventwatch.pipeline.elector import LeaderElector
 from eventwatch.pipeline.proof import (
     DeathWatch,
     Finding,
@@ -289,11 +289,11 @@ async def test_a_holder_whose_engine_is_slow_to_tell_of_its_container_leaves_tha
     monkeypatch.setattr("eventwatch.pipeline.proof.started_with_first_process", lambda _: began)
     engine, renewed = ToldEngine(**{HOLDER: None}), RenewedStore()
     virtual = clock()
-    elector = Elector(
+    elector = LeaderElector(
         store=cast("Store", renewed), checker=NodeChecker.model_construct(manager_id="us"), duration=15.0,
         clock=virtual, deaths=DeathWatch(engine, virtual),
     )  # fmt: skip
-    keeping = asyncio.create_task(elector.keep(await elector.acquire("engine"), lambda: None))
+    keeping = asyncio.create_task(elector.renew_until_lost(await elector.acquire("engine"), lambda: None))
     for told in (None, None, state("running"), state("running")):
         engine.states[HOLDER] = told
         await settle()
@@ -340,9 +340,9 @@ class HeldStore:
         return holder(self.life, renewed_at=self.renewed_at)
 
 
-async def candidate(store: HeldStore) -> tuple[Elector, VirtualClock, asyncio.Task[Lease]]:
+async def candidate(store: HeldStore) -> tuple[LeaderElector, VirtualClock, asyncio.Task[Lease]]:
     clock = VirtualClock()
-    elector = Elector(
+    elector = LeaderElector(
         store=cast("Store", store), checker=NodeChecker.model_construct(manager_id="us"), duration=15.0,
         clock=clock, deaths=DeathWatch(ToldEngine(), clock),
     )  # fmt: skip
@@ -370,12 +370,12 @@ async def test_a_holder_of_which_nothing_is_known_is_no_reason_to_be_called_a_st
     for _ in range(5):
         clock.advance(1.0)
         await settle()
-        assert not is_standby(elector.doubts())
+        assert not is_standby(elector.unready_reasons())
         assert not elector.holds()
     store.renewed_at = STARTED.replace(second=5)
     clock.advance(1.0)
     await settle()
-    assert is_standby(elector.doubts())
+    assert is_standby(elector.unready_reasons())
     acquiring.cancel()
     await asyncio.gather(acquiring, return_exceptions=True)
     assert not store.proven
@@ -385,7 +385,7 @@ async def test_a_holder_that_lives_is_stood_by_for_at_once(child: subprocess.Pop
     child.send_signal(signal.SIGSTOP)  # alive, though it renews nothing
     store = HeldStore(life_of(child))
     elector, clock, acquiring = await candidate(store)
-    assert is_standby(elector.doubts())
+    assert is_standby(elector.unready_reasons())
     clock.advance(1.0)
     await settle()
     assert not acquiring.done()

@@ -38,18 +38,18 @@ async def test_an_engine_that_says_nothing_is_doubted_until_it_answers() -> None
             await asyncio.sleep(0)
 
     await pass_seconds(30)
-    assert pulse.doubts() == []
+    assert pulse.unready_reasons() == []
     assert clock.monotonic() - pulse.answered_at <= 3
     for trouble in ("nothing", "no"):
         engine.says = trouble
         await pass_seconds(6)
-        assert pulse.doubts() == []
+        assert pulse.unready_reasons() == []
         await pass_seconds(6)
-        assert "has not answered for" in pulse.doubts()[0]
+        assert "has not answered for" in pulse.unready_reasons()[0]
         engine.says = "yes"
         engine.thawed.set()
         await pass_seconds(4)
-        assert pulse.doubts() == []
+        assert pulse.unready_reasons() == []
         engine.thawed.clear()
     running.cancel()
     with suppress(asyncio.CancelledError):
