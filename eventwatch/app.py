@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from enum import Enum, auto
 from functools import partial
 from types import FrameType
@@ -29,7 +28,7 @@ from loguru import logger
 
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
-from eventwatch.calls.waiting import find_ids, find_node, wait_for
+from eventwatch.calls.waiting import find_ids
 from eventwatch.checks import set_watching
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock, KindestClock, SystemClock, Timer
@@ -41,15 +40,10 @@ from eventwatch.core.errors import (
     EventwatchError,
     StoreError,
 )
-from eventwatch.core.facts import STOPPING, Change, Recorded
+from eventwatch.core.facts import Change
 from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import (
     KNOWN_ACTIONS,
-    Idleness,
-    Timeout,
-    idle_timeout_of,
-    recorded_idleness,
-    stop_timeout_of,
 )
 from eventwatch.core.readiness import is_standby
 from eventwatch.core.version import eventwatch_version
@@ -58,7 +52,7 @@ from eventwatch.engine.protocol import Engine, EngineInfo
 from eventwatch.http.access import Access, page_url
 from eventwatch.http.feed import KEPT_CHANGES, ChangeFeed
 from eventwatch.http.probe import identity
-from eventwatch.http.rows import Facts, Rows
+from eventwatch.http.rows import Rows
 from eventwatch.http.series import Series
 from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.deletion import LEFTOVER_GRACE
@@ -69,17 +63,17 @@ from eventwatch.pipeline.pipeline import Brakes, Care, Pipeline, is_cancelled
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.pulse import Pulse
 from eventwatch.pipeline.requests import SweepRequests
-from eventwatch.pipeline.roster import Roster
 from eventwatch.pipeline.sweeper import PATIENCE
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.pipeline.undocumented import Undocumented
 from eventwatch.settings.model import EMBEDDED, Settings, load_settings
 from eventwatch.store.changes import HISTORY_CHANGES
 from eventwatch.store.connection import Store, open_store
-from eventwatch.store.documents import NodeChecker, ToolServerNode
+from eventwatch.store.documents import NodeChecker
 from eventwatch.store.embedded import EmbeddedMongo
 from eventwatch.store.history import History, read_changes
 from eventwatch.store.rows import Lease
+from eventwatch.view import RECORDED, NodeView
 
 T = TypeVar("T")
 
@@ -92,8 +86,6 @@ START_TIMEOUT: Final = 60.0
 NAMED: Final = 100
 #: Engines that are listed.
 MOST_ENGINES: Final = 2000
-#: What a node's document says.
-RECORDED: Final = tuple(field.name for field in fields(Recorded))
 #: Seconds between attempts to reach the database or the engine at the start.
 RETRY: Final = Pace(base=0.2, cap=2.0)
 
@@ -147,7 +139,6 @@ class Application:
         #: While we lead.
         self.pipeline: Pipeline | None = None
         self.feed = ChangeFeed()
-        self.rows = Rows(node_ids=self.node_ids, facts=self._facts, more=self._idle_of, whole=self._knows_all)
         self.pages: Pages | None = None
         self._changes = Changes()
         self._elector: LeaderElector | None = None
@@ -156,6 +147,8 @@ class Application:
         self._requests = SweepRequests(self._clock)
         self.series = Series(self.metrics, self._clock)
         self._time = KindestClock(self._clock, settings.idle_timeout)
+        self.view = view = NodeView(settings, self._time, lambda: self.pipeline)
+        self.rows = Rows(node_ids=view.ids, facts=view.facts, more=view.idle_at, whole=self._knows_all)
         self._clock_timer: Timer | None = None
         self._twins: TwinWatch | None = None
         self._undocumented: Undocumented | None = None
@@ -197,69 +190,6 @@ class Application:
         coroutine function.
         """
         return self._changes.on(callback)
-
-    def node_ids(self) -> Iterable[str]:
-        """The ids of the nodes that have a document."""
-        return self.pipeline.roster.known if self.pipeline else ()
-
-    def node(self, node_id: str) -> dict[str, Any] | None:
-        """A node's document as last read or written by us, and the idle time that is left to it (s)."""
-        roster = self.pipeline.roster if self.pipeline else None
-        node = roster.known.get(node_id) if roster else None
-        if roster is None or node is None:
-            return None
-        shown = {name: getattr(node, name) for name in RECORDED}  # asdict copies deeply, at ten times the cost
-        told = {"claim": node.claim and asdict(node.claim), "idle_left": self._idleness(node).left}
-        return shown | told | roster.reasons.row(node_id)
-
-    async def read_node(self, node_id: str) -> dict[str, Any] | None:
-        """A node's row as the database has it, whoever keeps it; None: there is none. Raises StoreError."""
-        document = await find_node(node_id)
-        return None if document is None else self._row(document)
-
-    async def wait_for_node(self, node_id: str, condition: str, seconds: float) -> dict[str, Any] | None:
-        """A node's row once it meets a condition with a name; None once it is deleted. Raises as `wait_for`."""
-        document = await wait_for(node_id, condition, seconds)  # type: ignore[arg-type]  # which it checks
-        return None if document is None else self._row(document)
-
-    def _row(self, document: ToolServerNode) -> dict[str, Any]:
-        known = self.node(document.id) or {}
-        roster = self.pipeline.roster if self.pipeline else None
-        if roster and known:
-            idle = self._idle_row(roster.known[document.id], document)
-            known |= roster.reasons.full_row(document.id) | idle
-        return known | {
-            "node_id": document.id,
-            **{name: getattr(document, name) for name in RECORDED if name in ToolServerNode.model_fields},
-        }
-
-    def _facts(self, node_id: str) -> Facts | None:
-        pipeline = self.pipeline
-        node = pipeline.roster.known.get(node_id) if pipeline else None
-        if pipeline is None or node is None:
-            return None
-        roster = pipeline.roster
-        told = roster.reasons.row(node_id)
-        del told["unhealthy_for"]  # which changes all the time
-        observed, observed_at = roster.observed(node_id)
-        return Facts(
-            recorded=node,
-            told=told,
-            stop_timeout=self._stop_timeout(roster, node_id) if node.status == STOPPING else 0.0,
-            started_at=roster.started_at(node_id),
-            used_at=roster.used_at(node_id),
-            inspected=node_id not in pipeline.inspections.unanswered,
-            observed=observed,
-            observed_at=observed_at / 1e9,
-        )
-
-    def _idle_of(self, node_id: str, _: Facts) -> dict[str, Any]:
-        """When the node is idle as things stand (Unix time, s; null: never)."""
-        node = self.pipeline.roster.known.get(node_id) if self.pipeline else None
-        return {"idle_at": self._idle_at(self._idleness(node)) if node else None}
-
-    def _idle_at(self, verdict: Idleness) -> int | None:
-        return None if verdict.left is None else round(self._time.now().timestamp() + verdict.left)
 
     def overview(self) -> dict[str, Any]:
         """The head of the status page: who watches what, and how well. Ages and times in s."""
@@ -323,31 +253,6 @@ class Application:
         """Whether the nodes that are known are all that there are to know of; a term begins with none."""
         return self._stands_by() or (self.pipeline is not None and self.pipeline.sweeper.last_success is not None)
 
-    def states(self) -> Iterable[tuple[str | None, str | None]]:
-        """Status and health of each node."""
-        known = self.pipeline.roster.known if self.pipeline else {}
-        return ((node.status, node.health) for node in known.values())
-
-    def _stop_timeout(self, roster: Roster, node_id: str) -> float:
-        """From the claim of a node to when the engine kills it (s)."""
-        own = stop_timeout_of(roster.reasons.details(node_id).labels, self.settings.stop_timeout)
-        return self.settings.settle_delay + own.seconds
-
-    def _idle_row(self, known: Recorded, document: ToolServerNode) -> dict[str, Any]:
-        """What decides when a node is idle: the limit (s; None: never), where that comes from, why not yet."""
-        node = replace(known, last_req_time=document.last_req_time, status=document.status)
-        limit, verdict = self._idle_limit(node.node_id), self._idleness(node)
-        seconds = limit.seconds if math.isfinite(limit.seconds) and limit.seconds else None
-        idle = {"idle_left": verdict.left, "idle_at": self._idle_at(verdict)}
-        return {**idle, "idle_limit": seconds, "idle_source": limit.source, "idle_reason": verdict.reason}
-
-    def _idleness(self, node: Recorded) -> Idleness:
-        """How idle a node is, by what is known of it."""
-        pipeline, node_id = self.pipeline, node.node_id
-        used_at = pipeline.roster.used_at(node_id) if pipeline else None
-        owner = pipeline.owners.owned.get(node_id) if pipeline else None
-        return recorded_idleness(node, used_at, self._time.now(), self._idle_limit(node_id).seconds, owner)
-
     async def read_changes(self, node_id: str) -> list[dict[str, Any]]:
         """The changes of a node on record, newest first, whether or not it has a document. Raises StoreError."""
         if not self.ready.is_set():
@@ -389,7 +294,7 @@ class Application:
         """What this watcher tells of itself to its fleet."""
         success = self.pipeline.sweeper.last_success if self.pipeline else None
         return report(
-            statuses=(status for status, _ in self.states()),
+            statuses=(status for status, _ in self.view.states()),
             sweep_age=None if success is None else self._clock.monotonic() - success,
             drift=self.metrics.corrections(),
             latencies=self._latencies,
@@ -436,10 +341,10 @@ class Application:
             stack.push_async_callback(engine.close)
         if self.settings.http_address:
             self.pages = Pages(
-                metrics=self.metrics, feed=self.feed, node_ids=self.node_ids, node=self.node,
-                states=self.states, doubts=self.doubts, notes=self.notes, find=find_ids,
+                metrics=self.metrics, feed=self.feed, node_ids=self.view.ids, node=self.view.node,
+                states=self.view.states, doubts=self.doubts, notes=self.notes, find=find_ids,
                 engines=self.read_engines, engine_id=lambda: self._engine_id, read_page=self.read_page,
-                read=self.read_node, wait=self.wait_for_node, changes=self.read_changes,
+                read=self.view.read, wait=self.view.wait, changes=self.read_changes,
                 rows=self.rows, overview=self.overview, series=self.series.as_json,
                 identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
             )  # fmt: skip
@@ -449,26 +354,10 @@ class Application:
         store = await self._open_store(stack)
         self._twins, self._store = TwinWatch(engine, store), store
         self.ready.set()
-        here = Here(self.settings, engine, self._changes, self._keeps, self._idle_timeout)
+        here = Here(self.settings, engine, self._changes, self.view.keeps, self.view.idle_timeout)
         enter(here)
         stack.callback(leave, here)
         await self._run_terms(engine, store)
-
-    def _keeps(self, node_id: str) -> bool:
-        """Whether this watcher keeps that node true now."""
-        return self.pipeline is not None and node_id in self.pipeline.roster.known
-
-    def _idle_limit(self, node_id: str) -> Timeout:
-        """After how many seconds that node is idle, as far as is known; 0 or infinite: never."""
-        if self.pipeline is None:
-            return Timeout(self.settings.idle_timeout)
-        roster = self.pipeline.roster
-        node = roster.known.get(node_id)
-        own = node.idle_timeout if node else None
-        return idle_timeout_of(own, roster.idle_label(node_id), self.settings.idle_timeout)
-
-    def _idle_timeout(self, node_id: str) -> float:
-        return self._idle_limit(node_id).seconds
 
     def _page_url(self) -> str:
         settings = self.settings

@@ -305,7 +305,7 @@ async def test_a_nodes_own_idle_timeout_counts_more_than_the_setting(world: Worl
                 await sweep(watched)
             for node in (never, odd):
                 assert await world.says(node, status="running")
-            shown = {node.id: (watched.app.node(node.id) or {})["idle_left"] for node in (never, odd)}
+            shown = {node.id: (watched.app.view.node(node.id) or {})["idle_left"] for node in (never, odd)}
             assert shown == {never.id: None, odd.id: None}
     complaints = [text for text in texts(lines) if "the setting stands" in text]
     assert len(complaints) == 1
@@ -325,7 +325,7 @@ async def test_a_node_that_works_lives_beside_an_idle_one_that_is_stopped(
             await eventually(lambda: world.says(rest, status="exited"), 20)
             await asyncio.sleep(5)
             assert await world.says(busy, status="running")
-            left = (watched.app.node(busy.id) or {})["idle_left"]
+            left = (watched.app.view.node(busy.id) or {})["idle_left"]
             assert left is not None
             assert stops(watched, "works") >= 2
     told = [
