@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from eventwatch.core.facts import Cause, Change
     from eventwatch.core.logs import use_standard_logging
+    from eventwatch.pipeline.sweeper import SweepReport
     from eventwatch.settings.model import Settings
     from eventwatch.store.documents import NodeChecker, ToolServerNode
 
@@ -37,6 +38,7 @@ __all__ = [
     "NodeGoneError",
     "Settings",
     "StoreError",
+    "SweepReport",
     "ToolServerNode",
     "WaitTimeoutError",
     "check_nodes_status",
@@ -61,6 +63,7 @@ _HOMES = {
     "NodeGoneError": "core.errors",
     "Settings": "settings.model",
     "StoreError": "core.errors",
+    "SweepReport": "pipeline.sweeper",
     "ToolServerNode": "store.documents",
     "WaitTimeoutError": "core.errors",
     "check_nodes_status": "checks",

@@ -397,7 +397,7 @@ class Settings(BaseSettings):
     http_tls_key_file: Annotated[str | None, _Optional] = None
     """PEM file with the key of that certificate, without a password. Empty by default, as the certificate is."""
 
-    history: bool = True
+    history: _Flag = True
     """Whether the last 50 changes of each node are kept, for 30 days (collection NodeChanges), for `eventwatch
     explain`. On, because the question comes after the fact."""
 

@@ -32,7 +32,7 @@ import eventwatch.cli.main, eventwatch.cli.commands
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
-eventwatch.cli.main()
+eventwatch.cli.main.main()
 """
 
 

@@ -433,6 +433,7 @@ class TestRules:
             ("NODE_PORT", "65536", "must be between 1 and 65535"),
             ("NODE_PORT", "http", "must be between 1 and 65535"),
             ("HEALTH_CHECK", "maybe", "must be true or false"),
+            ("HISTORY", "maybe", "must be true or false"),
             ("IDLE_TIMEOUT", "-5", "must be seconds or a duration such as"),
             ("SWEEP_INTERVAL", "0", "must be more than 0"),
             ("SETTLE_DELAY", "30s", "must be less than EVENTWATCH_SWEEP_INTERVAL (30s)"),
