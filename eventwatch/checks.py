@@ -80,7 +80,7 @@ async def one_off_sweeper(
             yield Pipeline(
                 engine=used, store=Store(), settings=settings, clock=clock,
                 time=KindestClock(clock, settings.idle_timeout), tasks=tasks,
-                care=Care(brakes, grace=None if manner is Manner.BY_HAND else 0.0),
+                care=Care(brakes, grace=None if manner is Manner.BY_HAND else 0.0), looks=False,
             ).sweeper  # fmt: skip
     except BaseExceptionGroup as group:
         # What the caller's block raised, and nothing else, is not to come back wrapped.
@@ -158,7 +158,7 @@ async def check_nodes_status_loop(
     store = Store()
     async with AsyncExitStack() as stack:
         own = None
-        if _watching is None or engine is not None or settings is not None:
+        if engine is not None or settings is not None or (_watching is None and get_here() is None):
             own = await stack.enter_async_context(one_off_sweeper(engine, settings, manner=Manner.LOOP))
         while True:
             try:

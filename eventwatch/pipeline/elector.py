@@ -3,7 +3,7 @@
 The lease runs on the database's clock. Its holder believes in it only until a deadline on its own monotonic
 clock, counted from *before* the renewal was sent, so a holder that was slow, cut off or asleep stops writing
 before anyone else may begin. A process can still be paused between that check and its write; the epoch in
-every write's filter stops that one (see store.py).
+every write's filter stops that one (see store/leases.py).
 
 A holder that has provably ended (see pipeline/proof.py) is not waited for. One that has not been seen alive yet,
 by such a proof or by a renewal, is no reason to be called a standby: it may be our own predecessor.

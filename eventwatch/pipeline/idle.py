@@ -341,11 +341,11 @@ class IdleStopper:
             return "withdrawn"
         node_id = recorded.node_id
         stop.claimed.set()
+        used_at = self._roster.used_at(node_id)
         try:
             await self._clock.sleep(self._settings.settle_delay)
             # First the engine, then the document: what the claim keeps away are requests, not restarts.
             seen = await self._engine.inspect(node_id, as_of=self._roster.newest)
-            used_at = self._roster.used_at(node_id)
             self._roster.note_start(seen)
             unused = seen.status in AT_WORK and self._roster.used_at(node_id) == used_at
             if not (unused and await self._writer.confirm_claim(node_id, idle_before=idle_before)):

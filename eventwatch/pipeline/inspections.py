@@ -74,7 +74,9 @@ class Inspections(WorkQueue[str]):
         """The engine has answered for the node, and maybe does again for those that wait for that."""
         if node_id not in self.unanswered:
             return
-        self.forget(node_id)
+        del self.unanswered[node_id]
+        # A timer that is set goes on: whether this answer counts, only who asked for it knows.
+        self._failures.pop(node_id, None)
         for waiting in [i for i in self.unanswered if i not in self._failures][:INSPECTORS]:
             self.soon(waiting)
 

@@ -259,7 +259,8 @@ class Sweeper:
                 if node_id in verdict.allowed and self._reconciler.accept_if_unchanged(seen, since=events_seen):
                     report.deleted += 1
                 continue
-            self._reconciler.note(seen)
+            if self._roster.events_seen(node_id) == events_seen:
+                self._reconciler.note(seen)
             if change := self._writer.compare(documents[node_id], seen, Cause.SWEEP):
                 if not self._reconciler.accept_if_unchanged(seen, since=events_seen):
                     continue

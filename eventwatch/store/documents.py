@@ -1,6 +1,6 @@
 """The two Beanie documents, shared with the manager: a contract, so fields are only ever added.
 
-eventwatch itself reads by projection and writes by guarded `$set` (see store.py); these classes define the
+eventwatch itself reads by projection and writes by guarded `$set` (see store/nodes.py); these classes define the
 collections, the types and what a host application or a manager imports. Never call `save()` or `replace()`
 on a `ToolServerNode`: both write every field, and so take back a `last_req_time` that somebody else wrote.
 """

@@ -72,7 +72,7 @@ class _Node:
 
 
 class History:
-    """Remembers changes; `remember` is a listener of the reconciler."""
+    """Remembers changes; `remember` is a listener of the writer."""
 
     def __init__(self, store: Store, clock: Clock, *, engine_id: str) -> None:
         self._store = store

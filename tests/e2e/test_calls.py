@@ -38,9 +38,10 @@ from eventwatch.calls import follower, use
 from eventwatch.calls import waiting as waiting_calls
 from eventwatch.calls.here import get_here
 from eventwatch.cli.commands import wait
-from eventwatch.pipeline.reconciler import Reconciler
+from eventwatch.pipeline.orphans import Orphans
 from eventwatch.pipeline.sweeper import Sweeper
 from eventwatch.pipeline.watcher import Watcher
+from eventwatch.pipeline.writer import Writer
 from eventwatch.store.history import History
 from tests.conftest import free_address
 from tests.e2e.test_operator import ask
@@ -587,8 +588,8 @@ async def test_a_callback_that_makes_up_a_cancellation_ends_nothing(world: World
 @pytest.mark.parametrize(
     ("part", "name", "how"),
     [
-        ((Reconciler, "run_writer"), "writer", "silently"),
-        ((Reconciler, "run_orphanage"), "orphanage", "cancelled by nobody"),
+        ((Writer, "run"), "writer", "silently"),
+        ((Orphans, "run"), "orphanage", "cancelled by nobody"),
         ((Sweeper, "run"), "sweeper", "silently"),
         ((Watcher, "run"), "watcher", "cancelled by nobody"),
         ((History, "run"), "history", "silently"),

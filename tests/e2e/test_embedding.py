@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, HTTPException
 
-from eventwatch import NodeChecker, Settings, ToolServerNode, update_node_status, watch
+from eventwatch import NodeChecker, Settings, ToolServerNode, check_nodes_status_loop, update_node_status, watch
 from eventwatch.core.errors import ConfigError
 from tests.e2e.watching import Program, World, ago, eventually, logged, program, texts
 from tests.nodes import Node
@@ -166,6 +166,14 @@ async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
                 # With the settings of `watch()`, not with those of the environment, which names no node network.
                 await update_node_status(document)
                 assert document.ip == await world.ip(node)
+                own = NodeChecker(interval=0.05)
+                await own.insert()
+                looping = asyncio.create_task(check_nodes_status_loop(own), name="loop")
+                await world.collection.update_one({"_id": node.id}, {"$set": {"ip": ""}})
+                await eventually(lambda: world.says(node, ip=document.ip))
+                await own.delete()
+                await looping
+                assert not [text for text in texts(lines) if text.endswith("ip updated: " + document.ip + " -> ")]
                 await follows(world, node)  # through the first
                 checker = await NodeChecker.find_one()
                 assert checker is not None
