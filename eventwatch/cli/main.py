@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _imported(name: str) -> Command:
     """The command of that name, without what takes aiohttp longest: it makes a TLS context as it is imported.
 
-    For which it reads all authorities that the machine trusts. Nobody uses it: engine.py makes its own.
+    For which it reads all authorities that the machine trusts. Nobody uses it: engine/docker.py makes its own.
     """
     before = os.environ.get("SSL_CERT_FILE")
     os.environ["SSL_CERT_FILE"] = os.devnull

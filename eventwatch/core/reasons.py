@@ -62,6 +62,8 @@ class _Node:
     told: datetime | None = None
     #: Monotonic, s.
     unhealthy_since: float | None = None
+    #: Whether its health has been seen.
+    health_told: bool = False
     #: What the history has of it: its last status, and since when it has been unhealthy (monotonic, s).
     record: OnRecord | None = None
     unhealthy_on_record: float | None = None
@@ -134,7 +136,7 @@ class Reasons:
         node = self._node(node_id)
         if not node.died_at:
             node.record = last
-        if unhealthy_since:
+        if unhealthy_since and not (node.health_told and node.unhealthy_since is None):
             since = self._clock.monotonic() - max(0.0, self._clock.time_ns() / 1e9 - unhealthy_since.timestamp())
             node.unhealthy_on_record = since
             if node.unhealthy_since is not None:
@@ -155,6 +157,7 @@ class Reasons:
         return node
 
     def _note_health(self, node: _Node, *, unhealthy: bool) -> None:
+        node.health_told = True
         if not (unhealthy and self._health_check):
             node.unhealthy_untold = False
             node.unhealthy_since = node.unhealthy_on_record = None

@@ -3,3 +3,7 @@
 `protocol` is what the pipeline asks of an engine, `docker` asks it over the Docker Engine API, and `wire` turns
 what is answered into facts. Nothing beyond this package knows aiodocker. Imports `core` and `settings`.
 """
+
+from eventwatch.engine.docker import DockerEngine
+
+__all__ = ["DockerEngine"]

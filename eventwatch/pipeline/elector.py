@@ -24,6 +24,7 @@ from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import CheckerDeletedError, LeaseLostError, StoreError
 from eventwatch.core.readiness import standing_by
+from eventwatch.pipeline.indexes import create_indexes
 from eventwatch.pipeline.proof import DeathWatch
 from eventwatch.pipeline.twins import Lookout, TwinWatch
 from eventwatch.store.connection import Store
@@ -125,6 +126,10 @@ class LeaderElector:
                 self.database_away = True
                 if not backoff.failures:
                     logger.warning("{}. Retrying until it is back", error)
+                # Maybe for want of an index, which only a leader would make.
+                if error.timed_out and backoff.failures > 1:
+                    with suppress(StoreError):
+                        await create_indexes(self._store)
                 await self._clock.sleep(backoff.next_delay(took=self._clock.monotonic() - asked))
                 continue
             self.database_away = False

@@ -334,6 +334,7 @@ class IdleStopper:
         idle_before = self._time.now() - timedelta(seconds=self._timeout(recorded, seen))
         lasts = self._settings.settle_delay + grace + CALL_DEADLINE + CLAIM_RESERVE
         why = self._why(recorded, seen)
+        used_at = self._roster.used_at(recorded.node_id)
         self._roster.reasons.will_stop(recorded.node_id, why)
         if not await self._writer.claim(recorded, seen, idle_before=idle_before, seconds=lasts):
             self._roster.reasons.will_stop(recorded.node_id, "")
@@ -341,7 +342,6 @@ class IdleStopper:
             return "withdrawn"
         node_id = recorded.node_id
         stop.claimed.set()
-        used_at = self._roster.used_at(node_id)
         try:
             await self._clock.sleep(self._settings.settle_delay)
             # First the engine, then the document: what the claim keeps away are requests, not restarts.

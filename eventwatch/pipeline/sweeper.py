@@ -252,21 +252,22 @@ class Sweeper:
         verdict = await self._judge(missing, engine, found=found, force=force)
         report.braked, report.spared = verdict.braked, verdict.spared
         slices = Slices()
-        self._known = {}
+        known: dict[str, Answer] = {}
         for node_id, (seen, events_seen) in answers.items():
             await slices.turn()
             if not seen.found:
                 if node_id in verdict.allowed and self._reconciler.accept_if_unchanged(seen, since=events_seen):
                     report.deleted += 1
                 continue
-            if self._roster.events_seen(node_id) == events_seen:
+            if node_id in self._roster.known and self._roster.events_seen(node_id) == events_seen:
                 self._reconciler.note(seen)
             if change := self._writer.compare(documents[node_id], seen, Cause.SWEEP):
                 if not self._reconciler.accept_if_unchanged(seen, since=events_seen):
                     continue
                 events_seen = self._roster.events_seen(node_id)  # noqa: PLW2901 - that one was ours
                 report.changed += not change.fields.keys() <= STAMP
-            self._known[node_id] = seen, events_seen
+            known[node_id] = seen, events_seen
+        self._known = known
         await self._writer.flush()
         if engine:
             await self._put_on_record(found, engine)
@@ -438,7 +439,8 @@ class Sweeper:
         found: dict[str, Answer] = {}
         if now is None:
             return found
-        for node_id, (seen, events_seen) in self._known.items():
+        # A copy: another pass, such as a manager's, may end meanwhile.
+        for node_id, (seen, events_seen) in list(self._known.items()):
             await slices.turn()
             row, document = listed.get(node_id), documents.get(node_id)
             if row is None or document is None or int(node_id[-8:], 16) % TURNS == self._turn:

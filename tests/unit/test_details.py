@@ -327,6 +327,13 @@ def test_since_when_a_node_is_unhealthy_outlives_the_process(reasons: Reasons, *
     assert reasons.row(ID)["unhealthy_for"] == 0
 
 
+def test_what_is_on_record_counts_no_more_once_it_was_seen_healthy(reasons: Reasons) -> None:
+    reasons.on_inspection(seen("running", health="healthy"))
+    reasons.recall(ID, None, unhealthy_since=START - timedelta(minutes=5))
+    reasons.on_inspection(seen("running", health="unhealthy"))
+    assert reasons.row(ID)["unhealthy_for"] == 0
+
+
 def test_for_how_long_a_node_has_been_unhealthy(reasons: Reasons) -> None:
     clock = reasons._clock
     assert isinstance(clock, VirtualClock)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from eventwatch.core.clock import KindestClock
+from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Cause, Event, Observation, Recorded
 from eventwatch.core.policy import SETTLING
 from eventwatch.pipeline.pipeline import Pipeline
@@ -45,6 +46,7 @@ class Scene:
             time=KindestClock(self.time.clock, 0.0), tasks=tasks, engine_id=ENGINE_ID, sweeps=False, looks=False,
         )  # fmt: skip
         self.roster, self.reconciler = pipeline.roster, pipeline.reconciler
+        self.inspections = pipeline.inspections
         self.store.put(Recorded(NODE, NODE[:12], status, "none", "", 1))
         self.reconciler.replace_known(dict(self.store.documents), known_before={})
         self.running = [tasks.create_task(pipeline.writer.run())]
@@ -172,3 +174,23 @@ async def test_every_event_without_a_hint_leads_to_an_inspection(action: str) ->
         scene.on_event(action, 0)
         await scene.pass_ms(300)
         assert len(scene.engine.asked) == 1
+
+
+async def test_a_node_is_asked_for_again_though_a_pass_got_an_answer_that_came_too_late() -> None:
+    async with opened(status="exited") as scene:
+        before = scene.roster.events_seen(NODE)  # a pass asks now
+        scene.on_event("start", 1)
+        asked = 0
+        for ms in (1, 100, 150, 150, 150):  # all that the event led to fails
+            await scene.pass_ms(ms)
+            for answer in scene.engine.asked[asked:]:
+                answer.set_exception(EngineError("broken", status=500))
+            asked = len(scene.engine.asked)
+        await scene.pass_ms(1)
+        scene.inspections.succeeded(NODE)
+        assert not scene.reconciler.accept_if_unchanged(RUNNING, since=before)
+        await scene.pass_ms(20_000)
+        for answer in scene.engine.asked[asked:]:
+            answer.set_result(RUNNING)
+        await scene.pass_ms(100)
+        assert scene.document.status == "running"

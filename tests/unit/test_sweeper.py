@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from eventwatch.core.facts import Cause, Observation
+from eventwatch.core.facts import Cause, Event, Observation, Recorded, Write
+from eventwatch.engine.wire import parse_container
+from eventwatch.pipeline.deletion import Verdict
 from eventwatch.pipeline.sweeper import TURNS
-from tests.unit.simulated import START, Container, Stream, World
+from tests.unit.simulated import NETWORK, START, Container, Stream, World
 
 SECOND = 1_000_000_000
 
@@ -115,3 +120,64 @@ async def test_what_no_event_told_is_found_by_the_next_pass_that_sees_a_sign_of_
     await world.run(meanwhile=act)
     assert wrong == [{}]
     assert Cause.SWEEP in {change.cause for change in world.changes if change.node_id == changed.id}
+
+
+async def test_two_passes_at_once_do_not_disturb_each_other() -> None:
+    """A manager asks for one while the timer's is under way."""
+    world = World(quiet_nodes(1500), Stream(), 0)
+    world.settings = world.settings.model_copy(update={"sweep_interval": 1e6})
+    passes: list[asyncio.Task[object]] = []
+
+    def begin_two() -> None:
+        sweeper = world.pipeline.sweeper
+        compare, calls = sweeper._writer.compare, 0
+
+        def counted(*arguments: Any) -> Write | None:
+            nonlocal calls
+            calls += 1
+            if calls == 900:  # the first is in the middle of its answers
+                now = datetime.fromtimestamp(world.clock.time_ns() / 1e9, UTC)
+                passes.append(asyncio.create_task(sweeper._still_known(dict(world.store.documents), now)))
+            return compare(*arguments)
+
+        sweeper._writer.compare = counted  # type: ignore[assignment,method-assign]
+        passes.append(asyncio.create_task(sweeper.sweep()))
+
+    await world.run(after=60, meanwhile={START + 30 * SECOND: begin_two})
+    assert [each.exception() for each in passes] == [None, None]
+
+
+async def test_nothing_is_remembered_of_a_node_that_went_while_a_pass_was_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = Container(1, random.Random(1), checked=True, starts_at=START - 100 * SECOND)
+    for operation in ("start", "health", "health"):  # which ends unhealthy
+        gone.do(operation, 100)
+    world = World([gone], Stream(), 0)
+    world.settings = world.settings.model_copy(update={"sweep_interval": 1e6})
+    # All that happened to it was before anybody listened.
+    monkeypatch.setattr(world.engine, "_deliveries", [])
+    monkeypatch.setattr(world, "_insert_later", lambda _: None)
+    unhealthy = parse_container(gone.last.inspection(gone.id), network=NETWORK)
+    world.store.put(Recorded(gone.id, gone.id[:12], "running", "unhealthy", unhealthy.ip, unhealthy.tcp_ports[0]))
+    left: list[bool] = []
+
+    def sweep_as_it_goes() -> None:
+        pipeline = world.pipeline
+        judge = pipeline.sweeper._judge
+
+        async def judged(*arguments: Any, **named: Any) -> Verdict:
+            # Between the inspections and their answers.
+            pipeline.reconciler.on_event(Event("destroy", gone.id, world.clock.time_ns()))
+            await pipeline.writer.flush()
+            return await judge(*arguments, **named)
+
+        pipeline.sweeper._judge = judged  # type: ignore[method-assign]
+        asyncio.get_running_loop().create_task(pipeline.sweeper.sweep())
+
+    def look() -> None:
+        roster = world.pipeline.roster
+        left.extend(gone.id in there for there in (roster.known, roster._states, roster.reasons._nodes))
+
+    await world.run(after=40, meanwhile={START + 30 * SECOND: sweep_as_it_goes, START + 35 * SECOND: look})
+    assert left == [False, False, False]
