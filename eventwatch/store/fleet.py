@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -13,8 +13,9 @@ from eventwatch.store.leases import Leases
 from eventwatch.store.nodes import Nodes
 from eventwatch.store.rows import PROJECTION, EngineRecord, Lease, parse_engine
 
-#: Silent engines, of each kind, among which those are looked for that have documents.
+#: Silent engines, of each kind, among which those are looked for that have documents; so many at once.
 SILENT: Final = 300
+PAGE: Final = 20
 #: Documents of an engine that are forgotten at once.
 FORGOTTEN: Final = 1000
 
@@ -38,22 +39,26 @@ class Fleet(Nodes, Leases):
         StoreError.
         """
         horizon = naive_utc(await self.system_time() - timedelta(seconds=after))
-        silent: dict[Any, Any] = {}
-        async with deadline("looking for engines that are gone"):
-            for collection, name in ((self._checkers, "expires_at"), (self._engines, "left_at")):
-                rows = collection.find({name: {"$lt": horizon}}, {"engine_id": 1}).sort(name, -1).limit(SILENT)
-                silent |= {row["_id"]: row.get("engine_id") async for row in rows}
-        if not silent:
-            return []
-        named = [each for each in silent.values() if isinstance(each, str)]
-        async with deadline("looking for engines' nodes"):
-            with_nodes = set(await self._nodes.distinct("engine_id", {"engine_id": {"$in": named}}))
-            without = [key for key, engine_id in silent.items() if engine_id not in with_nodes]
-            left = {"_id": {"$in": without}, "left_at": {"$lt": horizon}}
-            await self._engines.update_many(left, {"$unset": {"left_at": 1}})
-        keys = [key for key, engine_id in silent.items() if engine_id in with_nodes]
-        records = await self._read_engines({"_id": {"$in": keys}}, SILENT) if keys else []
-        return [record for record in records if not record.alive and not record.standbys][:most]
+        dead: dict[Any, EngineRecord] = {}
+        for collection, name in ((self._checkers, "expires_at"), (self._engines, "left_at")):
+            async with deadline("looking for engines that are gone"):
+                silent = collection.find({name: {"$lt": horizon}}, {"engine_id": 1}).sort(name, -1).limit(SILENT)
+                async with silent.batch_size(PAGE):
+                    while len(dead) < most and (rows := await silent.to_list(PAGE)):
+                        dead |= await self._dead_among(rows, horizon)
+        return [*dead.values()][:most]
+
+    async def _dead_among(self, silent: Sequence[Mapping[str, Any]], horizon: datetime) -> dict[Any, EngineRecord]:
+        told = ((row["_id"], row.get("engine_id")) for row in silent)
+        named = [(key, engine_id) for key, engine_id in told if isinstance(engine_id, str)]
+        ids = [engine_id for _, engine_id in named]
+        with_nodes = set(await self._nodes.distinct("engine_id", {"engine_id": {"$in": ids}}))
+        keys = [key for key, engine_id in named if engine_id in with_nodes]
+        without = [row["_id"] for row in silent if row["_id"] not in keys]
+        left = {"_id": {"$in": without}, "left_at": {"$lt": horizon}}
+        await self._engines.update_many(left, {"$unset": {"left_at": 1}})
+        records = await self._read_engines({"_id": {"$in": keys}}, PAGE) if keys else []
+        return {record.engine_id: record for record in records if not record.alive and not record.standbys}
 
     async def _read_engines(self, which: Mapping[str, Any], most: int) -> list[EngineRecord]:
         shown = {
