@@ -30,10 +30,10 @@ from eventwatch.cli.nodes import CUT, STATUS_COLOURS, explain_node, identity_of
 from eventwatch.core.durations import about
 from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.facts import ENDED, STOPPING, Recorded
+from eventwatch.core.listing import Listed
 from eventwatch.core.policy import as_utc, idle_timeout_of, recorded_idleness
 from eventwatch.core.text import middle_cut, printable
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.engine.wire import Brief
 from eventwatch.settings.model import Settings
 from eventwatch.store.connection import Store
 from eventwatch.store.history import State, read_states
@@ -129,7 +129,7 @@ def row_of(
     now: datetime,
     before: Row | None = None,
     state: State | None = None,
-    listed: Brief | None = None,
+    listed: Listed | None = None,
     agrees: str = "",
     idle_timeout: float = 0.0,
 ) -> Row:
@@ -205,7 +205,7 @@ def summary(rows: Collection[Row], shown: int, *, trouble: str = "", sort: str =
     return " · ".join([*parts, f"by {sort}", f"{datetime.now(UTC):%H:%M:%S} UTC"])
 
 
-def disagreement(recorded: Recorded, listed: Brief | None) -> str:
+def disagreement(recorded: Recorded, listed: Listed | None) -> str:
     """What a list of containers says of a document's status: `yes`, or what it says otherwise."""
     if listed is None:
         return "no: no such container"
@@ -245,7 +245,7 @@ class TopView(App[None]):
         self._settings = settings
         self._rows: dict[str, Row] = {}
         self._shown: list[str] = []
-        self._listed: dict[str, Brief] | None = None
+        self._listed: dict[str, Listed] | None = None
         self._list_due = 0.0
         #: Why the engine did not answer, and what its last list said otherwise.
         self._away = ""
@@ -339,7 +339,7 @@ class TopView(App[None]):
         if began < self._list_due:
             return
         try:
-            self._listed = await self._engine.list_briefly()
+            self._listed = {row.node_id: row for row in await self._engine.list_rows()}
         except EngineError as error:
             self._away, self._agrees, self._doubtful = str(error), {}, {}
             self._list_due = began + RENEWED

@@ -24,6 +24,8 @@ class Pace:
 #: Seconds between attempts where a query was taken and not answered in time: whoever did not answer has too much
 #: to do.
 TIMED_OUT: Final = Pace(base=2.0, cap=60.0)
+#: Seconds between attempts to write while the database is away.
+WRITES: Final = Pace(base=0.05, cap=0.5)
 
 
 class Backoff:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -32,12 +32,18 @@ _HOUR: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A row: `state` in a word, `text` in the engine's words for people; `addresses` by the network's name."""
+    """A row: `state` in a word, `text` in the engine's words for people; `addresses` by the network's name.
+
+    Texts are as the engine has them; what is missing or odd is empty.
+    """
 
     node_id: str
     state: str = ""
     text: str = ""
     addresses: Mapping[str, str] | None = None
+    name: str = ""
+    image: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def shows_no_change(row: Listed, seen: Observation, *, network: str, now: datetime) -> bool:

@@ -45,9 +45,7 @@ from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
     NETWORK_ACTIONS,
-    Brief,
     engine_time,
-    parse_brief,
     parse_container,
     parse_event,
     parse_listed,
@@ -336,13 +334,6 @@ class DockerEngine:
             if there and old and COMPOSE_PROJECT not in labels:
                 found.append(str(row["Id"]))
         return found
-
-    async def list_briefly(self) -> dict[str, Brief]:
-        """All containers by id, running or not, as one list tells of them."""
-        doing, params = "listing containers", {"all": "1"}
-        rows = _decoded(await self._ask("list", doing=doing, seconds=INSPECT_DEADLINE, params=params), list, doing)
-        found = (row for row in rows if isinstance(row, dict) and is_container_id(row.get("Id")))
-        return {str(row["Id"]): parse_brief(row) for row in found}
 
     async def list_networks(self) -> list[str]:
         """Names of all networks."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -155,30 +154,6 @@ def parse_container(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Brief:
-    """A container in a list, whose state may be of a moment ago; texts are as the engine has them."""
-
-    name: str = ""
-    image: str = ""
-    state: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-def parse_brief(row: Mapping[str, Any]) -> Brief:
-    """Read one row of a list of containers; what is missing or odd is empty."""
-    names, labels = row.get("Names"), row.get("Labels")
-    # Links add names with two slashes.
-    own = [
-        name[1:]
-        for name in (names if isinstance(names, list) else ())
-        if isinstance(name, str) and name.count("/") == 1
-    ]
-    image, state = (value if isinstance(value := row.get(key), str) else "" for key in ("Image", "State"))
-    texts = {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
-    return Brief(own[0] if own else "", image, STATUS_ALIASES.get(state, state), texts)
-
-
 def parse_ending(container: Mapping[str, Any]) -> Ending | None:
     """How the container of this inspection ended; None if it runs, or will run again by its restart policy.
 
@@ -243,14 +218,25 @@ def parse_listed(row: object) -> Listed | None:
     """Read a row of the list; None for what is about no container. What is odd in it is left out."""
     if not isinstance(row, dict) or not is_container_id(row.get("Id")):
         return None
-    node_id: str = row["Id"]
-    state, text, networks = row.get("State"), row.get("Status"), row.get("NetworkSettings")
+    names, labels, networks = row.get("Names"), row.get("Labels"), row.get("NetworkSettings")
+    # Links add names with two slashes.
+    own = [
+        name[1:]
+        for name in (names if isinstance(names, list) else ())
+        if isinstance(name, str) and name.count("/") == 1
+    ]
+    state, text, image = (
+        value if isinstance(value := row.get(key), str) else "" for key in ("State", "Status", "Image")
+    )
     endpoints = networks.get("Networks") if isinstance(networks, dict) else None
     return Listed(
-        node_id,
-        state if isinstance(state, str) else "",
-        text if isinstance(text, str) else "",
+        row["Id"],
+        STATUS_ALIASES.get(state, state),
+        text,
         _listed_addresses(endpoints) if isinstance(endpoints, dict) else None,
+        name=own[0] if own else "",
+        image=image,
+        labels={str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {},
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from loguru import logger
 
-from eventwatch.core.backoff import Pace
+from eventwatch.core.backoff import WRITES
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Owner
@@ -21,7 +21,6 @@ from eventwatch.store.connection import Store
 
 #: Containers that are gone and remembered: a bound on memory.
 REMEMBERED: Final = 10_000
-RETRY: Final = Pace(base=0.05, cap=0.5)
 
 
 class OwnerRecord:
@@ -75,7 +74,7 @@ class OwnerRecord:
 
     async def run(self) -> None:
         """Keep the record. Never ends."""
-        backoff = RETRY.start()
+        backoff = WRITES.start()
         while True:
             await self._changed.wait()
             try:

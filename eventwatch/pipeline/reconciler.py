@@ -24,6 +24,7 @@ from typing import Final
 
 from loguru import logger
 
+from eventwatch.core.backoff import WRITES
 from eventwatch.core.clock import Clock
 from eventwatch.core.details import details_of, end_reason
 from eventwatch.core.errors import EngineError, StoreError
@@ -48,8 +49,6 @@ from eventwatch.store.nodes import LOOKED_AT
 
 #: A settle is put off while events keep coming, to at most this many times `settle_delay` after the first.
 SETTLE_LIMIT: Final = 4
-#: Seconds until the next attempt to register a container.
-REGISTER_RETRY: Final = 0.5
 _looked_at: Final = attrgetter(*LOOKED_AT)
 
 
@@ -264,7 +263,7 @@ class Reconciler:
                 await self.register(seen)
             except StoreError as error:
                 logger.warning("Node {} could not be registered, trying again: {}", seen.node_id[:12], error)
-                self._clock.call_later(REGISTER_RETRY, partial(self._inspections.soon, seen.node_id, urgent=True))
+                self._clock.call_later(WRITES.cap, partial(self._inspections.soon, seen.node_id, urgent=True))
             return
         if label and seen.ending and seen.status in ENDED and label_matches(label, seen.labels):
             named = (seen.node_id[:12], details_of(seen).name, end_reason(seen.ending))

@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 
 from loguru import logger
 
-from eventwatch.core.backoff import Pace
+from eventwatch.core.backoff import WRITES
 from eventwatch.core.clock import Clock
 from eventwatch.core.errors import LeaseLostError, StoreError
 from eventwatch.core.facts import STOPPING, Cause, Change, Claim, Observation, Owner, Recorded, Write
@@ -44,8 +44,6 @@ from eventwatch.store.rows import Lease, Refused
 STAMP: Final = frozenset({"engine_id", "epoch"})
 #: Nodes that are written at once.
 MOST_AT_ONCE: Final = 500
-#: Seconds between attempts to write while the database is away.
-RETRY: Final = Pace(base=0.05, cap=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ class Writer:
 
     async def run(self) -> None:
         """Write what is pending, batch after batch, through outages of the database. Never ends."""
-        backoff = RETRY.start()
+        backoff = WRITES.start()
         while True:
             await self._has_pending.wait()
             try:

@@ -117,7 +117,7 @@ async def test_without_an_engine_what_was_read_stays_and_is_told_to_be_old(
     nodes = [await world.start(f"named-{number}") for number in range(8)]
     gone = "a" * 64
     await world.collection.insert_one(manager_document(gone, short_id=gone[:12], status="running"))
-    real = DockerEngine.list_briefly
+    real = DockerEngine.list_rows
     async with shown(world) as (view, pilot):
         # One list has the names of all, though no history tells any.
         await eventually(
@@ -130,12 +130,12 @@ async def test_without_an_engine_what_was_read_stays_and_is_told_to_be_old(
         async def away(_: object) -> None:
             raise EngineError("Docker did not answer: connection refused")
 
-        monkeypatch.setattr(DockerEngine, "list_briefly", away)
+        monkeypatch.setattr(DockerEngine, "list_rows", away)
         await eventually(lambda: text_of(view, "#summary").startswith("Docker does not answer"), within=SLOWLY)
         assert view.query_one("#summary").has_class("trouble")
         assert sum(node.name in text for text in lines(view) for node in nodes) == 8
         assert not any("no such container" in text for text in lines(view))
-        monkeypatch.setattr(DockerEngine, "list_briefly", real)
+        monkeypatch.setattr(DockerEngine, "list_rows", real)
         await eventually(lambda: not view.query_one("#summary").has_class("trouble"), within=SLOWLY)
         await pilot.resize_terminal(60, 20)
         await pilot.press("right")

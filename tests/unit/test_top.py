@@ -10,7 +10,7 @@ import pytest
 from eventwatch.cli.top import HEADINGS, SORTS, _texts, disagreement, matches, row_of, summary
 from eventwatch.core.details import OnRecord
 from eventwatch.core.facts import Recorded
-from eventwatch.engine.wire import Brief
+from eventwatch.core.listing import Listed
 from eventwatch.store.history import State
 
 NODE = Recorded("ab" * 32, "ab" * 6, "exited", "unhealthy", ip="", port=80)
@@ -18,7 +18,13 @@ NOW = datetime.now(UTC)
 REASON = "exit code 137 (SIGKILL), out of memory, after 2h"
 KILLED = State(OnRecord("exited", REASON, NOW - timedelta(minutes=5), "oom"))
 OTHER = Recorded("cd" * 32, "cd" * 6, "running", "unhealthy", ip="10.0.0.1", port=80)
-ROW = row_of(NODE, now=NOW, state=KILLED, listed=Brief("Sandbox-1", "tools:2", "exited"), agrees="yes")
+ROW = row_of(
+    NODE,
+    now=NOW,
+    state=KILLED,
+    listed=Listed(NODE.node_id, "exited", name="Sandbox-1", image="tools:2"),
+    agrees="yes",
+)
 
 
 @pytest.mark.parametrize(
@@ -95,17 +101,19 @@ def test_idle_time_left_counts_from_the_last_request_or_start() -> None:
     state = State(OnRecord("running", "", NOW - timedelta(minutes=4)))
     limits = [(600.0, {}), (600.0, {"eventwatch.idle-timeout": "1h"}), (0.0, {})]
     left = [
-        row_of(recorded, now=NOW, state=state, listed=Brief(labels=labels), idle_timeout=limit).idle_left
+        row_of(
+            recorded, now=NOW, state=state, listed=Listed(recorded.node_id, labels=labels), idle_timeout=limit
+        ).idle_left
         for limit, labels in limits
     ]
     assert [None if seconds is None else round(seconds / 60) for seconds in left] == [6, 56, None]
 
 
 def test_a_list_disagrees_by_state() -> None:
-    assert disagreement(OTHER, Brief(state="running")) == "yes"
-    assert disagreement(OTHER, Brief(state="ex\x1bited")) == "no: ex\\x1bited"
+    assert disagreement(OTHER, Listed(OTHER.node_id, "running")) == "yes"
+    assert disagreement(OTHER, Listed(OTHER.node_id, "ex\x1bited")) == "no: ex\\x1bited"
     assert disagreement(OTHER, None) == "no: no such container"
-    assert disagreement(replace(OTHER, status="stopping"), Brief(state="running")) == "yes"
+    assert disagreement(replace(OTHER, status="stopping"), Listed(OTHER.node_id, "running")) == "yes"
 
 
 def test_a_long_name_leaves_the_rest_on_the_screen() -> None:
