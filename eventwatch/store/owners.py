@@ -119,9 +119,3 @@ class Owners(Collections):
             raise StoreError("Database does not say when idle stops begin")
         begin, now = row["idle_stops_from"], row["seen_at"]
         return min((begin - now).total_seconds(), MAX_GRACE) if isinstance(begin, datetime) else 0.0
-
-    async def announced_idle_stops(self, engine_id: str) -> bool:
-        """Whether `idle_stops_begin` was ever asked for this engine."""
-        query = {"_id": checker_id(engine_id), "idle_stops_from": {"$exists": True}}
-        async with deadline("reading when idle stops begin"):
-            return await self._engines.count_documents(query, limit=1) == 1
