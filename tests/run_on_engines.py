@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.engines import INSTALLED, VERSIONS, PrivateEngine, Version
+from tests.kit.engines import INSTALLED, VERSIONS, PrivateEngine, Version
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 OTHERS: Final = tuple(version for version in VERSIONS if version != INSTALLED)

@@ -30,10 +30,13 @@ from typing import Final
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 
 from tests.bench.report import percentile
-from tests.engines import PrivateMongo
 from tests.faults.epochs import followed
-from tests.faults.harness import ROOT, Document, Eventwatch, Oracle, World
-from tests.nodes import IMAGE, Node
+from tests.faults.harness import Oracle, World
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.nodes import IMAGE, Node
+from tests.kit.processes import ROOT
+from tests.kit.truth import Document
 
 ENGINE: Final = "unix:///var/run/docker.sock"
 LEASE: Final = "5m"
@@ -164,7 +167,7 @@ async def processes_again(world: World, folder: Path, kills: int) -> Took:
     took = Took()
     with closing(Eventwatch(folder, world.settings(lease_duration=LEASE, sweep_interval="10m"))) as eventwatch:
         eventwatch.start()
-        await eventwatch.logged("checker started", within=PATIENCE)
+        await eventwatch.says("checker started", within=PATIENCE)
         await Oracle(world).recovered()
 
         async def kill() -> float:
@@ -179,8 +182,8 @@ async def processes_again(world: World, folder: Path, kills: int) -> Took:
             except AssertionError as error:
                 error.add_note(eventwatch.tail())
                 raise
-        assert eventwatch.text().count("Taking over at once") == kills
-        assert "Standing by" not in eventwatch.text()
+        assert eventwatch.output.count("Taking over at once") == kills
+        assert "Standing by" not in eventwatch.output
     return took
 
 
@@ -190,11 +193,11 @@ async def processes_standing_by(world: World, folder: Path, kills: int) -> Took:
     one, two = (Eventwatch(folder, settings, name=name) for name in ("one", "two"))
     with closing(one), closing(two):
         one.start()
-        await one.logged("checker started", within=PATIENCE)
+        await one.says("checker started", within=PATIENCE)
         await Oracle(world).recovered()
         for number in range(kills):
             two.start()
-            await two.logged("Standing by", times=number // 2 + 1, within=PATIENCE)
+            await two.says("Standing by", times=number // 2 + 1, within=PATIENCE)
             await measure_one(world, one.kill, took)
             one, two = two, one
     return took

@@ -28,12 +28,13 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.table import Table
 
-from tests.conftest import free_port
 from tests.container.sidecars import Project, project
-from tests.container.standin import MONGO, PROXY, SIDECAR, build_sidecar, ensure_base, ensure_services, sh
-from tests.e2e.watching import Document, manager_document
-from tests.engines import PrivateEngine
-from tests.nodes import Node, Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.images import MONGO, PROXY, SIDECAR, build_sidecar, ensure_base, ensure_services
+from tests.kit.mongod import free_port
+from tests.kit.nodes import Node, Nodes
+from tests.kit.processes import run
+from tests.kit.truth import Document, manager_document
 
 DATABASE: Final = "TSM"
 GIVE_UP: Final = 90.0
@@ -143,14 +144,14 @@ async def engine_away(console: Console) -> dict[str, float]:
     found = {}
     async with PrivateEngine() as engine:
         load = f"docker save {SIDECAR} {PROXY} {MONGO} | docker -H {engine.url} load"
-        await asyncio.to_thread(sh, "sh", "-c", load, within=120)
+        await asyncio.to_thread(run, "sh", "-c", load, within=120)
         os.environ["DOCKER_HOST"] = engine.url
         try:
             with tempfile.TemporaryDirectory(prefix="ew-unattended-") as folder:
                 async with project(Path(folder), free_port(), engine.url) as made:
                     made.up()
                     await ready(made)
-                    faults = (("engine restarted", engine.terminate), ("engine killed", engine.kill))
+                    faults = (("engine restarted", engine.stop), ("engine killed", engine.kill))
                     for name, end in faults:
                         await end()
                         await engine.start()
@@ -168,8 +169,8 @@ async def ready(made: Project) -> float:
     while time.monotonic() < deadline:
         name = made.container("eventwatch").name
         if name:
-            code, said = sh("docker", "exec", name, "eventwatch", "healthcheck", check=False)
-            if code == 0 and said.startswith("ready"):
+            checked = run("docker", "exec", name, "eventwatch", "healthcheck", check=False)
+            if checked.code == 0 and checked.stdout.startswith("ready"):
                 return time.monotonic()
         await asyncio.sleep(0.1)
     return float("inf")

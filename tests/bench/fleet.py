@@ -23,8 +23,8 @@ from tests.bench.lab import NEVER, PATIENCE, Lab
 from tests.bench.programs import BenchError, FakeControl, Program
 from tests.bench.report import Budget, Figure, Report, Series, pooled
 from tests.bench.scale import stir, wrong_documents
-from tests.conftest import free_port
-from tests.fleet import EACH, crowd
+from tests.kit.fleet import EACH, crowd
+from tests.kit.mongod import free_port
 
 #: Foreign documents, and the share of the engines that they belong to which is alive.
 CROWDS: Final = ((0, 1.0), (10_000, 1.0), (200_000, 1.0), (200_000, 0.0))

@@ -24,7 +24,7 @@ from tests.bench.effort import Effort
 from tests.bench.lab import EngineEvent, Lab, Seen, in_turn, match
 from tests.bench.programs import BenchError
 from tests.bench.report import Budget, Figure, Report, Series, percentile, pooled
-from tests.nodes import Node
+from tests.kit.nodes import Node
 
 #: Seconds until a change that was not seen counts as missed.
 GIVE_UP = 5.0

@@ -30,8 +30,9 @@ from rich.console import Console
 
 from tests.bench.fake_engine import STATUS_AFTER
 from tests.bench.programs import ROOT, BenchError, FakeControl, Launcher, Place, Program, fake_engine
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.nodes import Node, NodeOptions, Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.mongod import PrivateMongo
+from tests.kit.nodes import Node, NodeOptions, Nodes
 
 Document = dict[str, Any]
 T = TypeVar("T")

@@ -27,9 +27,8 @@ from eventwatch import NodeChecker, Settings, ToolServerNode, wait_for, watch
 from tests.bench.lab import Lab, opened_lab
 from tests.bench.programs import ROOT, Place
 from tests.bench.report import percentile
-from tests.conftest import free_address
-from tests.engines import PrivateMongo
-from tests.nodes import Node
+from tests.kit.mongod import PrivateMongo, free_address
+from tests.kit.nodes import Node
 
 Wait = Callable[[str], Coroutine[Any, Any, None]]
 POLL: Final = 1.0

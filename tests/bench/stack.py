@@ -22,11 +22,12 @@ from tests.bench.effort import Effort
 from tests.bench.lab import Document, Lab, in_turn
 from tests.bench.programs import BenchError
 from tests.bench.report import Budget, Figure, Report, pooled
-from tests.conftest import free_port
 from tests.container.sidecars import project, stir
-from tests.container.standin import build_sidecar, ensure_base, ensure_services
-from tests.e2e.watching import eventually, manager_document
-from tests.nodes import Nodes
+from tests.kit.images import build_sidecar, ensure_base, ensure_services
+from tests.kit.mongod import free_port
+from tests.kit.nodes import Nodes
+from tests.kit.truth import manager_document
+from tests.kit.waiting import eventually
 
 DATABASE: Final = "TSM"
 #: What is compared, and the file that makes compose.yaml so.

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.bench.freshness import Samples, one_round
 from tests.bench.lab import Lab, in_turn, opened_lab
 from tests.bench.report import percentile
-from tests.nodes import Node
+from tests.kit.nodes import Node
 
 PROGRAMS = ("eventwatch", "floor")
 NODES = 12

@@ -31,7 +31,7 @@ from eventwatch.app import Application
 from eventwatch.settings.model import Settings
 from tests.bench.fake_engine import NETWORK, FakeEngine
 from tests.bench.programs import Launcher, Program, usage
-from tests.engines import PrivateMongo
+from tests.kit.mongod import PrivateMongo
 
 DATABASE: Final = "thousand"
 SWEEP_INTERVAL: Final = 30.0

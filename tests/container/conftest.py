@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiodocker import Docker
 
-from tests.container.standin import build_sidecar, ensure_base, ensure_services
-from tests.e2e.watching import World, opened_world
-from tests.nodes import Nodes
+from tests.kit.images import build_sidecar, ensure_base, ensure_services
+from tests.kit.nodes import Nodes
+from tests.kit.world import World, opened_world
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from tests.container.standin import MONGO, PROXY, ROOT, SIDECAR, compose_and_buildx, output, sh
-from tests.e2e.watching import eventually
-from tests.nodes import IMAGE, Node
+from tests.kit.images import MONGO, PROXY, SIDECAR, compose_and_buildx
+from tests.kit.nodes import IMAGE, Node
+from tests.kit.processes import ROOT, output, run
+from tests.kit.waiting import eventually
 
 #: Above what a loaded machine needs to start a container and the Python in it.
 START: Final = 40.0
@@ -49,7 +50,8 @@ class Container:
         return output("docker", "logs", self.name)
 
     def run(self, *command: str, check: bool = True) -> tuple[int, str]:
-        return sh("docker", "exec", self.name, *command, check=check)
+        ended = run("docker", "exec", self.name, *command, check=check)
+        return ended.code, ended.output
 
     async def doubts(self) -> list[str]:
         """What /readyz says."""
@@ -134,7 +136,7 @@ def running(*options: str, env: Mapping[str, str], port: int) -> Iterator[Contai
         )
         yield container
     finally:
-        sh("docker", "rm", "-f", "-v", container.name, check=False)
+        run("docker", "rm", "-f", "-v", container.name, check=False)
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Project:
         compose, _ = compose_and_buildx()
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.env.items()))
         files = [part for file in self.files for part in ("-f", file)]
-        return sh(compose, "-p", self.name, *files, *command, cwd=self.folder, within=120, check=check)[1]
+        return run(compose, "-p", self.name, *files, *command, cwd=self.folder, within=120, check=check).output
 
     def up(self, *services: str) -> None:
         self.compose("up", "-d", "--no-build", *services)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.standin import RELEASE, ROOT, fetched, sh
+from tests.kit.images import RELEASE, fetched
+from tests.kit.processes import ROOT, run
 
 BASH = """
 source "$1"
@@ -39,7 +40,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_bash_completes_commands_options_and_choices(scripts: dict[str, Path]) -> None:
-    _, said = sh("bash", "-c", BASH, "-", scripts["bash"])
+    said = run("bash", "-c", BASH, "-", scripts["bash"]).output
     registered, *completed = said.splitlines()
     assert registered.endswith(" -F _shtab_eventwatch eventwatch")
     assert completed == ["status", "--unhealthy", "zsh"]
@@ -47,5 +48,5 @@ def test_bash_completes_commands_options_and_choices(scripts: dict[str, Path]) -
 
 def test_zsh_takes_its_script(scripts: dict[str, Path]) -> None:
     folder = fetched("zsh", RELEASE, "zsh", "zsh-common")
-    _, said = sh(folder / "bin/zsh", "-fc", ZSH, "-", scripts["zsh"], folder)
+    said = run(folder / "bin/zsh", "-fc", ZSH, "-", scripts["zsh"], folder).output
     assert said.splitlines() == ["_shtab_eventwatch", "_shtab_eventwatch: function"]

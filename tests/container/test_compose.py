@@ -15,12 +15,14 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 from yarl import URL
 
-from tests.conftest import free_port
 from tests.container.sidecars import START, Container, Project, fetch, project, stir
-from tests.container.standin import ROOT, output
-from tests.e2e.watching import Document, World, ago, eventually
-from tests.engines import PrivateEngine
-from tests.nodes import NODE_NETWORK, Node, Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.mongod import free_port
+from tests.kit.nodes import NODE_NETWORK, Node, Nodes
+from tests.kit.processes import ROOT, output
+from tests.kit.truth import Document, ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 pytestmark = pytest.mark.usefixtures("services")
 

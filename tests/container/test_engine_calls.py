@@ -9,9 +9,12 @@ from aiohttp import web
 import eventwatch.engine.docker
 from eventwatch.core.facts import is_container_id
 from eventwatch.engine.docker import CALLS, NOBODY, DockerEngine
-from tests.e2e.watching import World, ago, eventually, run_program
 from tests.faults.proxies import EngineProxy
-from tests.nodes import NODE_LABEL
+from tests.kit.eventwatch import run_program
+from tests.kit.nodes import NODE_LABEL
+from tests.kit.truth import ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 DOCUMENTED = re.compile(r"`((?:GET|POST|HEAD|PUT|DELETE) /[^`]*)`")
 

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_port
 from tests.container.sidecars import hardened, running
-from tests.container.standin import (
-    PYTHON,
-    ROOT,
-    build_arguments,
-    compose_and_buildx,
-    output,
-)
-from tests.e2e.watching import World, eventually
+from tests.kit.images import PYTHON, build_arguments, compose_and_buildx
+from tests.kit.mongod import free_port
+from tests.kit.processes import ROOT, output
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 pytestmark = pytest.mark.usefixtures("sidecar")
 

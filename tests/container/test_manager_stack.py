@@ -13,11 +13,14 @@ import pytest
 from aiodocker import Docker
 from pymongo import AsyncMongoClient
 
-from tests.conftest import free_port
 from tests.container.sidecars import Project, project
-from tests.container.standin import MONGO, ROOT
-from tests.e2e.watching import Document, World, eventually
-from tests.nodes import IMAGE, Nodes
+from tests.kit.images import MONGO
+from tests.kit.mongod import free_port
+from tests.kit.nodes import IMAGE, Nodes
+from tests.kit.processes import ROOT
+from tests.kit.truth import Document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 pytestmark = pytest.mark.usefixtures("services")
 

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import free_port
 from tests.container.sidecars import fetch
-from tests.container.standin import ROOT, prometheus_and_promtool, sh
-from tests.e2e.watching import World, eventually
+from tests.kit.images import prometheus_and_promtool
+from tests.kit.mongod import free_port
+from tests.kit.processes import ROOT, run
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 MONITORING = ROOT / "eventwatch" / "monitoring"
 NAME = re.compile(r"\beventwatch_\w+")
@@ -59,7 +61,7 @@ async def test_a_real_prometheus_scrapes_the_metrics_and_no_alert_fires(world: W
     _, promtool = prometheus_and_promtool()
     page = tmp_path / "metrics"
     page.write_text(metrics)
-    assert sh("sh", "-c", '"$0" check metrics <"$1"', promtool, page) == (0, "")
+    assert run("sh", "-c", '"$0" check metrics <"$1"', promtool, page).output == ""
     missing = (names_in("alerts.yaml") | names_in("dashboard.json")) - set(NAME.findall(metrics))
     assert not missing
 
@@ -76,7 +78,7 @@ def names_in(file: str) -> set[str]:
 
 def test_the_alert_rules_are_sound() -> None:
     _, promtool = prometheus_and_promtool()
-    _, said = sh(promtool, "check", "rules", MONITORING / "alerts.yaml")
+    said = run(promtool, "check", "rules", MONITORING / "alerts.yaml").output
     assert "rules found" in said
 
 
@@ -192,5 +194,5 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     content = {"rule_files": [str(MONITORING / "alerts.yaml")], "evaluation_interval": "1m", "tests": tests}
     file.write_text(json.dumps(content))  # JSON is YAML
     _, promtool = prometheus_and_promtool()
-    code, said = sh(promtool, "test", "rules", file, check=False)
-    assert code == 0, said
+    checked = run(promtool, "test", "rules", file, check=False)
+    assert checked.code == 0, checked.output

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_port
 from tests.container.sidecars import fetch
-from tests.container.standin import PYTHON, RELEASE, ROOT, TOOLS, ensure_base, fetched, sh
-from tests.e2e.watching import eventually
+from tests.kit.images import PYTHON, RELEASE, TOOLS, ensure_base, fetched
+from tests.kit.mongod import free_port
+from tests.kit.processes import ROOT, run, system_environment
+from tests.kit.waiting import eventually
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 #: Seconds for a build of everything on a slow machine.
@@ -72,18 +73,18 @@ async def test_one_command_builds_tries_and_uploads_a_version_once(tmp_path: Pat
         }
         command = ("make", "--no-print-directory", "publish", f"IMAGE={name}", f"INDEX={packages}/")
         try:
-            code, said = sh(*command, env=env, within=LONGEST, check=False)
-            assert code == 0, said
+            done = run(*command, env=system_environment(**env), within=LONGEST, check=False)
+            assert done.code == 0, done.output
             wheel, sdist = f"eventwatch-{VERSION}-py3-none-any.whl", f"eventwatch-{VERSION}.tar.gz"
             for file in (wheel, sdist):
                 assert sha256((tmp_path / "packages" / file).read_bytes()).digest() == digest(dist / file)
             assert await tags(images) == [VERSION]
-            assert f"{name}@sha256:" in said.splitlines()[-1]
+            assert f"{name}@sha256:" in done.stdout.splitlines()[-1]
             # What is there already is left as it is.
-            code, said = sh(*command, env=env, check=False)
-            assert (code, f"error: {dist} is there already" in said) == (2, True)
+            again = run(*command, env=system_environment(**env), check=False)
+            assert (again.code, f"error: {dist} is there already" in again.output) == (2, True)
         finally:
-            sh("docker", "rmi", "-f", f"{name}:{VERSION}", check=False)
+            run("docker", "rmi", "-f", f"{name}:{VERSION}", check=False)
 
 
 def digest(file: Path) -> bytes:
@@ -106,8 +107,13 @@ async def tags(address: str) -> list[str]:
     ],
 )
 def test_without_a_place_nothing_is_built(words: list[str], told: str, tmp_path: Path) -> None:
-    code, said = sh(
-        "make", "--no-print-directory", "publish", *words, env={"DIST": str(tmp_path / "dist")}, check=False
+    done = run(
+        "make",
+        "--no-print-directory",
+        "publish",
+        *words,
+        env=system_environment(DIST=str(tmp_path / "dist")),
+        check=False,
     )
-    assert (code, said.splitlines()[0]) == (2, f"error: {told}")
+    assert (done.code, done.output.splitlines()[0]) == (2, f"error: {told}")
     assert not (tmp_path / "dist").exists()

@@ -11,11 +11,13 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from tests.certificates import make_certificates
-from tests.conftest import find_mongod, free_port
 from tests.container.sidecars import Container, fetch, hardened, running
-from tests.container.standin import output
-from tests.e2e.watching import World, ago, eventually
+from tests.kit.certificates import make_certificates
+from tests.kit.mongod import find_mongod, free_port
+from tests.kit.processes import output
+from tests.kit.truth import ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 pytestmark = pytest.mark.usefixtures("sidecar")
 

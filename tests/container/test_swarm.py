@@ -6,11 +6,13 @@ from ipaddress import ip_network
 import pytest
 from yarl import URL
 
-from tests.conftest import free_port
 from tests.container.sidecars import START, Container, socket_of
-from tests.container.standin import ROOT, SIDECAR, output, sh
-from tests.e2e.watching import World, eventually
 from tests.faults.proxies import Wire
+from tests.kit.images import SIDECAR
+from tests.kit.mongod import free_port
+from tests.kit.processes import ROOT, output, run, system_environment
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 pytestmark = pytest.mark.usefixtures("sidecar")
 
@@ -24,10 +26,10 @@ def swarm(docker_url: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sh("docker", "stack", "rm", STACK, check=False)
-        sh("docker", "swarm", "leave", "--force", check=False)
+        run("docker", "stack", "rm", STACK, check=False)
+        run("docker", "swarm", "leave", "--force", check=False)
         # The network that a swarm leaves behind.
-        sh("docker", "network", "rm", "docker_gwbridge", check=False)
+        run("docker", "network", "rm", "docker_gwbridge", check=False)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ async def test_a_global_service_runs_one_sidecar_on_each_host_of_a_swarm_and_is_
             "EVENTWATCH_HTTP_LISTEN": f"0.0.0.0:{port}",
             "EVENTWATCH_MONGO_URL": f"{wire.url.replace('tcp', 'mongodb', 1)}/?directConnection=true",
         }
-    sh("docker", "stack", "deploy", "--resolve-image", "never", "-c", FILE, STACK, env=env)
+    run("docker", "stack", "deploy", "--resolve-image", "never", "-c", FILE, STACK, env=system_environment(**env))
 
     def sidecar(task: str) -> Container:
         """Where its HTTP is: on the host's loopback, or at its own address."""

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiodocker import Docker
 
-from tests.e2e.watching import Failing, World, opened_world
-from tests.nodes import Nodes
+from tests.kit.fakes import Failing
+from tests.kit.nodes import Nodes
+from tests.kit.world import World, opened_world
 
 
 @pytest.fixture

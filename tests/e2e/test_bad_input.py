@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.conftest import find_mongod, free_port
-from tests.e2e.watching import World, eventually, logged, program, run_program, served, texts
-from tests.engines import listens
 from tests.faults.proxies import EngineProxy
+from tests.kit.eventwatch import program, run_program
+from tests.kit.fakes import served
+from tests.kit.mongod import find_mongod, free_port, listens
+from tests.kit.seen import logged, texts
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 PASSWORD = "s3cret-of-the-test"
 
@@ -103,7 +106,7 @@ async def test_run_without_an_engine_ends_well_when_it_is_told_to(
     env = environment(mongo_url, EVENTWATCH_MONGO_DATABASE=database, DOCKER_HOST=f"unix://{tmp_path}/none.sock")
     async with program("-m", "eventwatch", "run", env=env, cwd=tmp_path) as running:
         await running.says("Retrying until it is there")
-        running.process.send_signal(signal.SIGTERM)
+        running.send(signal.SIGTERM)
         assert await running.ends() == 0
     assert_clean(running.output)
 
@@ -200,7 +203,7 @@ async def test_run_without_a_database_says_so_and_keeps_trying(tmp_path: Path) -
         assert (
             f"Database unreachable while connecting to mongodb://somebody:***@127.0.0.1:{port}/" in running.output
         )
-        running.process.send_signal(signal.SIGTERM)
+        running.send(signal.SIGTERM)
         assert await running.ends() == 0
     assert_clean(running.output)
 

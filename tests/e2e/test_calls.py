@@ -43,11 +43,13 @@ from eventwatch.pipeline.sweeper import Sweeper
 from eventwatch.pipeline.watcher import Watcher
 from eventwatch.pipeline.writer import Writer
 from eventwatch.store.history import History
-from tests.conftest import free_address
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts
-from tests.engines import PrivateMongo
-from tests.nodes import SLOW, Node
+from tests.kit.mongod import PrivateMongo, free_address
+from tests.kit.nodes import Node
+from tests.kit.seen import logged, texts
+from tests.kit.truth import ago, manager_document
+from tests.kit.waiting import SLOW, eventually
+from tests.kit.world import World
 
 ABSENT = "e" * 64
 

@@ -28,8 +28,12 @@ from eventwatch.core.facts import Observation
 from eventwatch.engine import docker as engine
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.base import OWNERS
-from tests.e2e.watching import PATIENCE, Document, World, ago, eventually, logged, manager_document, served, texts
-from tests.nodes import SLOW, Node
+from tests.kit.fakes import served
+from tests.kit.nodes import Node
+from tests.kit.seen import logged, texts
+from tests.kit.truth import Document, ago, manager_document
+from tests.kit.waiting import PATIENCE, SLOW, eventually
+from tests.kit.world import World
 
 NO_SUCH_NODE = "0" * 64
 

@@ -17,7 +17,10 @@ from pymongo.monitoring import (
 
 import eventwatch.store.connection
 from tests.e2e.test_idle_stop import quick, start_idle, stops
-from tests.e2e.watching import World, ago, eventually, manager_document, run_program
+from tests.kit.eventwatch import run_program
+from tests.kit.truth import ago, manager_document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 GONE = "0" * 64
 #: Collections of which no acknowledged write may be lost.

@@ -15,11 +15,14 @@ from aiodocker import Docker
 from pymongo import AsyncMongoClient
 
 from tests.demo import DATABASE, DEMO_LABEL, NETWORK, OUR_LABEL, PAGE_PORT
-from tests.e2e.watching import Document, Program, eventually, manager_document, program
-from tests.nodes import NODE_LABEL, NODE_NETWORK, Node, Nodes
+from tests.kit.eventwatch import program
+from tests.kit.nodes import NODE_LABEL, NODE_NETWORK, Node, Nodes
+from tests.kit.processes import Process
+from tests.kit.truth import Document, manager_document
+from tests.kit.waiting import eventually
 
 
-def demo(folder: Path, docker_url: str, **settings: str) -> AbstractAsyncContextManager[Program]:
+def demo(folder: Path, docker_url: str, **settings: str) -> AbstractAsyncContextManager[Process]:
     """The demo, for a user whose home is `folder`, and whose settings are for his manager's nodes."""
     ours = {f"EVENTWATCH_{name.upper()}": value for name, value in settings.items()}
     env = {
@@ -31,13 +34,13 @@ def demo(folder: Path, docker_url: str, **settings: str) -> AbstractAsyncContext
     return program("-m", "tests.demo", "--duration", "60", env=env | ours, cwd=folder)
 
 
-async def shows(running: Program) -> None:
+async def shows(running: Process) -> None:
     """It has changed a node, and the node's document has followed."""
     await running.says(" status updated: ", within=30)
 
 
-async def ended(running: Program) -> None:
-    running.process.send_signal(signal.SIGTERM)
+async def ended(running: Process) -> None:
+    running.send(signal.SIGTERM)
     assert await running.ends() == 0, running.output
     assert "Traceback" not in running.output
 
@@ -147,7 +150,7 @@ async def test_what_a_killed_demo_left_is_removed_by_the_next_and_nothing_else(
         async with demo(tmp_path, docker_url) as killed:
             await shows(killed)
             left = await demo_nodes(docker)
-            killed.process.kill()
+            await killed.kill()
         assert await demo_nodes(docker) == left
         async with demo(tmp_path, docker_url) as running:
             await running.says("Nodes status checker started.", within=30)

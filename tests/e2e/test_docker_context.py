@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from eventwatch.settings.model import load_settings
-from tests.e2e.watching import World, eventually
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 
 def docker(config: Path, *words: str) -> None:

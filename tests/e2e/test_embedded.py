@@ -30,7 +30,7 @@ from eventwatch.store import embedded
 from eventwatch.store.connection import open_store
 from eventwatch.store.embedded import EmbeddedMongo, default_data_dir, find_mongod, running_url
 from eventwatch.testing import _private_mongod
-from tests.nodes import SLOW
+from tests.kit.waiting import SLOW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

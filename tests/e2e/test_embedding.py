@@ -17,8 +17,13 @@ from fastapi import FastAPI, HTTPException
 
 from eventwatch import NodeChecker, Settings, ToolServerNode, check_nodes_status_loop, update_node_status, watch
 from eventwatch.core.errors import ConfigError
-from tests.e2e.watching import Program, World, ago, eventually, logged, program, texts
-from tests.nodes import Node
+from tests.kit.eventwatch import program
+from tests.kit.nodes import Node
+from tests.kit.processes import Process
+from tests.kit.seen import logged, texts
+from tests.kit.truth import ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 NO_SUCH_NODE = "f" * 64
 
@@ -69,7 +74,7 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def eventwatch_beside(world: World, cwd: Path, **env: str) -> AsyncIterator[Program]:
+async def eventwatch_beside(world: World, cwd: Path, **env: str) -> AsyncIterator[Process]:
     """Another process that watches the same engine for the same database."""
     async with program("-m", "eventwatch", "run", env=environment(world, **env), cwd=cwd) as running:
         yield running
@@ -177,9 +182,9 @@ async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
                 await follows(world, node)  # through the first
                 checker = await NodeChecker.find_one()
                 assert checker is not None
-                assert checker.pid == first.process.pid
+                assert checker.pid == first.pid
 
-                first.process.send_signal(ends_by)
+                first.send(ends_by)
                 assert await first.ends() == (0 if ends_by is signal.SIGTERM else -signal.SIGKILL)
                 await eventually(lambda: app.pipeline and app.pipeline.sweeper.last_success)
                 await follows(world, node)  # through this one
@@ -200,7 +205,7 @@ async def test_a_program_takes_over_from_an_embedded_watcher(world: World, tmp_p
         watched.app.stop()
         await second.says("Nodes status checker started.")
         await follows(world, node)
-        second.process.send_signal(signal.SIGTERM)
+        second.send(signal.SIGTERM)
         assert await second.ends() == 0
         assert "Traceback" not in second.output
     assert await world.checkers.count_documents({}) == 0

@@ -24,9 +24,12 @@ from eventwatch.store.base import ENGINES, OWNERS, checker_id
 from eventwatch.store.connection import open_store
 from eventwatch.store.documents import NodeChecker
 from eventwatch.store.rows import Lease
-from tests.conftest import free_address
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import Document, World, ago, eventually, logged, texts
+from tests.kit.mongod import free_address
+from tests.kit.seen import logged, texts
+from tests.kit.truth import Document, ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 DEAD = "A dead engine"
 EPOCH = 7

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from eventwatch.core.facts import Cause
-from tests.e2e.watching import NEVER, Film, World, eventually, filmed
-from tests.nodes import CALL_TIMEOUT, NODE_LABEL, NODE_PORT, Node, ensure_network, node_config
+from tests.kit.nodes import CALL_TIMEOUT, NODE_LABEL, NODE_PORT, Node, ensure_network, node_config
+from tests.kit.seen import Film, filmed
+from tests.kit.waiting import NEVER, eventually
+from tests.kit.world import World
 
 #: Settling may take four times this; nothing here lasts as long.
 LATE_SETTLE = NEVER / 10

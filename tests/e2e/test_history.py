@@ -18,7 +18,10 @@ from eventwatch.store.connection import Store, open_store
 from eventwatch.store.history import History, PastChange, parse_change, read_changes
 from eventwatch.store.rows import Entry
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import Document, World, eventually, logged, texts
+from tests.kit.seen import logged, texts
+from tests.kit.truth import Document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 ENGINE = "engine"
 NODE, OTHER = "a" * 64, "b" * 64

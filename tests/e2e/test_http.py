@@ -15,12 +15,14 @@ import pytest
 
 from eventwatch.core.errors import EventwatchError
 from eventwatch.http import probe as readiness
-from tests.certificates import make_certificates, trusting
-from tests.conftest import free_address
 from tests.e2e.test_embedding import environment
 from tests.e2e.test_operator import ask
 from tests.e2e.test_page import browser, complaints, shows, text_of
-from tests.e2e.watching import World, eventually, program, run_program
+from tests.kit.certificates import make_certificates, trusting
+from tests.kit.eventwatch import program, run_program
+from tests.kit.mongod import free_address
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 TOKEN = "correct-horse-battery"
 
@@ -101,7 +103,7 @@ async def test_a_health_check_beside_its_eventwatch_needs_the_standard_library_a
         async with program("-m", "eventwatch", "run", env=env, cwd=here) as second:
             await second.says("is in use", within=60)
             assert await said(nearby) == "ready\n"
-            running.process.kill()
+            await running.kill()
             await second.says("Status page on", within=60)
             await eventually(ready, 60)
 

@@ -13,8 +13,11 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import STOPPING, Observation, Recorded, Usage, parse_time
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline.writer import Writer
-from tests.e2e.watching import Document, Watched, World, ago, eventually, filmed, logged, texts
-from tests.nodes import Node
+from tests.kit.nodes import Node
+from tests.kit.seen import filmed, logged, texts
+from tests.kit.truth import Document, ago
+from tests.kit.waiting import eventually
+from tests.kit.world import Watched, World
 
 IDLE = 0.2
 STUBBORN = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from eventwatch.calls.here import get_here
-from tests.e2e.watching import World, eventually
-from tests.nodes import IMAGE
+from tests.kit.nodes import IMAGE
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 
 @asynccontextmanager

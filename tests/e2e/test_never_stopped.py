@@ -25,10 +25,14 @@ from eventwatch.pipeline import deletion, essentials, idle
 from eventwatch.pipeline.writer import Writer
 from eventwatch.store.base import ENGINES, OWNERS
 from eventwatch.store.connection import Store
-from tests.conftest import free_address
 from tests.e2e.test_idle_stop import STUBBORN, aged, quick, start_idle, stops, sweep
-from tests.e2e.watching import World, ago, eventually, filmed, logged, program, texts
-from tests.nodes import Node
+from tests.kit.eventwatch import program
+from tests.kit.mongod import free_address
+from tests.kit.nodes import Node
+from tests.kit.seen import filmed, logged, texts
+from tests.kit.truth import ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 LABEL = "eventwatch.test-node"
 

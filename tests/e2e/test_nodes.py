@@ -9,7 +9,7 @@ import pytest
 from aiodocker import DockerError
 from pymongo import AsyncMongoClient
 
-from tests.nodes import NODE_LABEL, NODE_PORT, RUN_LABEL, Nodes
+from tests.kit.nodes import NODE_LABEL, NODE_PORT, RUN_LABEL, Nodes
 
 if TYPE_CHECKING:
     from aiodocker import Docker

@@ -23,10 +23,14 @@ from eventwatch.pipeline.writer import Writer
 from eventwatch.store.base import OWNERS, checker_id
 from eventwatch.store.connection import Store
 from eventwatch.store.rows import Lease, Peer
-from tests.conftest import free_address, free_port
 from tests.e2e.test_idle_stop import quick, start_idle, sweep
 from tests.e2e.test_never_stopped import get
-from tests.e2e.watching import Document, Failing, Watched, World, ago, eventually, logged, manager_document, texts
+from tests.kit.fakes import Failing
+from tests.kit.mongod import free_address, free_port
+from tests.kit.seen import logged, texts
+from tests.kit.truth import Document, ago, manager_document
+from tests.kit.waiting import eventually
+from tests.kit.world import Watched, World
 
 LABEL = "eventwatch.test-bad"
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)

@@ -16,9 +16,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.conftest import end
-from tests.e2e.watching import Document, World, ago, true_fields
-from tests.nodes import Node
+from tests.kit.nodes import Node
+from tests.kit.truth import Document, ago, true_fields
+from tests.kit.waiting import end
+from tests.kit.world import World
 
 NODES, MANAGERS = 8, 4
 SECONDS = 4.0

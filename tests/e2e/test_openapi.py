@@ -13,9 +13,10 @@ from jsonschema import Draft202012Validator
 
 from eventwatch.app import Application
 from eventwatch.http.server import PROBES
-from tests.conftest import free_address
-from tests.e2e.watching import ROOT, World
-from tests.nodes import SLOW
+from tests.kit.mongod import free_address
+from tests.kit.processes import ROOT
+from tests.kit.waiting import SLOW
+from tests.kit.world import World
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 #: For people and browsers.

@@ -7,8 +7,11 @@ import json
 import os
 from pathlib import Path
 
-from tests.conftest import free_address
-from tests.e2e.watching import World, eventually, manager_document, run_program
+from tests.kit.eventwatch import run_program
+from tests.kit.mongod import free_address
+from tests.kit.truth import manager_document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 
 async def ask(world: World, cwd: Path, *words: str, **more: str) -> tuple[int, str]:

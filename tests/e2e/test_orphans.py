@@ -7,8 +7,9 @@ from functools import partial
 
 from eventwatch.core.facts import Cause
 from eventwatch.store.nodes import LOOKED_AT
-from tests.e2e.watching import Watched, World, eventually
-from tests.nodes import Node
+from tests.kit.nodes import Node
+from tests.kit.waiting import eventually
+from tests.kit.world import Watched, World
 
 
 async def insert_after(world: World, delay: float) -> Node:

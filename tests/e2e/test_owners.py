@@ -9,8 +9,11 @@ import pytest
 
 from eventwatch.store.base import ENGINES, OWNERS, checker_id
 from tests.e2e.test_idle_stop import sweep
-from tests.e2e.watching import Document, World, ago, eventually, logged, manager_document, texts
-from tests.nodes import Node
+from tests.kit.nodes import Node
+from tests.kit.seen import logged, texts
+from tests.kit.truth import Document, ago, manager_document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 
 async def owner(world: World, node: Node) -> Document | None:

@@ -26,8 +26,10 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.conftest import free_address
-from tests.e2e.watching import ROOT, eventually, started
+from tests.kit.eventwatch import started
+from tests.kit.mongod import free_address
+from tests.kit.processes import ROOT
+from tests.kit.waiting import eventually
 
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAME: Final = f"eventwatch-{PROJECT['project']['version']}"
@@ -184,7 +186,7 @@ async def test_it_watches_with_the_embedded_database_and_ends_on_sigterm(
         await eventually(ready)
         assert "text/html" in (await client.get("/")).headers["content-type"]
         assert (await client.get("/static/main.js")).status_code == 200
-        running.process.send_signal(signal.SIGTERM)
+        running.send(signal.SIGTERM)
         assert await running.ends() == 0
         assert "Traceback" not in running.output
     assert (installed.folder / ".local" / "state" / "eventwatch" / "mongo" / "db").is_dir()

@@ -21,8 +21,11 @@ from selenium.webdriver.common.keys import Keys
 
 from eventwatch import watch
 from eventwatch.store.base import checker_id
-from tests.conftest import free_address
-from tests.e2e.watching import Failing, World, ago, eventually
+from tests.kit.fakes import Failing
+from tests.kit.mongod import free_address
+from tests.kit.truth import ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

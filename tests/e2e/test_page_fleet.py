@@ -8,7 +8,8 @@ from selenium.webdriver.common.by import By
 from eventwatch.pipeline.fleet import SILENCE
 from tests.e2e.test_engines import DEAD, add_engine, ids
 from tests.e2e.test_page import browser, opened_page, save, says, shows, text_of
-from tests.e2e.watching import World, eventually
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 SOON = 30.0
 

@@ -8,9 +8,11 @@ import secrets
 from aiodocker import Docker
 
 from tests.e2e.test_page import SOON, browser, complaints, opened_page, save, says, shows, text_of, visit
-from tests.e2e.watching import eventually, opened_world
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.nodes import Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.mongod import PrivateMongo
+from tests.kit.nodes import Nodes
+from tests.kit.waiting import eventually
+from tests.kit.world import opened_world
 
 
 async def test_nodes_are_shown_as_last_known_while_the_database_or_the_engine_is_frozen() -> None:

@@ -10,8 +10,9 @@ from aiohttp import web
 
 from eventwatch.core.listing import shows_no_change
 from eventwatch.engine.docker import DockerEngine
-from tests.e2e.watching import World, eventually
 from tests.faults.proxies import EngineProxy
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 #: Passes that are watched.
 PASSES = 30

@@ -32,10 +32,14 @@ from typing import Final
 import pytest
 
 from eventwatch.store.base import checker_id
-from tests.conftest import free_address
 from tests.e2e.test_embedding import environment, served
-from tests.e2e.watching import Program, World, ago, eventually, program, run_program
-from tests.nodes import Node
+from tests.kit.eventwatch import program, run_program
+from tests.kit.mongod import free_address
+from tests.kit.nodes import Node
+from tests.kit.processes import Process
+from tests.kit.truth import ago
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 from tests.readme import README, ROOT, Block, blocks, commands
 
 TEXT = README.read_text()
@@ -91,7 +95,7 @@ class Place:
         return said
 
     @asynccontextmanager
-    async def started(self, command: str) -> AsyncIterator[Program]:
+    async def started(self, command: str) -> AsyncIterator[Process]:
         async with program("-m", "eventwatch", *self.words(command), env=self.env, cwd=self.folder) as running:
             yield running
 
@@ -113,9 +117,9 @@ async def run(place: Place, command: str) -> None:
         await place.node.unpause()
         await eventually(lambda: place.world.says(place.node, status="running", health="healthy"))
         await place.wrong_document()
-        running.process.send_signal(signal.SIGHUP)
+        running.send(signal.SIGHUP)
         await eventually(lambda: place.world.says(place.node, status="running"))
-        running.process.send_signal(signal.SIGTERM)
+        running.send(signal.SIGTERM)
         assert await running.ends() == 0
         assert "Traceback" not in running.output
 
@@ -166,7 +170,7 @@ async def status_watch(place: Place, command: str) -> None:
         assert "dead" not in running.output
         await place.wrong_document()
         await running.says("dead")
-        running.process.send_signal(signal.SIGINT)
+        running.send(signal.SIGINT)
         assert await running.ends() == 128 + signal.SIGINT
         assert "Traceback" not in running.output
 
@@ -235,7 +239,7 @@ async def engines(place: Place, command: str) -> None:
     async with place.started("eventwatch run") as running:
         await running.says("Nodes status checker started.")
         assert "ready" in await place.done(command)
-        running.process.send_signal(signal.SIGTERM)  # one that is killed looks alive until its lease runs out
+        running.send(signal.SIGTERM)  # one that is killed looks alive until its lease runs out
         assert await running.ends() == 0
     rows = json.loads(await place.done(f"{command} --json"))
     assert [row["state"] for row in rows] == ["away"]
@@ -277,7 +281,7 @@ async def record(place: Place, command: str) -> None:
         await eventually(lambda: part.exists() and part.read_text().count("\n") > 1)
         await place.node.pause()
         await eventually(lambda: "pause" in part.read_text())
-        running.process.send_signal(signal.SIGINT)
+        running.send(signal.SIGINT)
         assert await running.ends() == 0
     truth = json.loads((place.folder / "session.expected.json").read_text())
     assert truth[place.node.id]["status"] == "paused"

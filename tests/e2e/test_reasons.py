@@ -8,11 +8,14 @@ from typing import Any
 import httpx
 
 from eventwatch.store.base import HISTORY
-from tests.conftest import free_address
 from tests.e2e.test_events_to_documents import create_hungry
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import NEVER, World, ago, eventually, logged, texts
-from tests.nodes import Node
+from tests.kit.mongod import free_address
+from tests.kit.nodes import Node
+from tests.kit.seen import logged, texts
+from tests.kit.truth import ago
+from tests.kit.waiting import NEVER, eventually
+from tests.kit.world import World
 
 SLOWLY = 20.0
 

@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from aiodocker import Docker
 
-from tests.e2e.watching import World, ago, assert_documents_true, eventually, logged, opened_world, texts
-from tests.engines import PrivateEngine
-from tests.nodes import Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.nodes import Nodes
+from tests.kit.seen import logged, texts
+from tests.kit.truth import ago, assert_documents_true
+from tests.kit.waiting import eventually
+from tests.kit.world import World, opened_world
 
 #: Seconds: every document is right this soon after the engine's return.
 RIGHT_WITHIN = 2.0
@@ -62,7 +65,7 @@ async def test_the_documents_are_right_soon_after_the_engine_is_back(
                 await private_engine.kill()
                 private_engine.kill_container_process(pid)
             else:
-                await private_engine.terminate()
+                await private_engine.stop()
             await private_engine.start()
             # The document of a node that this engine does not know must not be compared, and must still be there.
             assert await world.collection.find_one({"_id": NO_SUCH_NODE}) == foreign
@@ -89,7 +92,7 @@ async def test_a_document_of_another_engine_survives_an_engine_that_comes_and_go
         await world.insert(node_id, status="running", ip="192.0.2.1", engine_id="another", last_req_time=ago(0))
     async with world.watching(docker_host=private_engine.url, idle_timeout=0, sweep_interval=0.3) as watched:
         sweeps = watched.count("eventwatch_sweep_duration_seconds_count")
-        await private_engine.terminate()
+        await private_engine.stop()
         await eventually(lambda: watched.count("eventwatch_sweep_duration_seconds_count") > sweeps + 1)
         await private_engine.start()
         await eventually(lambda: world.says(node, status="exited"))

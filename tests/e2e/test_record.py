@@ -37,8 +37,9 @@ from eventwatch.replay.recording import (
     subject,
 )
 from eventwatch.settings.model import Settings
-from tests.engines import PrivateEngine
-from tests.nodes import SLOW, Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.nodes import Nodes
+from tests.kit.waiting import SLOW
 
 SECRET = "correct-horse-battery-staple"
 ROOT = Path(__file__).parent.parent.parent

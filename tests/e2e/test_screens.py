@@ -15,7 +15,10 @@ from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.base import OWNERS
 from eventwatch.store.connection import open_store
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import World, ago, eventually, logged, manager_document, texts
+from tests.kit.seen import logged, texts
+from tests.kit.truth import ago, manager_document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 SLOWLY = 20.0
 ELSEWHERE = "e" * 64

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import World, eventually
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 HOSTILE = {
     "markup": {"short_id": "[bold red]x[/bold red]", "status": "[link=http://evil.example]click[/link]"},

@@ -19,7 +19,10 @@ from eventwatch.core.errors import EngineError, StoreError
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.connection import Store, open_store
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import Failing, World, eventually, manager_document
+from tests.kit.fakes import Failing
+from tests.kit.truth import manager_document
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 SLOWLY = 30.0
 

@@ -10,9 +10,11 @@ import pytest
 
 from eventwatch.core.facts import Observation
 from eventwatch.engine.docker import DockerEngine
-from tests.conftest import free_address
 from tests.e2e.test_operator import ask
-from tests.e2e.watching import World, eventually, logged, texts
+from tests.kit.mongod import free_address
+from tests.kit.seen import logged, texts
+from tests.kit.waiting import eventually
+from tests.kit.world import World
 
 QUESTION = "is {} the manager's database?"
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import Eventwatch, World
+from tests.faults.harness import World
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

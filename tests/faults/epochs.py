@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.conftest import end
 from tests.faults.harness import World
+from tests.kit.waiting import end
 
 
 class Epochs:

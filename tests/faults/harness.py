@@ -14,15 +14,11 @@ import json
 import os
 import random
 import secrets
-import signal
-import subprocess
-import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -32,12 +28,14 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
-from tests.conftest import end
-from tests.e2e.watching import ago, manager_document, true_fields
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.nodes import SLOW, Node, Nodes
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.nodes import Node, Nodes
+from tests.kit.processes import ROOT
+from tests.kit.truth import Document, ago, differences, manager_document, true_fields
+from tests.kit.waiting import SLOW, end
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
 TABLE: Final = ROOT / ".cache" / "faults.json"
 #: Seconds that a document may stay wrong after the engine and the database are back.
 RECOVERY: Final = 2.0 * SLOW
@@ -51,10 +49,6 @@ OBSERVED: Final = ("status", "health", "ip", "port")
 REPLACES: Final = 0.3
 EXPECTED_ERRORS: Final = (DockerError, aiohttp.ClientError, OSError, TimeoutError, RuntimeError)
 
-#: What must not leak from the caller's environment into the process under test.
-OUR_VARIABLES: Final = ("EVENTWATCH_", "DB_", "DOCKER_")
-
-Document = dict[str, Any]
 Documents = AsyncCollection[Document]
 
 
@@ -72,110 +66,7 @@ def long(test: Test) -> Test:
     return test
 
 
-# -- eventwatch ---------------------------------------------------------------------------------------------
-
-
-class Eventwatch:
-    """`eventwatch run` as a process of its own; its log goes to a file and into the message of a failure."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, str], *, name: str = "eventwatch") -> None:
-        self.log = folder / f"{name}.log"
-        self._folder = folder
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._begins_at = 0
-        self._told_to = 0
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None, "never started"
-        return self._process
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
-        """Start it; `within` is a command that runs it, `settings` come on top of its own."""
-        assert not self.running
-        ours = {f"EVENTWATCH_{name.upper()}": value for name, value in {**self._settings, **settings}.items()}
-        foreign = {name: os.environ[name] for name in os.environ if not name.startswith(OUR_VARIABLES)}
-        with self.log.open("ab") as output:
-            self._begins_at = output.tell()
-            self._process = subprocess.Popen(
-                # It must not outlive a test run that was killed: the kernel ends it, even frozen, with its parent.
-                ["setpriv", "--pdeathsig", "KILL", *within, sys.executable, "-m", "eventwatch", "run"],
-                cwd=self._folder,
-                env={**foreign, **ours, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def freeze(self) -> None:
-        self.send(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self.send(signal.SIGCONT)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    async def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        await self.ended()
-
-    async def terminate(self, within: float = 20.0) -> int:
-        """SIGTERM; its exit code."""
-        self.send(signal.SIGTERM)
-        return await self.ended(within)
-
-    async def ended(self, within: float = 20.0) -> int:
-        deadline = time.monotonic() + within * SLOW
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"still runs after {within:.0f} s:\n{self.tail()}"
-            await asyncio.sleep(0.01)
-        return self.process.wait()
-
-    async def spoken(self, within: float = 20.0) -> None:
-        """Wait until this process has logged anything; until then it may not even handle signals."""
-        deadline = time.monotonic() + within * SLOW
-        while self.log.stat().st_size == self._begins_at:
-            assert time.monotonic() < deadline, f"said nothing within {within:.0f} s"
-            await asyncio.sleep(0.05)
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def news(self) -> str:
-        """What it has logged since the last call."""
-        with self.log.open("rb") as log:
-            log.seek(self._told_to)
-            text = log.read()
-        self._told_to += len(text)
-        return text.decode(errors="replace")
-
-    def tail(self, lines: int = 40) -> str:
-        return "\n".join(self.text().splitlines()[-lines:])
-
-    async def logged(self, text: str, *, times: int = 1, within: float = 20.0) -> None:
-        """Wait until the log says it so many times."""
-        deadline = time.monotonic() + within * SLOW
-        while self.text().count(text) < times:
-            assert self.running, f"ended with {self.process.poll()} before it said {text!r}:\n{self.tail()}"
-            assert time.monotonic() < deadline, f"did not say {text!r} within {within:.0f} s:\n{self.tail()}"
-            await asyncio.sleep(0.01)
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait()
+# -- the world ----------------------------------------------------------------------------------------------
 
 
 async def freeze_for(seconds: float, what: Eventwatch | PrivateEngine | PrivateMongo) -> None:
@@ -185,9 +76,6 @@ async def freeze_for(seconds: float, what: Eventwatch | PrivateEngine | PrivateM
         await asyncio.sleep(seconds)
     finally:
         what.thaw()
-
-
-# -- the world ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -560,13 +448,6 @@ class Oracle:
         return lost
 
 
-def differences(document: Document, container: Document, network: str) -> Iterator[str]:
-    """Where a document departs from the contract, in words."""
-    for name, value in true_fields(container, network=network).items():
-        if document.get(name) != value:
-            yield f"{name} is {document.get(name)!r}, should be {value!r}"
-
-
 # -- one fault ----------------------------------------------------------------------------------------------
 
 
@@ -606,7 +487,7 @@ async def endure(
 ) -> Row:
     """Inject a fault into a busy world, as often as `times()` says, and demand that all is right afterwards."""
     oracle, row = Oracle(world), Row(fault)
-    await eventwatch.logged("Nodes status checker started.")
+    await eventwatch.says("Nodes status checker started.")
     await oracle.recovered()
     for _ in range(repeat or times()):
         async with world.busy():
@@ -630,6 +511,6 @@ async def endure(
         row.lost_requests += len(lost)
         assert not lost, "\n".join(lost)
     row.save()
-    assert "Traceback" not in eventwatch.text(), eventwatch.tail(80)
+    assert "Traceback" not in eventwatch.output, eventwatch.tail(80)
     assert row.longest_recovery <= recovery, f"{row.longest_recovery:.2f} s\n{eventwatch.tail()}"
     return row

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import aiohttp
 from aiohttp import web
 
-from tests.e2e.watching import served
+from tests.kit.fakes import served
 
 #: What a proxy must not pass on, because each side of it has its own.
 HOP_BY_HOP: Final = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}

@@ -42,21 +42,13 @@ from typing import Any, Final, TypeVar
 from pymongo.errors import OperationFailure, PyMongoError
 
 import eventwatch.store.connection  # noqa: F401 - it mends the driver
-from tests.conftest import end
-from tests.e2e.watching import eventually, true_fields
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import (
-    EXPECTED_ERRORS,
-    RECOVERY,
-    REPLACES,
-    ROOT,
-    Document,
-    Eventwatch,
-    Oracle,
-    StillWrongError,
-    World,
-    freeze_for,
-)
+from tests.faults.harness import EXPECTED_ERRORS, RECOVERY, REPLACES, Oracle, StillWrongError, World, freeze_for
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.processes import ROOT
+from tests.kit.truth import Document, true_fields
+from tests.kit.waiting import end, eventually
 
 TABLE: Final = ROOT / ".cache" / "soak.json"
 LOGS: Final = ROOT / ".cache" / "soak"
@@ -233,7 +225,7 @@ class Host:
     @property
     def led(self) -> bool:
         """Whether a watcher has had the lease."""
-        return any(LEADS in watcher.text() for watcher in self.watchers)
+        return any(LEADS in watcher.output for watcher in self.watchers)
 
     async def recovered(self, oracle: Oracle) -> float:
         """How long (s) from now on a document is wrong; kills an engine that has locked a container."""
@@ -263,7 +255,7 @@ class Host:
         put_back = len(self.oracle.excused) - len(unowned)
         self.figures.swept += put_back
         for watcher in self.watchers if put_back else ():
-            await watcher.spoken()
+            await watcher.speaks()
             watcher.send(signal.SIGHUP)
 
     async def has(self, node_id: str) -> bool:
@@ -333,7 +325,7 @@ class Follower:
         for host in self._hosts:
             if await host.has(node_id):
                 watchers = [watcher for each in self._hosts for watcher in each.watchers]
-                who = [watcher.log.stem for watcher in watchers if DELETES + node_id in watcher.text()]
+                who = [watcher.log.stem for watcher in watchers if DELETES + node_id in watcher.output]
                 text = f"{node_id[:12]}, a container of host {host.name}, has lost its document to watcher {who}"
                 self._figures.wrong_deletions.append(f"{self._figures.under_way}: {text}")
                 raise WrongDeletionError(text)
@@ -519,7 +511,7 @@ class Soak:
         return faults
 
     async def _restart_engine(self, host: Host) -> None:
-        await host.engine.terminate()
+        await host.engine.stop()
         await asyncio.sleep(self._chance.uniform(0, 2))
         await host.engine.start()
 
@@ -556,8 +548,8 @@ class Soak:
         watcher.start()
 
     async def _terminate(self, watcher: Eventwatch) -> None:
-        await watcher.spoken()
-        if code := await watcher.terminate():
+        await watcher.speaks()
+        if code := await watcher.stop():
             raise AssertionError(f"SIGTERM: ended with {code}\n{watcher.tail()}")
 
     async def _freeze_watcher(self, watcher: Eventwatch) -> None:

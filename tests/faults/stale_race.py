@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench.report import percentile
-from tests.conftest import end
-from tests.e2e.watching import eventually
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import OBSERVED, Document, Eventwatch, Oracle, World
+from tests.faults.harness import OBSERVED, Oracle, World
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.truth import Document
+from tests.kit.waiting import end, eventually
 
 STALE: Final = 3.0
 RATE: Final = 50.0

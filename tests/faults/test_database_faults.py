@@ -13,10 +13,12 @@ import pytest
 from pymongo import AsyncMongoClient
 
 import eventwatch.store.connection  # noqa: F401 - it mends the driver
-from tests.conftest import free_port
-from tests.e2e.watching import eventually
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import RECOVERY, Document, Eventwatch, Oracle, World, endure, freeze_for, long
+from tests.faults.harness import RECOVERY, Oracle, World, endure, freeze_for, long
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo, free_port
+from tests.kit.truth import Document
+from tests.kit.waiting import eventually
 
 
 async def test_all_is_right_after_mongod_was_killed_and_started_again(
@@ -107,11 +109,11 @@ async def test_a_replica_set_without_a_primary_is_waited_for(engine: PrivateEngi
         await eventually(without_primary, 30)  # the one that is left stays primary for some seconds
         with closing(Eventwatch(tmp_path, world.settings())) as process:
             process.start()
-            await process.logged("no primary")
-            assert process.text().count("\n") == 1
+            await process.says("no primary")
+            assert process.output.count("\n") == 1
             await replica_set.start(1)  # a majority is enough, also to make the first indexes
             await Oracle(world).recovered(within=60)
-            assert await process.terminate() == 0, process.tail()
+            assert await process.stop() == 0, process.tail()
 
 
 @long
@@ -152,13 +154,13 @@ async def test_a_write_that_a_crash_of_the_database_lost_is_repeated(
     # No sweep by the timer may help: the database's return alone has to be reason enough.
     async with beside(engine, standalone, tmp_path, sweep_interval="60s") as (world, process):
         oracle = Oracle(world)
-        await process.logged("Nodes status checker started.")
+        await process.says("Nodes status checker started.")
         await oracle.recovered()
         await standalone.kill()
         standalone.save_data()
         await standalone.start()
         await asyncio.gather(*(node.kill() for node in world.nodes.values()))
-        await process.logged(" status updated: running -> exited", times=len(world.nodes))
+        await process.says(" status updated: running -> exited", times=len(world.nodes))
         await standalone.kill()
         standalone.roll_back()
         await standalone.start()
@@ -175,16 +177,15 @@ async def test_a_lease_that_the_database_lost_in_a_crash_is_taken_again_and_only
         await standalone.start()
         with closing(Eventwatch(tmp_path, world.settings(lease_duration="4s", sweep_interval="1s"))) as process:
             process.start()
-            await process.logged("Nodes status checker started.")
+            await process.says("Nodes status checker started.")
             await Oracle(world).recovered(within=10)
             await standalone.kill()
             standalone.roll_back()
             await standalone.start()
-            await process.logged("Nodes status checker started.", times=2, within=20)
+            await process.says("Nodes status checker started.", times=2, within=20)
             await Oracle(world).recovered(within=10)
             assert process.running
             await asyncio.sleep(5)  # a lease, in which the database was not away
             await world.checkers.delete_many({})
-            await process.logged("The checker's document was deleted: stopping", within=10)
-            await eventually(lambda: not process.running)
-            assert process.process.returncode == 0
+            await process.says("The checker's document was deleted: stopping", within=10)
+            assert await process.ends() == 0

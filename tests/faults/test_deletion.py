@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from eventwatch.store.base import OWNERS
-from tests.e2e.watching import manager_document
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import Eventwatch, Oracle, World
+from tests.faults.harness import Oracle, World
 from tests.faults.proxies import EngineProxy
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.truth import manager_document
 
 FOREIGN = "f" * 64
 
@@ -30,7 +32,7 @@ async def proxied(world: World, proxy: EngineProxy, folder: Path) -> AsyncIterat
     settings = world.settings(docker_host=proxy.url, sweep_interval="1s")
     with closing(Eventwatch(folder, settings)) as process:
         process.start()
-        await process.logged("Nodes status checker started.")
+        await process.says("Nodes status checker started.")
         yield process
 
 
@@ -45,7 +47,7 @@ async def test_an_inspection_that_failed_once_deletes_no_node_of_another_engine(
         await world.client[world.database][OWNERS].insert_one(owner)
         await world.documents.insert_one(manager_document(FOREIGN, **fields))
         undo = proxy.fail("/containers/", 500)
-        await process.logged("Failed to get node info from docker: " + FOREIGN)
+        await process.says("Failed to get node info from docker: " + FOREIGN)
         undo()
         await asyncio.sleep(3)
         assert await world.documents.find_one({"_id": FOREIGN}) is not None, process.tail()
@@ -74,18 +76,18 @@ async def test_an_engine_that_lost_its_id_but_not_its_nodes_is_watched_again(
         with closing(Eventwatch(tmp_path, world.settings())) as process:
             for count in (1, 2, 3):  # each start takes a higher epoch
                 process.start()
-                await process.logged("Nodes status checker started.", times=count)
+                await process.says("Nodes status checker started.", times=count)
                 await Oracle(world).recovered()
-                assert await process.terminate() == 0
-            await engine.terminate()
+                assert await process.stop() == 0
+            await engine.stop()
             engine.forget_identity()
             await engine.start()
             process.start()
-            await process.logged("Nodes status checker started.", times=4)
+            await process.says("Nodes status checker started.", times=4)
             for node in list(world.nodes.values()):
                 await node.start()
             await Oracle(world).recovered(within=10)
-            assert "A later holder of the lease" not in process.text(), process.tail()
+            assert "A later holder of the lease" not in process.output, process.tail()
 
 
 async def test_inspections_that_are_repeated_do_not_get_round_the_brake_nor_the_engines_id(
@@ -95,7 +97,7 @@ async def test_inspections_that_are_repeated_do_not_get_round_the_brake_nor_the_
         await Oracle(world).recovered()
         async with PrivateEngine() as other:
             undo = proxy.fail("/containers/", 500)
-            await process.logged("Failed to get node info from docker:", times=8)
+            await process.says("Failed to get node info from docker:", times=8)
             proxy.backend = other.url
             undo()
             await asyncio.sleep(4)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.engines import PrivateEngine
-from tests.faults.harness import Eventwatch, World, endure, freeze_for
+from tests.faults.harness import World, endure, freeze_for
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
 
 
 async def test_all_is_right_after_dockerd_was_terminated_and_started_again(
     engine: PrivateEngine, world: World, eventwatch: Eventwatch
 ) -> None:
     async def inject() -> None:
-        await engine.terminate()
+        await engine.stop()
         await asyncio.sleep(1)
         await engine.start()
 

@@ -22,9 +22,12 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from eventwatch.store.indexes import INDEXES
-from tests.conftest import find_mongod, free_address, free_port
-from tests.faults.harness import OUR_VARIABLES, ROOT, Document, Eventwatch, Oracle, World
-from tests.fleet import EACH, crowd
+from tests.faults.harness import Oracle, World
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.fleet import EACH, crowd
+from tests.kit.mongod import find_mongod, free_address, free_port
+from tests.kit.processes import OUR_VARIABLES, ROOT
+from tests.kit.truth import Document
 
 LEADS = "Nodes status checker started."
 ENGINES_AWAY = 1000
@@ -138,11 +141,11 @@ async def test_no_query_reads_what_is_others(
     ):
         leader.start()
         await until_indexed(crowded)
-        await leader.terminate()
+        await leader.stop()
 
         async with profiler.frugal("a start"):
             leader.start()
-            await leader.logged("Sweep: ", times=2)
+            await leader.says("Sweep: ", times=2)
             await Oracle(world, only_ours=True).recovered()
 
         async with profiler.frugal("sweeps, and an event"):
@@ -150,7 +153,7 @@ async def test_no_query_reads_what_is_others(
                 await node.kill()
             for count in (2, 3):
                 leader.send(signal.SIGHUP)
-                await leader.logged("Sweep: ", times=count)
+                await leader.says("Sweep: ", times=count)
             await Oracle(world, only_ours=True).recovered()
 
         async with profiler.frugal("the page"):
@@ -162,7 +165,7 @@ async def test_no_query_reads_what_is_others(
 
         async with profiler.frugal("standing by"):
             standby.start()
-            await standby.logged("Standing by")
+            await standby.says("Standing by")
             await asyncio.sleep(2.5)
 
         async with profiler.frugal("commands"):
@@ -173,9 +176,9 @@ async def test_no_query_reads_what_is_others(
 
         async with profiler.frugal("a takeover"):
             await leader.kill()
-            await standby.logged("Sweep: ")
+            await standby.says("Sweep: ")
             await Oracle(world, only_ours=True).recovered()
-    assert "Node deleted" not in leader.text() + standby.text()
+    assert "Node deleted" not in leader.output + standby.output
     assert await world.documents.count_documents({}) == ENGINES_AWAY * EACH + len(own)
 
 
@@ -187,14 +190,14 @@ async def test_documents_without_an_engines_id_are_nobodys_business_beside_anoth
     node_id = min(world.inserted)
     with closing(Eventwatch(tmp_path, settings)) as process:
         process.start()
-        await process.logged("Sweep: ")
+        await process.says("Sweep: ")
         await Oracle(world, only_ours=True).recovered()
         older = {"$unset": {"engine_id": "", "epoch": ""}, "$set": {"status": "exited"}}
         await world.documents.update_one({"_id": node_id}, older)
         process.send(signal.SIGHUP)
-        await process.logged(f"Sweep: {len(world.inserted)} nodes checked", times=2)
+        await process.says(f"Sweep: {len(world.inserted)} nodes checked", times=2)
         await Oracle(world, only_ours=True).recovered()
-    assert "belong to no engine" not in process.text(), process.tail()
+    assert "belong to no engine" not in process.output, process.tail()
 
 
 async def test_indexes_are_created_beside_the_watching_and_their_lack_is_told_by_doctor(
@@ -217,5 +220,5 @@ async def test_a_login_that_may_not_create_indexes_is_told_by_doctor_and_the_log
         assert "ToolServerNode (engine_id, _id)" in said
         with closing(Eventwatch(tmp_path, settings)) as process:
             process.start()
-            await process.logged("An index cannot be created, so queries read every engine's documents")
-            await process.logged("Sweep: 0 nodes checked")
+            await process.says("An index cannot be created, so queries read every engine's documents")
+            await process.says("Sweep: 0 nodes checked")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import PrivateMongo
 from tests.faults.epochs import followed
-from tests.faults.harness import CALL, Eventwatch, Oracle, Row, World, times
+from tests.faults.harness import CALL, Oracle, Row, World, times
 from tests.faults.proxies import Wire
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
 
 LEADS = "Nodes status checker started."
 STANDS_BY = "Standing by"
@@ -28,9 +29,9 @@ async def pair(world: World, tmp_path: Path) -> AsyncIterator[tuple[Eventwatch, 
     one, two = (Eventwatch(tmp_path, settings, name=name) for name in ("one", "two"))
     with closing(one), closing(two):
         one.start()
-        await one.logged(LEADS)
+        await one.says(LEADS)
         two.start()
-        await two.logged(STANDS_BY)
+        await two.says(STANDS_BY)
         yield one, two
 
 
@@ -49,8 +50,8 @@ async def test_of_two_watchers_on_one_engine_only_the_holder_of_the_lease_writes
     assert epochs.all == {1}
     assert await world.checkers.count_documents({}) == 1
     assert await holder_pid(world) == one.pid
-    assert LEADS not in two.text()
-    assert " updated: " not in two.text()
+    assert LEADS not in two.output
+    assert " updated: " not in two.output
 
 
 async def test_a_holder_that_is_frozen_beyond_its_lease_is_replaced_and_its_late_writes_are_refused(
@@ -67,11 +68,11 @@ async def test_a_holder_that_is_frozen_beyond_its_lease_is_replaced_and_its_late
             )
             await asyncio.sleep(0.2)
             holder.freeze()
-            await standby.logged(LEADS, times=number // 2 + 1, within=3 * LEASE)
+            await standby.says(LEADS, times=number // 2 + 1, within=3 * LEASE)
             await burst
             await asyncio.sleep(1)
             holder.thaw()
-            await holder.logged(STANDS_BY, times=(number + 1) // 2 + 1, within=CALL)
+            await holder.says(STANDS_BY, times=(number + 1) // 2 + 1, within=CALL)
             ended = time.monotonic()
         took = await oracle.recovered(since=ended)
         row.times += 1
@@ -98,17 +99,17 @@ async def test_a_write_that_arrives_only_after_another_took_over_matches_nothing
         two = Eventwatch(tmp_path, world.settings(lease_duration=lease), name="two")
         with closing(one), closing(two):
             one.start()
-            await one.logged(LEADS)
+            await one.says(LEADS)
             await Oracle(world).recovered()
             two.start()
-            await two.logged(STANDS_BY)
+            await two.says(STANDS_BY)
             node = next(iter(world.nodes.values()))
             async with followed(world) as epochs:
                 wire.hold(b"exited")
                 await node.kill()
                 await wire.has_held()
                 one.freeze()
-                await two.logged(LEADS, within=3 * LEASE)
+                await two.says(LEADS, within=3 * LEASE)
                 await node.start()
                 await Oracle(world).recovered(within=10)
                 assert node.id.encode() in wire.held
@@ -117,7 +118,7 @@ async def test_a_write_that_arrives_only_after_another_took_over_matches_nothing
                 await asyncio.sleep(0.5)
                 assert epochs.writes == written, "the late write has landed"
                 one.thaw()
-                await one.logged(STANDS_BY, within=2 * CALL)
+                await one.says(STANDS_BY, within=2 * CALL)
             assert not epochs.went_back, "\n".join(epochs.went_back)
             await Oracle(world).recovered(within=10)
             assert await holder_pid(world) == two.pid
@@ -129,10 +130,10 @@ async def test_a_holder_that_slept_through_a_takeover_and_its_release_watches_ag
     one, two = pair
     await Oracle(world).recovered()
     one.freeze()
-    await two.logged(LEADS)
-    assert await two.terminate() == 0
+    await two.says(LEADS)
+    assert await two.stop() == 0
     one.thaw()
-    await one.logged(LEADS, times=2)
+    await one.says(LEADS, times=2)
     await next(iter(world.nodes.values())).kill()
     await Oracle(world).recovered()
     assert one.running
@@ -143,10 +144,10 @@ async def test_a_holder_that_is_told_to_end_releases_its_lease_and_the_standby_t
 ) -> None:
     one, two = pair
     await Oracle(world).recovered()
-    one_ended = asyncio.create_task(one.terminate())
-    await one.logged(STOPPED)
+    one_ended = asyncio.create_task(one.stop())
+    await one.says(STOPPED)
     began = time.monotonic()
-    await two.logged(LEADS, within=1.5)
+    await two.says(LEADS, within=1.5)
     took = time.monotonic() - began
     assert await one_ended == 0
     await next(iter(world.nodes.values())).kill()

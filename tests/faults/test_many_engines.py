@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.e2e.watching import eventually
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import CALL, OLDER_MODEL, Document, Eventwatch, Oracle, World, long
+from tests.faults.harness import CALL, OLDER_MODEL, Oracle, World, long
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.truth import Document
+from tests.kit.waiting import eventually
 
 LEADS = "Nodes status checker started."
 BRAKE = "Brake: "
@@ -69,7 +72,7 @@ async def begin(hosts: list[Host]) -> None:
     """All watchers first, then the nodes: what no engine owns yet, a watcher that is alone takes for its own."""
     for host in hosts:
         host.watcher.start()
-        await host.watcher.logged(LEADS)
+        await host.watcher.says(LEADS)
     for host in hosts:
         await host.world.populate(NODES)
     for host in hosts:
@@ -88,7 +91,7 @@ async def test_each_watcher_keeps_its_own_nodes_right_and_never_touches_the_othe
     for host, stranger in ((one, other), (other, one)):
         owners = {row.get("engine_id") for row in (await host.documents()).values()}
         assert len(owners) == 1, owners
-        log = stranger.watcher.text()
+        log = stranger.watcher.output
         assert not [node_id for node_id in host.ids if f"{node_id[:12]} status updated" in log]
         assert not [node_id for node_id in host.ids if DELETED + node_id in log]
     assert {owner for host in hosts for row in (await host.documents()).values() if (owner := row["engine_id"])}
@@ -108,7 +111,7 @@ async def test_documents_that_a_manager_wrote_back_without_their_engines_id_are_
         await asyncio.sleep(1 + 0.3 * round_number)
     for host in hosts:
         assert sorted(await host.documents()) == host.ids, host.watcher.tail()
-        assert DELETED not in host.watcher.text()
+        assert DELETED not in host.watcher.output
     await asyncio.sleep(1.5)
     mine, theirs = [{row.get("engine_id") for row in (await host.documents()).values()} for host in hosts]
     assert len(mine) == len(theirs) == 1, "the stamp is not put back"
@@ -122,7 +125,7 @@ async def test_documents_without_their_engines_id_survive_a_restart_of_their_own
 ) -> None:
     """While it is down, the other watcher is the only live one; it knows that it is not alone for all that."""
     one, other = hosts
-    assert await other.watcher.terminate() == 0
+    assert await other.watcher.stop() == 0
     for node_id, document in list((await other.documents()).items())[:3]:
         older = {name: document[name] for name in OLDER_MODEL}
         await other.world.documents.replace_one({"_id": node_id}, older)
@@ -149,18 +152,18 @@ async def test_documents_that_nobody_owns_yet_survive_a_watcher_of_another_engin
             await early.world.populate(2)
             await late.world.populate(3)
             early.watcher.start()
-            await early.watcher.logged("3 documents belong to no engine on record")
+            await early.watcher.says("3 documents belong to no engine on record")
             await asyncio.sleep(3)
             assert sorted(await late.documents()) == late.ids, early.watcher.tail()
             late.watcher.start()
             for host in hosts:
                 await host.is_right()
             # From now on it is on record whose they are, even with their watcher down and their stamps dropped.
-            assert await late.watcher.terminate() == 0
+            assert await late.watcher.stop() == 0
             await late.world.documents.update_many({}, {"$unset": {"engine_id": "", "epoch": ""}})
             await asyncio.sleep(3)
             assert sorted(await late.documents()) == late.ids, early.watcher.tail()
-            assert DELETED not in early.watcher.text()
+            assert DELETED not in early.watcher.output
 
 
 async def wipe_one_of_two(kept: Host, lost: Host, *, stamped: bool) -> None:
@@ -169,12 +172,12 @@ async def wipe_one_of_two(kept: Host, lost: Host, *, stamped: bool) -> None:
         await kept.world.documents.update_many({}, {"$unset": {"engine_id": "", "epoch": ""}})
     await lost.engine.wipe()
     await lost.engine.start()
-    await lost.watcher.logged(BRAKE, within=30)
+    await lost.watcher.says(BRAKE, within=30)
     await asyncio.sleep(CALL)  # several sweeps, but no minute
     assert sorted(await kept.documents()) == kept.ids, lost.watcher.tail()
     assert sorted(await lost.documents()) == lost.ids, lost.watcher.tail()
-    assert lost.watcher.text().count(BRAKE) >= 3
-    assert not [node_id for node_id in kept.ids if DELETED + node_id in lost.watcher.text()]
+    assert lost.watcher.output.count(BRAKE) >= 3
+    assert not [node_id for node_id in kept.ids if DELETED + node_id in lost.watcher.output]
     await kept.is_right()
 
 
@@ -224,10 +227,10 @@ async def test_an_engine_with_another_id_deletes_nothing(
         await world.populate(NODES)
         with closing(Eventwatch(tmp_path, world.settings(sweep_interval="1s", lease_duration="2s"))) as watcher:
             watcher.start()
-            await watcher.logged(LEADS)
+            await watcher.says(LEADS)
             await Oracle(world).recovered(within=10)
             await doomed.wipe(new_identity=True)
             await doomed.start()
-            await watcher.logged(LEADS, times=2)
+            await watcher.says(LEADS, times=2)
             await asyncio.sleep(4)
             assert await world.documents.count_documents({}) == NODES, watcher.tail()

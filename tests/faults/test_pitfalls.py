@@ -31,12 +31,16 @@ from eventwatch.core.facts import Cause
 from eventwatch.engine import docker as engine_module
 from eventwatch.engine import wire
 from eventwatch.pipeline import watcher as watcher_module
-from tests.conftest import free_address
-from tests.e2e.watching import NEVER, Watched, ago, eventually, filmed, logged, texts, watching
-from tests.engines import PrivateEngine, PrivateMongo, run
-from tests.faults.harness import EXPECTED_ERRORS, RECOVERY, Document, Oracle, Row, World, times
+from tests.faults.harness import EXPECTED_ERRORS, RECOVERY, Oracle, Row, World, times
 from tests.faults.proxies import EngineProxy, Wire
-from tests.nodes import Node
+from tests.kit.engines import PrivateEngine
+from tests.kit.mongod import PrivateMongo, free_address
+from tests.kit.nodes import Node
+from tests.kit.processes import run
+from tests.kit.seen import filmed, logged, texts
+from tests.kit.truth import Document, ago
+from tests.kit.waiting import NEVER, eventually
+from tests.kit.world import Watched, watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

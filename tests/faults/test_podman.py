@@ -12,9 +12,10 @@ from pathlib import Path
 
 from eventwatch.engine.docker import NOBODY, DockerEngine
 from eventwatch.settings.model import Settings
-from tests.engines import PrivateMongo
-from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World, long
-from tests.podman import PrivatePodman
+from tests.faults.harness import RECOVERY, Oracle, World, long
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
+from tests.kit.podman import PrivatePodman
 
 
 @long
@@ -25,7 +26,7 @@ async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
         await world.populate(3)
         with closing(Eventwatch(tmp_path, world.settings(sweep_interval="1h"))) as watcher:
             watcher.start()
-            await watcher.logged("Nodes status checker started.")
+            await watcher.says("Nodes status checker started.")
             oracle = Oracle(world)
             await oracle.recovered()
             for _ in range(4):
@@ -34,8 +35,8 @@ async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
                 assert await oracle.recovered(within=15) <= RECOVERY, watcher.tail()
             assert world.operations > 30
             assert not await oracle.lost_requests()
-            assert await watcher.terminate() == 0, watcher.tail()
-            assert "Traceback" not in watcher.text()
+            assert await watcher.stop() == 0, watcher.tail()
+            assert "Traceback" not in watcher.output
 
 
 @long

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.certificates import make_certificates
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import RECOVERY, Eventwatch, Oracle, World
+from tests.faults.harness import RECOVERY, Oracle, World
+from tests.kit.certificates import make_certificates
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.mongod import PrivateMongo
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -33,18 +35,18 @@ async def test_a_remote_engine_is_watched_over_tls_through_its_restart(
         settings = world.settings(docker_host=remote.remote_url, sweep_interval="10m")
         with closing(Eventwatch(tmp_path, settings)) as watcher:
             watcher.start(within=over_tls(remote.certificates))
-            await watcher.logged("Nodes status checker started.")
+            await watcher.says("Nodes status checker started.")
             oracle = Oracle(world)
             await oracle.recovered()
             node = next(iter(world.nodes.values()))
             await node.kill()
             assert await oracle.recovered() <= RECOVERY
-            await remote.terminate()
+            await remote.stop()
             await remote.start()
             assert await oracle.recovered() <= RECOVERY
             await node.start()
             assert await oracle.recovered() <= RECOVERY
-            assert await watcher.terminate() == 0, watcher.tail()
+            assert await watcher.stop() == 0, watcher.tail()
 
 
 @pytest.mark.parametrize("certificates", ["none", "another CA's", "of nobody"])
@@ -61,8 +63,8 @@ async def test_what_makes_tls_impossible_is_bad_configuration_in_one_line(
     settings = {"docker_host": remote.remote_url, "mongo_url": mongo.url, "http_listen": ""}
     with closing(Eventwatch(tmp_path, settings)) as watcher:
         watcher.start(within=over_tls(folder))
-        assert await watcher.ended() == 2, watcher.tail()
-        line = watcher.text().splitlines()[-1]
+        assert await watcher.ends() == 2, watcher.tail()
+        line = watcher.output.splitlines()[-1]
         assert line.startswith("eventwatch: ")
         assert "DOCKER_CERT_PATH" in line
-        assert "Traceback" not in watcher.text()
+        assert "Traceback" not in watcher.output

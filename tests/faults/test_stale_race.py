@@ -6,9 +6,10 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
-from tests.e2e.watching import manager_document
-from tests.faults.harness import CALL, Eventwatch, Oracle, World
+from tests.faults.harness import CALL, Oracle, World
 from tests.faults.stale_race import race
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.truth import manager_document
 
 
 async def test_what_a_manager_writes_back_stale_does_not_stand(world: World, tmp_path: Path) -> None:
@@ -20,8 +21,8 @@ async def test_what_a_manager_writes_back_stale_does_not_stand(world: World, tmp
         assert took
         assert max(took) < 4 * CALL
         assert not await Oracle(world).lost_requests()
-        await eventwatch.logged('"cause": "look"')
-        assert "Traceback" not in eventwatch.text()
+        await eventwatch.says('"cause": "look"')
+        assert "Traceback" not in eventwatch.output
 
 
 async def test_a_document_is_made_true_or_deleted_however_late_a_manager_inserts_it(

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.watching import ago
 from tests.faults.epochs import followed
-from tests.faults.harness import Eventwatch, Oracle, World
+from tests.faults.harness import Oracle, World
+from tests.kit.eventwatch import Eventwatch
+from tests.kit.truth import ago
 from tests.takeover import (
     LEASE,
     containers_again,
@@ -64,7 +65,7 @@ async def test_a_holder_that_is_frozen_is_waited_for_and_one_that_was_taken_for_
         one.start()
         await Oracle(world).recovered()
         two.start()
-        await two.logged(STANDS_BY)
+        await two.says(STANDS_BY)
         async with followed(world) as epochs:
             # In the middle of a burst, so that it wakes up with work in its hands.
             burst = asyncio.gather(*(node.restart(grace_s=0) for node in list(world.nodes.values())))
@@ -72,14 +73,14 @@ async def test_a_holder_that_is_frozen_is_waited_for_and_one_that_was_taken_for_
             one.freeze()
             await burst
             await asyncio.sleep(3)
-            assert LEADS not in two.text()
+            assert LEADS not in two.output
             before = await holder(world)
             # A record that lies: such a process has never been.
             await world.checkers.update_one({}, {"$set": {"life.started": 1}})
             await succeeded(world, before)
-            await two.logged(LEADS)
+            await two.says(LEADS)
             one.thaw()
-            await one.logged(STANDS_BY)
+            await one.says(STANDS_BY)
             await next(iter(world.nodes.values())).kill()
             await Oracle(world).recovered()
         assert not epochs.went_back, "\n".join(epochs.went_back)
@@ -93,13 +94,13 @@ async def test_a_predecessor_that_cannot_be_proven_dead_is_waited_for_and_not_ca
     one = Eventwatch(tmp_path, world.settings(lease_duration=LEASE))
     with closing(one):
         one.start()
-        await one.logged(LEADS)
+        await one.says(LEADS)
         await one.kill()
         # As from another machine of the same name, or before a boot.
         await world.checkers.update_one({}, {"$set": {"life.boot_id": "00000000-0000-0000-0000-000000000000"}})
         one.start()
-        await one.logged(WAITS, within=60)
+        await one.says(WAITS, within=60)
         await world.checkers.update_one({}, {"$set": {"expires_at": ago(1)}})
-        await one.logged(LEADS, times=2, within=60)
-    assert STANDS_BY not in one.text()
-    assert "Taking over" not in one.text()
+        await one.says(LEADS, times=2, within=60)
+    assert STANDS_BY not in one.output
+    assert "Taking over" not in one.output

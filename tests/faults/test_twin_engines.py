@@ -11,10 +11,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.conftest import free_address
-from tests.e2e.watching import run_program
-from tests.engines import PrivateEngine, PrivateMongo
-from tests.faults.harness import Eventwatch, World
+from tests.faults.harness import World
+from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import Eventwatch, run_program
+from tests.kit.mongod import PrivateMongo, free_address
 
 LEADS = "Nodes status checker started."
 TWIN = "has the id of ours, no sweep deletes anything"
@@ -49,14 +49,14 @@ async def test_neither_of_two_engines_with_one_id_deletes_the_others_documents(
             closing(Eventwatch(tmp_path, settings[1], name="standby")) as standby,
         ):
             leader.start()
-            await leader.logged(LEADS)
+            await leader.says(LEADS)
             await a.populate(NODES)
             standby.start()
-            await standby.logged("Standing by")
+            await standby.says("Standing by")
             await b.populate(NODES)
             everybody = NODES * 2
             for watcher, address in zip((leader, standby), addresses, strict=True):
-                await watcher.logged(TWIN, within=30)
+                await watcher.says(TWIN, within=30)
                 (twin,) = [reason for reason in await reasons(address) if reason.startswith("twin:")]
                 assert "/var/lib/docker/engine-id" in twin
             env = {f"EVENTWATCH_{name.upper()}": value for name, value in settings[1].items()}
@@ -67,16 +67,16 @@ async def test_neither_of_two_engines_with_one_id_deletes_the_others_documents(
             assert code == 0, said
             assert await a.documents.count_documents({}) == everybody, said
             # The other one leads now, and takes all that it does not know for gone.
-            assert await leader.terminate() == 0
-            await standby.logged(LEADS)
+            assert await leader.stop() == 0
+            await standby.says(LEADS)
             await asyncio.sleep(3)
             assert await a.documents.count_documents({}) == everybody, standby.tail()
             leader.start()
-            await leader.logged("Standing by")
+            await leader.says("Standing by")
             await asyncio.sleep(2)
             assert await a.documents.count_documents({}) == everybody, standby.tail()
             # What an engine itself tells to be gone goes all the same.
             gone = next(iter(b.nodes.values()))
             await gone.remove()
-            await standby.logged(f"Node deleted from db: {gone.id}")
+            await standby.says(f"Node deleted from db: {gone.id}")
             assert await a.documents.count_documents({}) == everybody - 1, standby.tail()

@@ -35,7 +35,7 @@ from eventwatch.store.connection import Store
 from eventwatch.store.documents import ToolServerNode
 from eventwatch.store.nodes import LOOKED_AT
 from eventwatch.store.rows import Lease, Peer, Refused
-from tests.listed import row_of
+from tests.kit.listed import row_of
 
 START = 1_800_000_000_000_000_000
 MS = 1_000_000

@@ -15,7 +15,7 @@ from eventwatch.core.errors import ConfigError
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.settings.docker_context import ContextError, current_context
 from eventwatch.settings.model import Settings, load_settings
-from tests.certificates import make_certificates
+from tests.kit.certificates import make_certificates
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from eventwatch.pipeline.elector import RENEWALS, SECOND_LOOK, LeaderElector
 from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker
 from eventwatch.store.rows import Lease
-from tests.nodes import SLOW
+from tests.kit.waiting import SLOW
 
 DURATION = 15.0
 LEASE = Lease(manager_id="us", engine_id="engine", epoch=3, cursor=None)

@@ -22,8 +22,8 @@ import eventwatch.engine.docker
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
 from eventwatch.settings.model import Settings
-from tests.certificates import make_certificates
-from tests.e2e.watching import served
+from tests.kit.certificates import make_certificates
+from tests.kit.fakes import served
 
 NODE = "a" * 64
 OTHER = "b" * 64

@@ -20,7 +20,7 @@ from unittest import mock
 import pytest
 
 from eventwatch.cli import main as cli
-from tests.conftest import free_address
+from tests.kit.mongod import free_address
 
 FOLDER = Path(__file__).parent / "help"
 ROOT = Path(__file__).parents[2]

@@ -39,10 +39,10 @@ from eventwatch.http.rows import Facts, Rows
 from eventwatch.http.server import Pages, serve
 from eventwatch.pipeline.fleet import note_of
 from eventwatch.store.rows import EngineRecord
-from tests.certificates import make_certificates, trusting
-from tests.conftest import free_port
-from tests.e2e.watching import eventually, logged, texts
-from tests.nodes import SLOW
+from tests.kit.certificates import make_certificates, trusting
+from tests.kit.mongod import free_port
+from tests.kit.seen import logged, texts
+from tests.kit.waiting import SLOW, eventually
 
 ID = "0123456789ab" * 5 + "cdef"
 CHANGE = Change(ID, ID[:12], {"status": "running"}, {"status": "exited"}, False, Cause.EVENT, 1, 0.001)

@@ -11,7 +11,7 @@ import pytest
 from eventwatch.core.facts import Observation
 from eventwatch.core.listing import age_in_words, shows_no_change
 from eventwatch.engine.wire import parse_container, parse_listed
-from tests.listed import row_of
+from tests.kit.listed import row_of
 
 NODE, NETWORK = "5c" * 32, "nodes"
 NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)

@@ -14,7 +14,7 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Event
 from eventwatch.core.metrics import Metrics
 from eventwatch.pipeline.watcher import LIFETIME, OVERLAP_NS, Watcher
-from tests.e2e.watching import logged, texts
+from tests.kit.seen import logged, texts
 from tests.unit.simulated import UnaskedEngine
 
 T0 = 1_795_492_000_000_000_000

@@ -7,20 +7,16 @@ the package sources that the machine already uses, never installed.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import tempfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.conftest import find_mongod
-from tests.engines import SYSTEM_PATH, BrokenMachineError, sources_of_suite, unpack_packages
-from tests.nodes import SLOW
+from tests.kit.debian import sources_of_suite, unpack_packages
+from tests.kit.mongod import find_mongod
+from tests.kit.processes import ROOT, SYSTEM_PATH, output, run
 
-ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".cache" / "standin"
 RELEASE: Final = "bookworm"
 #: Debian's suite that has Compose v2 and buildx.
@@ -85,37 +81,8 @@ CMD ["mongod", "--bind_ip_all", "--wiredTigerCacheSizeGB", "0.25", "--quiet"]
 """
 
 
-def sh(
-    *command: str | Path,
-    cwd: Path = ROOT,
-    within: float = 60.0,
-    check: bool = True,
-    env: Mapping[str, str] | None = None,
-) -> tuple[int, str]:
-    """Run a command to its end; its code and all it said. With `check`, a code other than 0 raises."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, "PATH": f"{os.environ['PATH']}:{SYSTEM_PATH}", "LC_ALL": "C", **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=within * SLOW,
-        check=False,
-    )
-    if check and done.returncode:
-        tail = "\n".join(done.stdout.strip().splitlines()[-15:])
-        raise BrokenMachineError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{tail}")
-    return done.returncode, done.stdout
-
-
-def output(*command: str | Path, within: float = 60.0, **env: str) -> str:
-    return sh(*command, within=within, env=env)[1].strip()
-
-
 def has_image(tag: str) -> bool:
-    return sh("docker", "image", "inspect", tag, check=False)[0] == 0
+    return run("docker", "image", "inspect", tag, check=False).code == 0
 
 
 # -- images -------------------------------------------------------------------------------------------------

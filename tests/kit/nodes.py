@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import secrets
 import shutil
 import tarfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from aiodocker import DockerError
+
+from tests.kit.waiting import SLOW, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +31,6 @@ NODE_LABEL = "tool-server.node"
 RUN_LABEL = "eventwatch.run"
 NODE_NETWORK = "tool-server-network"
 NODE_PORT = 31942
-#: How many times slower than usual the machine may be: whatever a test waits for has that much longer.
-SLOW = float(os.environ.get("EVENTWATCH_TEST_SLOW", "1"))
 CALL_TIMEOUT = 30.0 * SLOW
 BUILD_TIMEOUT = 120.0 * SLOW
 
@@ -187,12 +186,12 @@ class Node:
 
     async def wait_health(self, health: str, *, within_s: float = 15.0) -> None:
         """Wait until the engine's own health status says `health`."""
-        async with asyncio.timeout(within_s * SLOW):
-            while True:
-                state = (await self.inspect())["State"]
-                if state.get("Health", {}).get("Status") == health:
-                    return
-                await asyncio.sleep(0.05)
+
+        async def says_so() -> bool:
+            state = (await self.inspect())["State"]
+            return bool(state.get("Health", {}).get("Status") == health)
+
+        await eventually(says_so, within_s, what=f"{self.name} is {health}")
 
 
 class Nodes:

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import resource
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tests.engines import SYSTEM_PATH, Daemon, run, until
+from tests.kit.processes import SYSTEM_PATH, Process, run, system_environment
+from tests.kit.waiting import eventually
 
 PACKAGES: Final = ("podman", "containernetworking-plugins", "netavark")
 
@@ -26,7 +26,7 @@ class PrivatePodman:
 
     def __init__(self) -> None:
         self.folder = Path()
-        self._service: Daemon | None = None
+        self._service: Process | None = None
 
     @property
     def socket(self) -> Path:
@@ -38,8 +38,8 @@ class PrivatePodman:
 
     async def __aenter__(self) -> Self:
         if shutil.which("podman", path=SYSTEM_PATH) is None:
-            run("apt-get", "-qq", "update")
-            run("apt-get", "-qq", "-y", "--no-install-recommends", "install", *PACKAGES)
+            run("apt-get", "-qq", "update", within=300)
+            run("apt-get", "-qq", "-y", "--no-install-recommends", "install", *PACKAGES, within=600)
         self.folder = Path(tempfile.mkdtemp(prefix="ew-podman-"))
         # Its defaults want more than a container like ours may have: a higher limit, systemd, cgroups version 2.
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -47,9 +47,11 @@ class PrivatePodman:
             f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]\n'
             '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
         )
-        self._service = Daemon("podman", self.folder / "log")
-        self._service.spawn([*self._podman(), "system", "service", "--time=0", self.url])
-        await until(self.socket.exists, 20, "podman's socket is there")
+        self._service = Process("podman", self.folder / "log")
+        self._service.spawn(
+            [*self._podman(), "system", "service", "--time=0", self.url], env=system_environment(), orphaned="TERM"
+        )
+        await eventually(self.socket.exists, 20, what="podman's socket is there")
         return self
 
     def _podman(self) -> list[str]:
@@ -61,7 +63,7 @@ class PrivatePodman:
 
     def run(self, *command: str) -> str:
         """Run one of podman's own commands."""
-        return run(*self._podman(), *command)
+        return run(*self._podman(), *command).stdout
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -70,7 +72,7 @@ class PrivatePodman:
             await asyncio.to_thread(self.run, "rm", "--all", "--force", "--time", "0")
             await asyncio.to_thread(self.run, "network", "prune", "--force")
         assert self._service is not None
-        await self._service.end(signal.SIGTERM)
+        await self._service.end()
         with contextlib.suppress(RuntimeError):
             run("umount", "--lazy", f"{self.folder}/root/overlay")
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
