@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.kit.images import RELEASE, fetched
-from tests.kit.processes import ROOT, run
+from tests.kit.processes import run
 
 BASH = """
 source "$1"
@@ -33,9 +32,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for shell in ("bash", "zsh"):
         paths[shell] = folder / shell
-        command = [sys.executable, "-m", "eventwatch", "completion", shell]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
-        paths[shell].write_bytes(done.stdout)
+        paths[shell].write_text(run(sys.executable, "-m", "eventwatch", "completion", shell).stdout)
     return paths
 
 

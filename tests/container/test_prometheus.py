@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.container.sidecars import fetch
+from tests.kit.eventwatch import started
 from tests.kit.images import prometheus_and_promtool
 from tests.kit.mongod import free_port
 from tests.kit.processes import ROOT, run
@@ -35,11 +36,8 @@ def prometheus(folder: Path, target: int) -> Iterator[str]:
         *(str(program), f"--config.file={folder / 'prometheus.json'}", f"--storage.tsdb.path={folder / 'data'}"),
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+    with closing(started(*command, env=os.environ, cwd=folder)):
+        yield f"http://127.0.0.1:{port}"
 
 
 async def query(server: str, expression: str) -> list[Any]:

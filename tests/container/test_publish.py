@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from tests.container.sidecars import fetch
+from tests.kit.eventwatch import started
 from tests.kit.images import PYTHON, RELEASE, TOOLS, ensure_base, fetched
 from tests.kit.mongod import free_port
 from tests.kit.processes import ROOT, run, system_environment
@@ -25,22 +26,13 @@ LONGEST = 840.0
 
 
 @contextmanager
-def serving(*command: str | Path, folder: Path) -> Iterator[None]:
-    with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-
-
-@contextmanager
 def registry(folder: Path) -> Iterator[str]:
     """Its address, which Docker takes without TLS as it is on loopback."""
     program, address = fetched("registry", RELEASE, "docker-registry") / "usr/bin/docker-registry", free_port()
     storage = {"filesystem": {"rootdirectory": str(folder / "images")}}
     config = {"version": "0.1", "storage": storage, "http": {"addr": f"127.0.0.1:{address}"}}
     (folder / "registry.yaml").write_text(json.dumps(config))  # JSON is YAML
-    with serving(program, "serve", folder / "registry.yaml", folder=folder):
+    with closing(started(program, "serve", folder / "registry.yaml", env=os.environ, cwd=folder)):
         yield f"127.0.0.1:{address}"
 
 
@@ -49,7 +41,7 @@ def index(folder: Path) -> Iterator[str]:
     packages, port = folder / "packages", free_port()
     packages.mkdir()
     command = (sys.executable, "-m", "pypiserver", "run", "-i", "127.0.0.1", "-p", str(port), "-a", ".", "-P", ".")
-    with serving(*command, packages, folder=folder):
+    with closing(started(*command, packages, env=os.environ, cwd=folder)):
         yield f"http://127.0.0.1:{port}"
 
 

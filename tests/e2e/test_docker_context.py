@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from eventwatch.settings.model import load_settings
+from tests.kit.processes import run
 from tests.kit.waiting import eventually
 from tests.kit.world import World
 
 
 def docker(config: Path, *words: str) -> None:
-    done = subprocess.run(
-        ["docker", "context", *words],
-        env={"PATH": os.environ["PATH"], "DOCKER_CONFIG": str(config)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run("docker", "context", *words, env={"PATH": os.environ["PATH"], "DOCKER_CONFIG": str(config)})
 
 
 async def test_the_context_that_was_chosen_is_watched(

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager, suppress
@@ -30,10 +29,12 @@ from eventwatch.store import embedded
 from eventwatch.store.connection import open_store
 from eventwatch.store.embedded import EmbeddedMongo, default_data_dir, find_mongod, running_url
 from eventwatch.testing import _private_mongod
-from tests.kit.waiting import SLOW
+from tests.kit.eventwatch import program, run_program, started
+from tests.kit.processes import Process, run
+from tests.kit.waiting import SLOW, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 PATIENCE = 20.0 * SLOW
 ROOT = Path(__file__).parents[2]
@@ -68,12 +69,6 @@ def exists(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not done():  # noqa: ASYNC110  # another process decides
-            await asyncio.sleep(0.02)
 
 
 async def reading(mongo: EmbeddedMongo) -> dict[str, Any] | None:
@@ -111,31 +106,27 @@ except EventwatchError as error:
 """
 
 
-async def start_program(data_dir: Path) -> asyncio.subprocess.Process:
+def start_program(data_dir: Path) -> Process:
     """Another process with an embedded database in this folder: it prints the pid of mongod, or the error."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, data_dir, stdout=asyncio.subprocess.PIPE, cwd=ROOT
-    )
+    return program("-c", PROGRAM, data_dir, env=os.environ, cwd=ROOT)
 
 
-async def line_of(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None
-    async with asyncio.timeout(PATIENCE):
-        return (await process.stdout.readline()).decode().strip()
+async def line_of(process: Process) -> str:
+    await process.says("\n")
+    return process.output.splitlines()[0]
 
 
 @asynccontextmanager
-async def other_eventwatch(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+async def other_eventwatch(data_dir: Path) -> AsyncIterator[tuple[Process, int]]:
     """Such a process once it is up, and the pid of its mongod."""
-    process = await start_program(data_dir)
+    process = start_program(data_dir)
     mongod = int(await line_of(process))
     try:
         yield process, mongod
     finally:
-        for pid, alive in ((process.pid, process.returncode is None), (mongod, exists(mongod))):
-            if alive:
-                os.kill(pid, signal.SIGKILL)
-        await process.wait()
+        process.close()
+        if exists(mongod):
+            os.kill(mongod, signal.SIGKILL)
 
 
 def listening(pid: int) -> list[str]:
@@ -161,10 +152,6 @@ def of_process(mongo: EmbeddedMongo, name: str) -> Path:
 
 def socket_of(url: str) -> Path:
     return Path(unquote(url.removeprefix("mongodb://").removesuffix("/?directConnection=true")))
-
-
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 #: The beginning of a program: from here on it runs as another user than the one that runs the tests.
@@ -193,10 +180,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of one megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if run("mount", "-t", "tmpfs", "-o", "size=1m", "none", folder).returncode != 0:
+    if run("mount", "-t", "tmpfs", "-o", "size=1m", "none", folder, check=False).code != 0:
         pytest.skip("mounting is not allowed here")
     yield folder
-    assert run("umount", "--lazy", folder).returncode == 0
+    run("umount", "--lazy", folder)
 
 
 @pytest.fixture
@@ -241,7 +228,7 @@ async def test_a_killed_mongod_comes_back_on_the_same_socket_with_its_data(
             await client.test.get_collection("kept").insert_one({"n": 1})
             await client.admin.command("fsync")
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: mongo.pid not in (pid, None))
+        await eventually(lambda: mongo.pid not in (pid, None))
         assert await reading(mongo) == {"n": 1}
         assert mongo.url == url
     assert len(warnings) == 1
@@ -255,9 +242,9 @@ async def test_a_restart_that_fails_is_warned_of_once_and_tried_again(
         pid = pid_of(mongo)
         right, mongo._launcher = mongo._launcher, (tmp_path / "absent",)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: len(warnings) >= 2)
+        await eventually(lambda: len(warnings) >= 2)
         mongo._launcher = right
-        await until(lambda: mongo.pid not in (pid, None))
+        await eventually(lambda: mongo.pid not in (pid, None))
         await reading(mongo)
     assert warnings[0].startswith("mongod died (exit code -9)")
     assert all(warning.startswith("mongod cannot be run (") for warning in warnings[1:])
@@ -328,7 +315,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> No
     mongo = EmbeddedMongo(tmp_path)
     async with asyncio.TaskGroup() as tasks:
         start = tasks.create_task(mongo.__aenter__(), name="start")
-        await until(lambda: mongo.pid is not None)
+        await eventually(lambda: mongo.pid is not None)
         pid = pid_of(mongo)
         start.cancel()
     assert not exists(pid)
@@ -389,7 +376,7 @@ async def test_another_user_can_neither_connect_nor_read(open_folder: Path, open
         if opened:
             for folder in (mongo.data_dir, mongo.data_dir / "db"):
                 folder.chmod(0o755)
-        attacked = run(sys.executable, "-c", AS_NOBODY + ATTACK, mongo.data_dir)
+        attacked = run(sys.executable, "-c", AS_NOBODY + ATTACK, mongo.data_dir, check=False)
     assert attacked.stdout.split() == ["PermissionError"] * 5, attacked
 
 
@@ -397,12 +384,12 @@ async def test_another_user_can_neither_connect_nor_read(open_folder: Path, open
 @pytest.mark.parametrize("mode", [0o755, 0o700])
 async def test_a_folder_of_another_user_is_refused(open_folder: Path, mode: int) -> None:
     (open_folder / "mongo").mkdir(mode)
-    ended = run(sys.executable, "-c", AS_NOBODY + PROGRAM, open_folder / "mongo")
+    ended = run(sys.executable, "-c", AS_NOBODY + PROGRAM, open_folder / "mongo", check=False)
     assert ended.stdout == (
         f"the embedded database refuses {open_folder / 'mongo'}: it belongs to user 0, and this is user {NOBODY};"
         " change its owner, or set XDG_STATE_HOME to another folder\n"
     )
-    assert ended.returncode == 2
+    assert ended.code == 2
 
 
 OURS = ("eventwatch", "eventwatch/mongo", "eventwatch/mongo/db")
@@ -539,28 +526,25 @@ async def test_the_lock_is_let_go_even_if_a_child_has_the_file_open(tmp_path: Pa
 
 
 async def test_of_two_that_start_at_once_one_wins_and_the_other_says_why(tmp_path: Path) -> None:
-    both = [await start_program(tmp_path) for _ in range(2)]
+    both = [start_program(tmp_path) for _ in range(2)]
     lines = [await line_of(process) for process in both]
     try:
         [loser] = [process for process, line in zip(both, lines, strict=True) if not line.isdigit()]
         [winner] = [process for process in both if process is not loser]
-        assert await loser.wait() == 2
+        assert await loser.ends() == 2
         assert f"another eventwatch (pid {winner.pid}) already runs the embedded database in {tmp_path}: " in str(
             lines
         )
-        assert winner.returncode is None
+        assert winner.running
     finally:
         for process in both:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
+            process.close()
 
 
 async def test_a_killed_eventwatch_can_be_started_again_at_once(tmp_path: Path) -> None:
     async with other_eventwatch(tmp_path) as (process, _):
         assert running_url(tmp_path) is not None
-        process.kill()
-        await process.wait()
+        await process.kill()
         assert running_url(tmp_path) is None
         async with EmbeddedMongo(tmp_path) as mongo:
             assert await reading(mongo) is None
@@ -594,7 +578,7 @@ async def test_a_path_too_long_for_a_socket_gets_a_private_folder_elsewhere(
         assert running_url(data) == mongo.url
         assert listening(pid_of(mongo)) == [str(socket_of(mongo.url))]
         os.kill(pid := pid_of(mongo), signal.SIGKILL)
-        await until(lambda: mongo.pid not in (pid, None))
+        await eventually(lambda: mongo.pid not in (pid, None))
         assert await reading(mongo) is None
     assert list((tmp_path / place).iterdir()) == []
     assert (data / "db" / "WiredTiger.wt").exists()
@@ -648,7 +632,7 @@ async def test_a_folder_on_a_read_only_file_system_is_a_clear_error(
     monkeypatch.setenv("XDG_STATE_HOME", str(small_disk))
     async with EmbeddedMongo():
         pass
-    assert run("mount", "-o", "remount,ro", small_disk).returncode == 0
+    run("mount", "-o", "remount,ro", small_disk)
     assert running_url() is None
     assert await refusal() == (
         f"the embedded database cannot use {small_disk}/eventwatch/mongo/lock (Read-only file system):"
@@ -690,8 +674,7 @@ async def test_a_mongod_left_by_a_killed_eventwatch_is_stopped_by_the_next(
 ) -> None:
     without_setpriv(monkeypatch, tmp_path / "bin")
     async with other_eventwatch(tmp_path / "mongo") as (process, left):
-        process.kill()
-        await process.wait()
+        await process.kill()
         assert exists(left)
         async with EmbeddedMongo(tmp_path / "mongo") as mongo:
             assert not exists(left)
@@ -704,8 +687,7 @@ async def test_a_mongod_that_was_left_is_known_even_when_its_folder_was_moved(
 ) -> None:
     without_setpriv(monkeypatch, tmp_path / "bin")
     async with other_eventwatch(tmp_path / "mongo") as (process, left):
-        process.kill()
-        await process.wait()
+        await process.kill()
         (tmp_path / "mongo").rename(tmp_path / "moved")
         async with EmbeddedMongo(tmp_path / "moved"):
             assert not exists(left)
@@ -713,36 +695,24 @@ async def test_a_mongod_that_was_left_is_known_even_when_its_folder_was_moved(
 
 async def test_a_mongod_that_somebody_else_runs_on_the_data_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mongo" / "db").mkdir(parents=True)
-    by_hand = await asyncio.create_subprocess_exec(
-        *(find_mongod(), "--dbpath", tmp_path / "mongo" / "db", "--nounixsocket"),
-        *("--bind_ip", tmp_path / "hand.sock"),
-        stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    command = (find_mongod(), "--dbpath", tmp_path / "mongo" / "db", "--nounixsocket")
+    async with started(*command, "--bind_ip", tmp_path / "hand.sock", env=os.environ, cwd=tmp_path) as by_hand:
         lock = tmp_path / "mongo" / "db" / "mongod.lock"
-        await until(lambda: lock.exists() and lock.read_text() != "")
+        await eventually(lambda: lock.exists() and lock.read_text() != "")
         with pytest.raises(StoreError, match=r"^mongod ended at once \(exit code 100\): .*DBPathInUse: "):
             await EmbeddedMongo(tmp_path / "mongo").__aenter__()
-        assert by_hand.returncode is None
-    finally:
-        by_hand.kill()
-        await by_hand.wait()
+        assert by_hand.running
 
 
 async def test_a_process_that_only_looks_like_our_mongod_is_left_alone(tmp_path: Path) -> None:
     socket_path = tmp_path / "eventwatch.sock"
-    lookalike = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import time; time.sleep(60)", "--dbpath", tmp_path / "db", "--bind_ip", socket_path
-    )
     (tmp_path / "db").mkdir()
-    (tmp_path / "db" / "mongod.lock").write_text(f"{lookalike.pid}\n")
-    try:
+    command = ("-c", "import time; time.sleep(60)", "--dbpath", tmp_path / "db", "--bind_ip", socket_path)
+    async with program(*command, env={}, cwd=tmp_path) as lookalike:
+        (tmp_path / "db" / "mongod.lock").write_text(f"{lookalike.pid}\n")
         async with EmbeddedMongo(tmp_path):
-            assert lookalike.returncode is None
+            assert lookalike.running
             assert exists(lookalike.pid)
-    finally:
-        lookalike.kill()
-        await lookalike.wait()
 
 
 @pytest.mark.parametrize("recorded", ["0", "-1", "9" * 30, "x"])
@@ -754,9 +724,8 @@ async def test_a_recorded_pid_that_is_none_is_no_trouble(tmp_path: Path, recorde
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
 async def test_mongod_ends_with_an_eventwatch_that_is_killed(tmp_path: Path) -> None:
     async with other_eventwatch(tmp_path) as (process, mongod):
-        process.kill()
-        await process.wait()
-        await until(lambda: not exists(mongod))
+        await process.kill()
+        await eventually(lambda: not exists(mongod))
 
 
 async def test_a_recorded_pid_that_is_not_our_mongod_is_left_alone(tmp_path: Path, warnings: list[str]) -> None:
@@ -879,15 +848,10 @@ async def test_a_long_log_is_put_aside_at_the_next_start(tmp_path: Path, monkeyp
 # -- those beside it ----------------------------------------------------------------------------------------
 
 
-async def eventwatch(*words: str, **env: str) -> tuple[int | None, str]:
+async def eventwatch(*words: str, **env: str) -> tuple[int, str]:
     """Run a command of eventwatch where no engine is, with the embedded database."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "eventwatch", *words),
-        env={**os.environ, "DOCKER_HOST": "unix:///nowhere.sock", "EVENTWATCH_MONGO_URL": "embedded", **env},
-        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    return process.returncode, output.decode()
+    place = {"DOCKER_HOST": "unix:///nowhere.sock", "EVENTWATCH_MONGO_URL": "embedded"}
+    return await run_program("-m", "eventwatch", *words, env={**os.environ, **place, **env}, cwd=ROOT)
 
 
 async def test_the_doctor_says_what_the_embedded_database_is_for(state: Path) -> None:

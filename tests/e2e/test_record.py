@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -38,8 +36,10 @@ from eventwatch.replay.recording import (
 )
 from eventwatch.settings.model import Settings
 from tests.kit.engines import PrivateEngine
+from tests.kit.eventwatch import program
 from tests.kit.nodes import Nodes
-from tests.kit.waiting import SLOW
+from tests.kit.processes import our_environment
+from tests.kit.waiting import eventually
 
 SECRET = "correct-horse-battery-staple"
 ROOT = Path(__file__).parent.parent.parent
@@ -52,18 +52,11 @@ async def recording_to(path: Path, docker_url: str, network: str) -> AsyncIterat
     recorder = Recorder(settings, path)
     running = asyncio.create_task(recorder.run())
     try:
-        await until(lambda: running.done() or not recorder._away)
+        await eventually(lambda: running.done() or not recorder._away)
         yield recorder
     finally:
         recorder.stop()
         await running
-
-
-async def until(done: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s * SLOW
-    while not done():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def keys(recording: Recording) -> set[tuple[int, str, str]]:
@@ -100,18 +93,10 @@ async def test_the_command_records_until_ctrl_c_and_without_secrets(
 ) -> None:
     before = await nodes.start("before", env={"PASSWORD": SECRET})
     path = tmp_path / "live.jsonl"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "eventwatch", "record", path,
-        cwd=tmp_path, stderr=subprocess.PIPE,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("EVENTWATCH_")},
-            "PYTHONPATH": str(ROOT),
-            "EVENTWATCH_DOCKER_HOST": docker_url,
-            "EVENTWATCH_NODE_NETWORK": nodes.network,
-        },
-    )  # fmt: skip
+    place = {"EVENTWATCH_DOCKER_HOST": docker_url, "EVENTWATCH_NODE_NETWORK": nodes.network}
+    process = program("-m", "eventwatch", "record", path, env=our_environment(**place), cwd=tmp_path)
     part = tmp_path / "live.jsonl.part"
-    await until(lambda: part.exists() and part.read_text().count("\n") > 1)
+    await eventually(lambda: part.exists() and part.read_text().count("\n") > 1)
     node = await nodes.start(
         "a",
         healthcheck="ok",
@@ -128,10 +113,9 @@ async def test_the_command_records_until_ctrl_c_and_without_secrets(
     gone = await nodes.start("c")
     await gone.remove()
     await asyncio.sleep(0.2)  # what the engine has not sent yet is not our loss
-    process.send_signal(signal.SIGINT)
-    _, stderr = await process.communicate()
-    assert process.returncode == 0, stderr.decode()
-    assert b"Recorded " in stderr
+    assert await process.stop(signal.SIGINT) == 0, process.output
+    assert "Recorded " in process.output
+    process.close()
     assert sorted(os.listdir(tmp_path)) == ["live.expected.json", "live.jsonl"]  # noqa: PTH208
 
     text = path.read_text()
@@ -198,9 +182,9 @@ async def test_a_recording_survives_the_engine(tmp_path: Path, mongo_url: str, d
             node = await nodes.start("a", restart="always")
             other = await nodes.start("b")
             await engine.kill()
-            await until(lambda: recorder._away)
+            await eventually(lambda: recorder._away)
             await engine.start()
-            await until(lambda: not recorder._away)
+            await eventually(lambda: not recorder._away)
             later = await nodes.start("c")
             await asyncio.sleep(0.3)
         seen = await node.inspect()

@@ -25,6 +25,7 @@ from eventwatch.replay.recording import Recording, Truth, expected_path, read_ex
 from eventwatch.replay.recording import to_json as line
 from eventwatch.settings.model import Settings
 from eventwatch.store.documents import ToolServerNode
+from tests.kit.processes import Ended, our_environment, run
 
 TESTS = Path(__file__).parent.parent
 RECORDINGS = sorted((TESTS / "recordings").glob("*.jsonl"))
@@ -301,18 +302,11 @@ class Command:
 
     def __init__(self, folder: Path, mongo_url: str, database: str) -> None:
         self.folder = folder
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("EVENTWATCH_")},
-            "EVENTWATCH_MONGO_URL": mongo_url,
-            "EVENTWATCH_MONGO_DATABASE": database,
-            "PYTHONPATH": str(TESTS.parent),
-        }
+        self.environment = our_environment(EVENTWATCH_MONGO_URL=mongo_url, EVENTWATCH_MONGO_DATABASE=database)
 
-    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "eventwatch", "replay", *arguments],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+    def __call__(self, *arguments: str | Path) -> Ended:
+        command = (sys.executable, "-m", "eventwatch", "replay", *arguments)
+        return run(*command, cwd=self.folder, env=self.environment, check=False)
 
 
 @pytest.fixture
@@ -328,7 +322,7 @@ def documents(mongo_url: str, database: str) -> Iterator[Callable[[], int]]:
 
 def test_the_command_tells_how_it_went(command: Command) -> None:
     done = command(TESTS / "recordings" / "silent-changes.jsonl", "--speed", "0")
-    assert done.returncode == 0
+    assert done.code == 0
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0].startswith("36 events of 4 containers, 11.7 s recorded: ")
@@ -348,7 +342,7 @@ def test_a_divergence_is_one_line_and_exit_code_1(command: Command, tmp_path: Pa
     was = truth.pop(gone)["status"]
     (tmp_path / "other.json").write_text(json.dumps(truth))
     done = command(LIFECYCLE, "--speed", "0", "--expect", "other.json")
-    assert done.returncode == 1
+    assert done.code == 1
     assert done.stdout.splitlines()[:2] == [
         f"{wrong} status: expected 'dead', found '{status}'",
         f"{gone} document: expected 'none', found '{was}'",
@@ -358,7 +352,7 @@ def test_a_divergence_is_one_line_and_exit_code_1(command: Command, tmp_path: Pa
 
 def test_machines_get_json(command: Command) -> None:
     done = command(TESTS / "recordings" / "silent-changes.jsonl", "--speed", "0", "--json", "--tiers", "2")
-    assert done.returncode == 1
+    assert done.code == 1
     told = json.loads(done.stdout)
     assert [(d["field"], d["expected"], d["found"]) for d in told["divergences"]] == [
         ("status", "exited", "restarting")
@@ -373,7 +367,7 @@ def test_machines_get_json(command: Command) -> None:
 def test_without_a_truth_nothing_is_compared(command: Command, tmp_path: Path) -> None:
     path = write_records(tmp_path / "alone.jsonl", read_records(LIFECYCLE))
     done = command(path, "--speed", "0")
-    assert done.returncode == 0
+    assert done.code == 0
     assert done.stdout.splitlines()[-1] == "Divergence: unknown, there is no expected file beside the recording"
 
 
@@ -395,7 +389,7 @@ def test_bad_input_is_one_line_exit_code_2_and_no_write(
     (tmp_path / "cut.jsonl").write_text("\n".join([*lines[:2], lines[2][:50], *lines[3:]]) + "\n")
     (tmp_path / "bad.json").write_text('{"x": {"status": "running", "health": "none", "ip": ""}}')
     done = command(*arguments, "--speed", "0")
-    assert done.returncode == 2
+    assert done.code == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"eventwatch: {message}")
     assert done.stderr.count("\n") == 1
@@ -405,7 +399,7 @@ def test_bad_input_is_one_line_exit_code_2_and_no_write(
 def test_a_wrong_speed_is_refused(command: Command) -> None:
     for wrong in ("-1", "fast", "nan", "inf"):
         done = command(LIFECYCLE, f"--speed={wrong}")
-        assert done.returncode == 2
+        assert done.code == 2
         assert "must be 0 (as fast as it can) or up to" in done.stderr
 
 
@@ -439,19 +433,12 @@ def test_a_terminal_shows_a_progress_bar(command: Command) -> None:
 def test_users_replay_recordings_in_their_own_tests(mongod: str, tmp_path: Path, mongo_url: str) -> None:
     """In their own project, and with no more than an installed eventwatch."""
     installed = importlib.metadata.entry_points(group="pytest11", name="eventwatch.testing")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", tmp_path / "temp"),
-            *(() if installed else ("-p", "eventwatch.testing")),
-        ],
+    given = {"EVENTWATCH_TEST_MONGO_URL": mongo_url} if mongod == "given" else {}
+    done = run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", tmp_path / "temp"),
+        *(() if installed else ("-p", "eventwatch.testing")),
         cwd=TESTS / "plugin_project",
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("EVENTWATCH_")},
-            "PYTHONPATH": str(TESTS.parent),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **({"EVENTWATCH_TEST_MONGO_URL": mongo_url} if mongod == "given" else {}),
-        },
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+        env=our_environment(**given),
+        within=120,
+    )
     assert "3 passed" in done.stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_operator import ask
+from tests.kit.eventwatch import program
 from tests.kit.waiting import eventually
 from tests.kit.world import World
 
@@ -61,15 +62,10 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly(
 @pytest.mark.parametrize("after", [0.15, 0.3, 0.5, 0.8, 1.2, 2.0])
 async def test_ctrl_c_is_quiet_however_early(world: World, tmp_path: Path, after: float) -> None:
     env = os.environ | {"EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "eventwatch", "status", "--watch",
-        env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    await asyncio.sleep(after)
-    process.send_signal(signal.SIGINT)
-    _, errors = await process.communicate()
-    assert process.returncode in {130, -signal.SIGINT}  # a shell shows both as 130
-    assert "eventwatch/cli/main.py" not in errors.decode()  # Python's own start has a traceback of its own
+    async with program("-m", "eventwatch", "status", "--watch", env=env, cwd=tmp_path) as process:
+        await asyncio.sleep(after)
+        assert await process.stop(signal.SIGINT) in {130, -signal.SIGINT}  # a shell shows both as 130
+        assert "eventwatch/cli/main.py" not in process.output  # Python's own start has a traceback of its own
 
 
 async def test_a_log_that_nobody_reads_holds_nothing_up(world: World, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from eventwatch.engine.docker import DockerEngine
 from eventwatch.store.connection import Store, open_store
 from tests.e2e.test_operator import ask
 from tests.kit.fakes import Failing
+from tests.kit.processes import run
 from tests.kit.truth import manager_document
 from tests.kit.waiting import eventually
 from tests.kit.world import World
@@ -169,8 +169,7 @@ async def test_top_needs_a_terminal(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="without zsh its completion cannot be tried")
 def test_zsh_takes_the_completion_from_a_file_a_variable_and_its_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "eventwatch", "completion", "zsh"]
-    script = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    script = run(sys.executable, "-m", "eventwatch", "completion", "zsh", cwd=tmp_path).stdout
     (tmp_path / "_eventwatch").write_text(script)
     begun = "autoload -Uz compinit; compinit -u -D;"
     for words, name in (
@@ -178,8 +177,4 @@ def test_zsh_takes_the_completion_from_a_file_a_variable_and_its_folder(tmp_path
         (f'{begun} eval "$(<_eventwatch)";', "_shtab_eventwatch"),
         (f"fpath=({tmp_path} $fpath); {begun}", "_eventwatch"),
     ):
-        done = subprocess.run(
-            ["zsh", "-f", "-c", f"{words} print $_comps[eventwatch]"],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert (done.stdout, done.stderr) == (f"{name}\n", "")
+        assert run("zsh", "-f", "-c", f"{words} print $_comps[eventwatch]", cwd=tmp_path).output == f"{name}\n"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
-import subprocess
 from pathlib import Path
+
+from tests.kit.processes import run
 
 
 def make_certificates(folder: Path, address: str) -> None:
@@ -36,5 +37,4 @@ def trusting(folder: Path) -> ssl.SSLContext:
 
 
 def openssl(*arguments: str | Path) -> None:
-    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run("openssl", *arguments)

@@ -21,6 +21,7 @@ from tests.kit.waiting import PATIENCE, SLOW, eventually
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SETPRIV: Final = shutil.which("setpriv", path=SYSTEM_PATH) or "setpriv"
 #: What must not leak from the caller's environment into a program under test.
 OUR_VARIABLES: Final = ("EVENTWATCH_", "DB_", "DOCKER_")
 Command = Sequence[str | Path]
@@ -121,7 +122,7 @@ class Process:
             self._began_at = output.tell()
             self._process = subprocess.Popen(
                 # The kernel sees to it, even when both are frozen.
-                ["setpriv", "--pdeathsig", orphaned, *command],
+                [SETPRIV, "--pdeathsig", orphaned, *command],
                 cwd=cwd,
                 env=env,
                 stdin=subprocess.DEVNULL,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -21,6 +20,7 @@ import pytest
 
 from eventwatch.cli import main as cli
 from tests.kit.mongod import free_address
+from tests.kit.processes import Ended, run
 
 FOLDER = Path(__file__).parent / "help"
 ROOT = Path(__file__).parents[2]
@@ -102,23 +102,20 @@ def test_wrong_usage_and_wrong_settings_end_with_2_and_one_line(words: tuple[str
     [(("--help",), 0), (("--version",), 0), (("config",), 0), (("sweeep",), 2), (("run", "--quick"), 2)],
 )
 def test_a_shell_sees_the_exit_code(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
-    assert in_a_shell(*words, cwd=tmp_path).returncode == code
+    assert in_a_shell(*words, cwd=tmp_path).code == code
 
 
 def test_what_fails_ends_with_1_and_one_line(tmp_path: Path) -> None:
     done = in_a_shell("healthcheck", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.code, done.stdout) == (1, "")
     assert done.stderr.startswith("eventwatch: no eventwatch answers at 127.0.0.1 port ")
     assert done.stderr.count("\n") == 1
 
 
-def in_a_shell(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def in_a_shell(*words: str, cwd: Path) -> Ended:
     """Run the command line as a program, where nothing answers its health check."""
     environment = {"PYTHONPATH": str(ROOT), "EVENTWATCH_HTTP_LISTEN": free_address()}
-    return subprocess.run(
-        [sys.executable, "-m", "eventwatch", *words],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+    return run(sys.executable, "-m", "eventwatch", *words, cwd=cwd, env=environment, check=False)
 
 
 def renew() -> None:

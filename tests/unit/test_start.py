@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Final
+
+from tests.kit.processes import run
 
 IMPORTS: Final = """
 import gc, os, ssl, sys
@@ -22,13 +23,7 @@ print("afterwards from", os.environ.get("SSL_CERT_FILE"), "with", frozen, "froze
 
 
 def test_no_authorities_are_read_as_a_command_is_imported_and_what_was_imported_is_no_garbage() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS],
-        env={"SSL_CERT_FILE": "/its/own.pem"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run(sys.executable, "-c", IMPORTS, env={"SSL_CERT_FILE": "/its/own.pem"})
     assert done.stderr.splitlines() == [
         "authorities are read from /dev/null",
         "afterwards from /its/own.pem with 50000 frozen",

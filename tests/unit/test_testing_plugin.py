@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
 from eventwatch import testing
 from eventwatch.settings.model import load_settings
+from tests.kit.processes import run
 
 
 @pytest.mark.parametrize("name", testing.__all__)
@@ -23,8 +23,7 @@ def test_what_it_does_not_offer_is_not() -> None:
 
 def test_that_pytest_imports_it_at_every_start_costs_nobody_an_engine_or_a_database() -> None:
     code = "import sys, eventwatch.testing; print(sorted({'aiodocker', 'beanie', 'pymongo'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert run(sys.executable, "-c", code).stdout == "[]\n"
 
 
 def test_the_variable_that_names_a_mongod_for_tests_is_no_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
