@@ -1,8 +1,8 @@
 """`python -m tests.parts [PYTEST OPTIONS]`: all tests, in parts that need not wait for each other.
 
-Two parts run side by side for each processor, and the next as soon as one has ended. Most of what the tests do is
-wait: for engines, timeouts and leases. What breaks engines has engines of its own, so it disturbs nobody. What a part
-prints is shown when it ends, and a line a minute says how far each is; the exit code is that of the worst.
+Two parts run side by side for each processor, and the next as soon as one has ended. Most of what the tests do
+is wait: for engines, timeouts and leases. What breaks engines has engines of its own, so it disturbs nobody. What
+a part prints is shown when it ends, and a line a minute says how far each is; the exit code is that of the worst.
 
 With `EVENTWATCH_TEST_AGAIN=N`, as in CI, a part of which at most N tests failed runs these again, up to twice and
 when nothing else runs, and passes if they do: on a shared machine a deadline is missed now and then. Each is named
@@ -31,12 +31,16 @@ LOGS: Final = ROOT / ".cache" / "tests"
 PROPERTIES: Final = "tests/unit/test_properties.py"
 #: The first half of the end-to-end tests by what they take.
 FIRST: Final = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/e2e/test_[a-m]*.py"))
+NOT_FIRST: Final = [f"--ignore={path}" for path in FIRST]
 #: What pytest is given for each part, the longest first; together they are all tests.
 PARTS: Final = {
     "faults": ("tests/faults",),
     "first": tuple(FIRST),
     "container": ("tests/container",),
-    "others": ("tests", *(f"--ignore={path}" for path in ("tests/faults", "tests/container", "tests/unit", *FIRST))),
+    "others": (
+        "tests",
+        *(f"--ignore={path}" for path in ("tests/faults", "tests/container", "tests/unit", *FIRST)),
+    ),
     # Thousands of random histories say nothing more of what is covered, and take four times as long when counted.
     "unit": ("tests/unit", "--cov", f"--ignore={PROPERTIES}"),
     "properties": (PROPERTIES,),

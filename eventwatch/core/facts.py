@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from eventwatch.core.text import printable
 
@@ -57,13 +57,17 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One engine event about one container; a network event is about the container that it names."""
+    """One engine event about one container; a network event is about the container that it names.
+
+    `raw` is what the engine sent, for recordings.
+    """
 
     action: str
     node_id: str
     time_nano: int
     health: str | None = None
     detail: str = ""
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> tuple[int, str, str, str]:

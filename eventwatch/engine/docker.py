@@ -212,11 +212,7 @@ class DockerEngine:
 
     @asynccontextmanager
     async def events(
-        self,
-        since: int | None,
-        on_malformed: Callable[[str], object],
-        *,
-        parse: Callable[[object], Event | None] = parse_event,
+        self, since: int | None, on_malformed: Callable[[str], object]
     ) -> AsyncIterator[AsyncIterator[Event]]:
         doing = "opening the event stream"
         params = {"filters": _FILTERS}
@@ -230,22 +226,19 @@ class DockerEngine:
                 if response.status not in CALLS["events"].statuses:
                     await _refused(response, doing)
             try:
-                yield self._read_events(response, on_malformed, parse)
+                yield self._read_events(response, on_malformed)
             finally:
                 response.close()
         finally:
             await docker.close()
 
     async def _read_events(
-        self,
-        response: aiohttp.ClientResponse,
-        on_malformed: Callable[[str], object],
-        parse: Callable[[object], Event | None],
+        self, response: aiohttp.ClientResponse, on_malformed: Callable[[str], object]
     ) -> AsyncIterator[Event]:
         try:
             async for line in split_lines(response.content.iter_any(), on_malformed):
                 try:
-                    event = parse(json.loads(line))
+                    event = parse_event(json.loads(line))
                 except (ValueError, RecursionError) as error:
                     on_malformed(f"{error}: {line[:120]!r}")
                     continue

@@ -85,15 +85,16 @@ def parse_event(raw: object) -> Event | None:
         raise MalformedEventError(f"{type(error).__name__}: {error}") from error
     if kind == "network":
         container = attributes.get("container")
-        return Event(action, str(container), time_nano, detail=subject) if _is_name(container) else None
+        return Event(action, str(container), time_nano, detail=subject, raw=raw) if _is_name(container) else None
     if kind != "container":
         return None
     action, _, rest = action.partition(":")
     action = ACTION_ALIASES.get(action, action)
     if action == "health_status":
         # Podman names the result in an attribute, Docker in the action itself.
-        return Event(action, subject, time_nano, health=(rest.strip() or attributes.get("health_status")))
-    return Event(action, subject, time_nano, detail=rest or _told(action, attributes))
+        health = rest.strip() or attributes.get("health_status")
+        return Event(action, subject, time_nano, health=health, raw=raw)
+    return Event(action, subject, time_nano, detail=rest or _told(action, attributes), raw=raw)
 
 
 def _told(action: str, attributes: Mapping[str, Any]) -> str:

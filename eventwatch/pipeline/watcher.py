@@ -69,7 +69,8 @@ class RecentEvents:
 class Watcher:
     """One engine's event stream. `cursor` is the engine time (ns) to resume from, `rng` spreads the load.
 
-    `on_connect` is awaited after each connect and returns the engine's time (ns) by then, None if it tells none.
+    `on_connect` is awaited after each connect and returns the engine's time (ns) by then, None if it tells none;
+    `on_break` hears why an open stream ended: an error, or `eof`.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Watcher:
         tasks: asyncio.TaskGroup,
         cursor: int | None = None,
         rng: random.Random | None = None,
+        on_break: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._engine = engine
+        self._on_break = on_break
         self._on_event = on_event
         self._on_connect = on_connect
         self._clock = clock
@@ -162,6 +165,7 @@ class Watcher:
                 timer.cancel()
                 if reader.done():
                     error = reader.result()
+                    self._on_break(error or "eof")
                     return ("broken", error) if error else ("eof", "the engine ended the event stream")
                 why = "deaf" if self.deaf else "rotated"
                 fresh = AsyncExitStack()

@@ -18,17 +18,15 @@ Not promised: that a replay passes through the same states as the recorded syste
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import random
 import socket
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import wraps
 from itertools import groupby
 from typing import Any, Final
 
@@ -74,13 +72,13 @@ class ReplayStore(Store):
         #: Whose calls time does not wait for.
         self.writer: asyncio.Task[None] | None = None
 
-    def __getattribute__(self, name: str) -> Any:
-        # Every call, whichever the pipeline may come to make: virtual time must not pass beneath it.
-        attribute = super().__getattribute__(name)
-        if not inspect.iscoroutinefunction(attribute):
-            return attribute
+    @asynccontextmanager
+    async def call(self, doing: str) -> AsyncIterator[None]:
+        """Let virtual time not pass beneath a call, whichever the pipeline may come to make."""
         is_behind = self.writer is not None and asyncio.current_task() is self.writer
-        return _counted(attribute, self._behind if is_behind else self._busy)
+        with self._behind if is_behind else self._busy:
+            async with super().call(doing):
+                yield
 
     async def read(self, node_ids: Collection[str], *, to_write: bool = False) -> dict[str, Recorded]:
         """Read documents of this recording only."""
@@ -132,15 +130,6 @@ class ReplayStore(Store):
 def _is_replayed(node: Recorded, owner: Owner | None) -> bool:
     """Whether an earlier replay made this document."""
     return ENGINE_ID in {node.engine_id, owner.engine_id if owner else None}
-
-
-def _counted(call: Callable[..., Coroutine[Any, Any, Any]], busy: Busy) -> Callable[..., Coroutine[Any, Any, Any]]:
-    @wraps(call)
-    async def counted(*args: Any, **kwargs: Any) -> Any:
-        with busy:
-            return await call(*args, **kwargs)
-
-    return counted
 
 
 # -- what comes of it ---------------------------------------------------------------------------------------

@@ -21,9 +21,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +36,7 @@ from eventwatch.core.metrics import Metrics
 from eventwatch.core.policy import KNOWN_ACTIONS
 from eventwatch.core.workqueue import WorkQueue
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.engine.wire import parse_container, parse_event
+from eventwatch.engine.wire import parse_container
 from eventwatch.pipeline.watcher import Watcher
 from eventwatch.replay.recording import (
     RecordingWriter,
@@ -54,50 +53,6 @@ from eventwatch.settings.model import Settings
 
 #: Inspections in flight; each may block for seconds on its container's lock.
 CONCURRENCY: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class RawEvent(Event):
-    """An event that remembers the engine's own words."""
-
-    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-
-def parse_raw_event(raw: object) -> RawEvent | None:
-    """`parse_event`, keeping what was parsed."""
-    event = parse_event(raw)
-    if event is None or not isinstance(raw, dict):
-        return None
-    return RawEvent(event.action, event.node_id, event.time_nano, event.health, event.detail, raw)
-
-
-class TappedEngine(DockerEngine):
-    """The live engine; its events keep their raw form, and `on_break` hears of each end of the stream."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.on_break: Callable[[str], object] = lambda _: None
-
-    @asynccontextmanager
-    async def events(
-        self,
-        since: int | None,
-        on_malformed: Callable[[str], object],
-        *,
-        parse: Callable[[object], Event | None] = parse_raw_event,
-    ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Open the stream, as the watcher does."""
-        async with super().events(since, on_malformed, parse=parse) as stream:
-            yield self._tap(stream)
-
-    async def _tap(self, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
-        try:
-            async for event in stream:
-                yield event
-        except EngineError as error:
-            self.on_break(str(error))
-            raise
-        self.on_break("eof")
 
 
 @dataclass(slots=True)
@@ -120,13 +75,12 @@ class Recorder:
         settings: Settings,
         path: Path,
         *,
-        engine: TappedEngine | None = None,
+        engine: DockerEngine | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
-        self._engine = engine or TappedEngine(settings)
-        self._engine.on_break = self._break
+        self._engine = engine or DockerEngine(settings)
         self._path = path
         self._entries: deque[_Entry] = deque()
         self._progress = asyncio.Event()
@@ -170,9 +124,14 @@ class Recorder:
         try:
             async with asyncio.TaskGroup() as tasks:
                 watcher = Watcher(
-                    engine=self._engine, on_event=self._on_event, on_connect=self._look_at_all, clock=self._clock,
-                    metrics=Metrics(KNOWN_ACTIONS), tasks=tasks,
-                )  # fmt: skip
+                    engine=self._engine,
+                    on_event=self._on_event,
+                    on_connect=self._look_at_all,
+                    on_break=self._break,
+                    clock=self._clock,
+                    metrics=Metrics(KNOWN_ACTIONS),
+                    tasks=tasks,
+                )
                 watching = tasks.create_task(watcher.run(), name="watcher")
                 tasks.create_task(self._write(writer), name="writer")
                 inspectors = [
@@ -194,8 +153,7 @@ class Recorder:
     # -- intake ------------------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, RawEvent):
-            self._enter(event_record(self._clock.time_ns(), event.raw), event.node_id)
+        self._enter(event_record(self._clock.time_ns(), event.raw), event.node_id)
 
     def _break(self, reason: str) -> None:
         if not self._away:

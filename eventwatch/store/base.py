@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
 
@@ -87,10 +87,14 @@ class Collections:
         self.returns += 1
         self._on_return()
 
+    def call(self, doing: str) -> AbstractAsyncContextManager[None]:
+        """What every call to the database is made within: `deadline`."""
+        return deadline(doing)
+
     async def check_writable(self) -> None:
         """Raise StoreError unless this login may write nodes, checkers and what we record. Changes nothing."""
         nobody = {"_id": "nobody", "status": "nobody"}
-        async with deadline("checking the right to write"):
+        async with self.call("checking the right to write"):
             await self._nodes.update_one(nobody, {"$set": {"status": "nobody"}})
             await self._nodes.delete_one(nobody)
             await self._checkers.update_one({"_id": checker_id("nobody"), "pid": -1}, {"$set": {"pid": -1}})
@@ -100,13 +104,13 @@ class Collections:
 
     async def system_time(self) -> datetime:
         """The database server's wall clock (aware UTC)."""
-        async with deadline("asking for the time"):
+        async with self.call("asking for the time"):
             answer = await self._nodes.database.command("hello")
         return as_utc(answer["localTime"])
 
     async def checker_exists(self, manager_id: str) -> bool:
         """Whether the checker's document is still there."""
-        async with deadline("reading the checker"):
+        async with self.call("reading the checker"):
             return await self._checkers.count_documents({"manager_id": manager_id}, limit=1) == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Recorded
-from eventwatch.store.base import LEASE_HOLDS, checker_id, deadline, fence, standbys_without
+from eventwatch.store.base import LEASE_HOLDS, checker_id, fence, standbys_without
 from eventwatch.store.leases import Leases
 from eventwatch.store.nodes import Nodes
 from eventwatch.store.rows import PROJECTION, EngineRecord, Lease, parse_engine
@@ -41,7 +41,7 @@ class Fleet(Nodes, Leases):
         horizon = naive_utc(await self.system_time() - timedelta(seconds=after))
         dead: dict[Any, EngineRecord] = {}
         for collection, name in ((self._checkers, "expires_at"), (self._engines, "left_at")):
-            async with deadline("looking for engines that are gone"):
+            async with self.call("looking for engines that are gone"):
                 silent = collection.find({name: {"$lt": horizon}}, {"engine_id": 1}).sort(name, -1).limit(SILENT)
                 async with silent.batch_size(PAGE):
                     while len(dead) < most and (rows := await silent.to_list(PAGE)):
@@ -69,7 +69,7 @@ class Fleet(Nodes, Leases):
         }
         names = ("engine_id", "host", "version", "seen_at", "ended_at", "report")
         kept = {"now": "$$NOW", **dict.fromkeys(names, 1)}
-        async with deadline("reading the engines"):
+        async with self.call("reading the engines"):
             checkers = await self._checkers.find(which, shown).sort("_id", 1).limit(most).to_list()
             engines = await self._engines.find(which, kept).sort("_id", 1).limit(most).to_list()
         rows = {row["_id"]: row for row in engines}
@@ -83,7 +83,7 @@ class Fleet(Nodes, Leases):
         With the id after which there are more, if there are. Documents that cannot be read are left out.
         """
         query = {"engine_id": engine_id, "_id": {"$gt": after}}
-        async with deadline("reading an engine's nodes"):
+        async with self.call("reading an engine's nodes"):
             rows = await self._nodes.find(query, PROJECTION).sort("_id", 1).limit(limit + 1).to_list()
         more = len(rows) > limit
         return [*self._parse_all(rows[:limit]).values()], str(rows[limit - 1]["_id"]) if more else None
@@ -91,7 +91,7 @@ class Fleet(Nodes, Leases):
     async def count_to_forget(self, engine_id: str) -> int:
         """How many documents `forget_engine` would delete. Raises StoreError."""
         fence = await self._fence_of(engine_id)
-        async with deadline("counting an engine's nodes"):
+        async with self.call("counting an engine's nodes"):
             return sum(
                 [
                     await self._nodes.count_documents(_forgettable(engine_id, ids, fence))
@@ -109,11 +109,11 @@ class Fleet(Nodes, Leases):
         async for ids in self._ids_to_forget(engine_id):
             if await self.live_among([engine_id]):
                 raise StoreError(f"Its watcher is back: {deleted} documents are deleted, the rest stays")
-            async with deadline("deleting an engine's nodes"):
+            async with self.call("deleting an engine's nodes"):
                 result = await self._nodes_surely.delete_many(_forgettable(engine_id, ids, fence))
                 deleted += result.deleted_count
                 await self._owners.delete_many({"_id": {"$in": ids}, "engine_id": engine_id})
-        async with deadline("forgetting an engine"):
+        async with self.call("forgetting an engine"):
             key = {"_id": checker_id(engine_id)}
             await self._checkers.delete_one({**key, "$expr": {"$not": [LEASE_HOLDS]}})
             if not await self.live_among([engine_id]):
@@ -122,7 +122,7 @@ class Fleet(Nodes, Leases):
 
     async def _fence_of(self, engine_id: str) -> dict[str, Any]:
         """A filter that no document passes which a later holder of this engine's lease has stamped."""
-        async with deadline("reading an engine's epoch"):
+        async with self.call("reading an engine's epoch"):
             rows = [
                 await collection.find_one({"_id": checker_id(engine_id)}, {"epoch": 1})
                 for collection in (self._checkers, self._engines)

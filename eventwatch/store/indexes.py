@@ -12,7 +12,7 @@ from pymongo.errors import (
     OperationFailure,
 )
 
-from eventwatch.store.base import ENGINES, GONE_MEMORY, HISTORY, OWNERS, PASSING, Collections, deadline, first_line
+from eventwatch.store.base import ENGINES, GONE_MEMORY, HISTORY, OWNERS, PASSING, Collections, first_line
 
 HISTORY_SECONDS: Final = 30 * 86400
 
@@ -46,12 +46,12 @@ class Indexes(Collections):
         if not missing:
             return []
         problems = []
-        async with deadline("asking whether it is a replica set"):
+        async with self.call("asking whether it is a replica set"):
             is_set = "setName" in await self._database.command("hello")
         # By default a member that is down holds it up for ever.
         quorum: dict[str, Any] = {"commitQuorum": "majority"} if is_set else {}
         for name, keys, options in missing:
-            async with deadline(f"creating an index of {name}"):
+            async with self.call(f"creating an index of {name}"):
                 try:
                     wanted = IndexModel([*keys.items()], **options)
                     await self._database[name].create_indexes([wanted], **quorum)
@@ -70,14 +70,14 @@ class Indexes(Collections):
         """The indexes that are not there: collection, fields and options. One with other options does as well."""
         lacking = []
         for name in names:
-            async with deadline(f"looking for the indexes of {name}"):
+            async with self.call(f"looking for the indexes of {name}"):
                 there = [list(index["key"].items()) async for index in await self._database[name].list_indexes()]
             lacking += [(name, keys, how) for keys, how in INDEXES[name] if list(keys.items()) not in there]
         return lacking
 
     async def may_create_indexes(self) -> bool:
         """Whether this login has the right to, as far as the server says. Raises StoreError."""
-        async with deadline("asking for the rights of this login"):
+        async with self.call("asking for the rights of this login"):
             answer = await self._database.command("connectionStatus", showPrivileges=True)
         told = answer.get("authInfo", {})
         if not told.get("authenticatedUsers"):

@@ -14,7 +14,7 @@ from pymongo import (
 )
 
 from eventwatch.core.errors import StoreError
-from eventwatch.store.base import LEASE_HOLDS, Collections, checker_id, deadline, fence, standbys_without
+from eventwatch.store.base import LEASE_HOLDS, Collections, checker_id, fence, standbys_without
 from eventwatch.store.documents import NodeChecker
 from eventwatch.store.rows import (
     NO_LIFE,
@@ -84,7 +84,7 @@ class Leases(Collections):
             }
         }
         held = {"_id": checker_id(engine_id), "$expr": {"$not": [free]}}
-        async with deadline("asking for the lease"):
+        async with self.call("asking for the lease"):
             row = await self._checkers.find_one_and_update(
                 held, [{"$set": waiting}], return_document=ReturnDocument.AFTER
             )
@@ -112,7 +112,7 @@ class Leases(Collections):
             "page": {"$literal": checker.page or {}},
         }
         update = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$cond": [free, taken, waiting]}]}}]
-        async with deadline("taking the lease"):
+        async with self.call("taking the lease"):
             row = await self._checkers.find_one_and_update(
                 {"_id": checker_id(engine_id)}, update, upsert=True, return_document=ReturnDocument.AFTER
             )
@@ -122,7 +122,7 @@ class Leases(Collections):
             return parse_holder(row)
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), _sane_cursor(row.get("cursor")))
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
-        async with deadline("stamping the epoch"):
+        async with self.call("stamping the epoch"):
             await self._nodes_surely.update_many(
                 {"engine_id": engine_id, **fence(lease)}, {"$set": {"epoch": lease.epoch}}
             )
@@ -142,7 +142,7 @@ class Leases(Collections):
         # A released lease leaves no document behind, but the nodes remember its epoch, and the engine's record
         # does where no node is left. All engines' nodes: one that lost its id finds its own under the old id, and
         # must not be fenced off by their epoch for ever.
-        async with deadline("reading the epoch"):
+        async with self.call("reading the epoch"):
             sane = {"epoch": {"$type": ["int", "long"], "$lt": MAX_FLOOR}}
             node = await self._nodes.find_one(sane, {"epoch": 1}, sort=[("epoch", -1)])
             engine = await self._engines.find_one({"_id": checker_id(engine_id), **sane}, {"epoch": 1})
@@ -177,12 +177,12 @@ class Leases(Collections):
         if life is not None:
             fields["life"] = _recorded_life(life, lease.manager_id)
         guard = {"_id": checker_id(lease.engine_id), "manager_id": lease.manager_id}
-        async with deadline("renewing the lease"):
+        async with self.call("renewing the lease"):
             return (await self._checkers.update_one(guard, [{"$set": fields}])).matched_count == 1
 
     async def lease_is_gone(self, lease: Lease) -> bool:
         """Whether no checker document is left: an operator deleted it, or the database lost it."""
-        async with deadline("reading the lease"):
+        async with self.call("reading the lease"):
             return await self._checkers.count_documents({"_id": checker_id(lease.engine_id)}, limit=1) == 0
 
     async def remembers(self, lease: Lease) -> bool:
@@ -191,7 +191,7 @@ class Leases(Collections):
         If not, its checker document is not gone because somebody deleted it: an older state was restored.
         """
         query = {"_id": checker_id(lease.engine_id), "epoch": lease.epoch}
-        async with deadline("reading the lease"):
+        async with self.call("reading the lease"):
             return await self._engines.count_documents(query, limit=1) == 1
 
     async def peers(self, engine_id: str, *, besides: str = "") -> list[Peer]:
@@ -201,7 +201,7 @@ class Leases(Collections):
             "standbys": standbys_without(besides),
             **dict.fromkeys(("manager_id", "host", "pid", "containers", "look"), 1),
         }
-        async with deadline("reading the checkers"):
+        async with self.call("reading the checkers"):
             row = await self._checkers.find_one({"_id": checker_id(engine_id)}, live)
         if row is None:
             return []
@@ -211,7 +211,7 @@ class Leases(Collections):
     async def settings_of_holder(self, engine_id: str) -> tuple[str, Mapping[str, Any]] | None:
         """The host of who holds the engine's lease, and the settings by which it judges; None without a holder."""
         query = {"_id": checker_id(engine_id), "$expr": LEASE_HOLDS}
-        async with deadline("reading the checkers"):
+        async with self.call("reading the checkers"):
             row = await self._checkers.find_one(query, {"host": 1, "settings": 1})
         settings = row.get("settings") if row else None
         return (str(row.get("host")), settings) if row and isinstance(settings, dict) else None
@@ -219,7 +219,7 @@ class Leases(Collections):
     async def release_lease(self, lease: Lease) -> None:
         """Remove our checker document, so that a standby need not wait for it to expire."""
         key = {"_id": checker_id(lease.engine_id)}
-        async with deadline("releasing the lease"):
+        async with self.call("releasing the lease"):
             row = await self._checkers.find_one_and_delete({**key, "manager_id": lease.manager_id})
             if row is not None:
                 left = {"left_at": "$$NOW", "ended_at": "$$NOW", "report": {"$literal": row.get("report")}}
@@ -234,7 +234,7 @@ class Leases(Collections):
         return await self._live_engines({"_id": {"$in": [checker_id(each) for each in engine_ids]}})
 
     async def _live_engines(self, which: Mapping[str, Any]) -> frozenset[str]:
-        async with deadline("reading the checkers"):
+        async with self.call("reading the checkers"):
             rows = await self._checkers.find({**which, "$expr": LEASE_HOLDS}, {"engine_id": 1}).to_list()
         return frozenset(str(row["engine_id"]) for row in rows)
 

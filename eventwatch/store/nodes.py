@@ -30,7 +30,7 @@ from pymongo.errors import (
 from eventwatch.core.clock import Slices
 from eventwatch.core.facts import STOPPING, Claim, Recorded, Write
 from eventwatch.core.policy import AT_WORK
-from eventwatch.store.base import BATCH, PASSING, Collections, deadline, fence, first_line, is_ahead
+from eventwatch.store.base import BATCH, PASSING, Collections, fence, first_line, is_ahead
 from eventwatch.store.documents import ToolServerNode
 from eventwatch.store.rows import PROJECTION, Lease, Refused, parse_recorded
 
@@ -68,13 +68,13 @@ class Nodes(Collections):
 
     async def read_some(self, most: int) -> dict[str, Recorded]:
         """The documents with the lowest ids, whoever's they are."""
-        async with deadline("reading nodes"):
+        async with self.call("reading nodes"):
             rows = await self._nodes.find({}, PROJECTION).sort("_id", 1).limit(most).to_list()
         return self._parse_all(rows)
 
     async def _find_nodes(self, query: Mapping[str, Any]) -> dict[str, Recorded]:
         found, slices = {}, Slices()
-        async with deadline("reading nodes"):
+        async with self.call("reading nodes"):
             async for row in self._nodes.find(query, PROJECTION, batch_size=BATCH):
                 if (node := self._parse(row)) is not None:
                     found[node.node_id] = node
@@ -84,13 +84,13 @@ class Nodes(Collections):
     async def look(self, node_ids: Collection[str]) -> dict[str, tuple[object, ...]]:
         """What the documents of these say in the fields `LOOKED_AT`, whatever that is; cheaper than `read`."""
         query = {"_id": {"$in": list(node_ids)}}
-        async with deadline("looking at nodes"):
+        async with self.call("looking at nodes"):
             rows = await self._nodes.find(query, dict.fromkeys(LOOKED_AT, 1)).to_list()
         return {row["_id"]: tuple(row.get(name) for name in LOOKED_AT) for row in rows}
 
     async def count_engines(self) -> int:
         """How many engines this database has ever served."""
-        async with deadline("counting engines"):
+        async with self.call("counting engines"):
             return await self._engines.estimated_document_count()
 
     def _parse_all(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Recorded]:
@@ -98,7 +98,7 @@ class Nodes(Collections):
 
     async def count_others(self, node_ids: Collection[str]) -> int:
         """How many node documents there are besides these, sound or not."""
-        async with deadline("counting nodes"):
+        async with self.call("counting nodes"):
             return await self._nodes.count_documents({"_id": {"$nin": list(node_ids)}})
 
     def _parse(self, row: Mapping[str, Any]) -> Recorded | None:
@@ -124,7 +124,7 @@ class Nodes(Collections):
             else:
                 operations.append(UpdateOne(guard, {"$set": {**change.fields, **stamp}}))
         nodes = self._nodes_surely if any(change.delete for change in changes) else self._nodes
-        async with deadline("writing nodes"):
+        async with self.call("writing nodes"):
             try:
                 result = await nodes.bulk_write(operations, ordered=False)
             except BulkWriteError as error:
@@ -165,7 +165,7 @@ class Nodes(Collections):
         fields = node.model_dump(exclude={"id", "revision_id"}, exclude_none=True)
         if lease:
             fields |= {"engine_id": lease.engine_id, "epoch": lease.epoch}
-        async with deadline("registering a node"):
+        async with self.call("registering a node"):
             result = await self._nodes.update_one({"_id": node.id}, {"$setOnInsert": fields}, upsert=True)
         return result.upserted_id is not None
 
@@ -202,14 +202,14 @@ class Nodes(Collections):
             "claim": {"$cond": [taken, "$claim", claim]},
             "engine_id": {"$ifNull": ["$engine_id", {"$literal": engine_id}]},
         }
-        async with deadline("claiming a node"):
+        async with self.call("claiming a node"):
             row = await self._owners.find_one_and_update(
                 {"_id": node_id}, [{"$set": claimed}], upsert=True, return_document=ReturnDocument.AFTER
             )
         if row is None or not isinstance(row.get("claim"), dict) or row["claim"].get("by") != by:
             return False
         idle = {"status": {"$in": sorted(AT_WORK)}, "last_req_time": {"$lte": idle_before}}
-        async with deadline("claiming a node"):
+        async with self.call("claiming a node"):
             result = await self._nodes_surely.update_one(
                 {"_id": node_id, **idle, **fence(lease)}, {"$set": {"status": STOPPING}}
             )
@@ -220,7 +220,7 @@ class Nodes(Collections):
     async def confirm_claim(self, node_id: str, *, by: str, idle_before: datetime) -> bool:
         """Whether the claim survived a manager that wrote back what it had read before; if so, it stands now."""
         guard = {"_id": node_id, "status": STOPPING, "last_req_time": {"$lte": idle_before}}
-        async with deadline("checking a claim"):
+        async with self.call("checking a claim"):
             if await self._nodes.count_documents(guard, limit=1) == 0:
                 return False
             ours = {"_id": node_id, "claim.by": by, "$expr": is_ahead("$claim.until")}
@@ -228,12 +228,12 @@ class Nodes(Collections):
 
     async def end_claim(self, node_id: str, *, by: str) -> None:
         """Forget our claim on a node, whatever became of it."""
-        async with deadline("ending a claim"):
+        async with self.call("ending a claim"):
             await self._owners.update_one({"_id": node_id, "claim.by": by}, {"$unset": {"claim": 1}})
 
     async def _live_claims(self, which: Mapping[str, Any]) -> dict[str, Claim]:
         query = {**which, "claim.by": {"$type": "string"}, "$expr": is_ahead("$claim.until")}
-        async with deadline("reading claims"):
+        async with self.call("reading claims"):
             rows = await self._owners.find(query, {"claim": 1}).to_list()
         rows = [row for row in rows if isinstance(row["_id"], str) and isinstance(row["claim"], dict)]
         claims = {row["_id"]: row["claim"] for row in rows}

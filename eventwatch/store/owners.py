@@ -17,7 +17,7 @@ from pymongo import (
 
 from eventwatch.core.errors import StoreError
 from eventwatch.core.facts import Owner
-from eventwatch.store.base import Collections, checker_id, deadline
+from eventwatch.store.base import Collections, checker_id
 from eventwatch.store.rows import parse_owner
 
 #: Seconds that idle stops wait at most, whatever is on record.
@@ -33,7 +33,7 @@ class Owners(Collections):
 
     async def read_owned(self, engine_id: str) -> tuple[dict[str, Owner], list[str]]:
         """What is on record of all containers that this engine has, and which of those went lately."""
-        async with deadline("reading owners"):
+        async with self.call("reading owners"):
             rows = await self._owners.find({"engine_id": engine_id}, {"claim": 0}).to_list()
         rows = [row for row in rows if isinstance(row["_id"], str)]
         return (
@@ -42,7 +42,7 @@ class Owners(Collections):
         )
 
     async def _read_owners(self, query: Mapping[str, Any]) -> dict[str, Owner]:
-        async with deadline("reading owners"):
+        async with self.call("reading owners"):
             rows = await self._owners.find(query, {"claim": 0}).to_list()
         return {row["_id"]: parse_owner(row) for row in rows if isinstance(row["_id"], str)}
 
@@ -57,7 +57,7 @@ class Owners(Collections):
             operations.append(UpdateOne({"_id": node_id}, update, upsert=True))
         if not operations:
             return
-        async with deadline("recording owners"):
+        async with self.call("recording owners"):
             await self._owners.bulk_write(operations, ordered=False)
 
     async def record_gone(self, node_ids: Collection[str], *, engine_id: str) -> None:
@@ -67,18 +67,18 @@ class Owners(Collections):
         back, and then it must be known who may delete it.
         """
         query = {"_id": {"$in": list(node_ids)}, "engine_id": engine_id}
-        async with deadline("recording what is gone"):
+        async with self.call("recording what is gone"):
             await self._owners.update_many(query, [{"$set": {"gone_at": "$$NOW"}}])
 
     async def rename_host(self, engine_id: str, old: str, new: str) -> None:
         """Put on record that an engine's host is called otherwise than when it had some containers."""
-        async with deadline("recording a host's name"):
+        async with self.call("recording a host's name"):
             await self._owners.update_many({"engine_id": engine_id, "host": old}, {"$set": {"host": new}})
 
     async def trace_of_others(self, engine_id: str) -> str | None:
         """The id of another engine that this database has ever served, alive or not; None without a trace."""
         other = {"engine_id": {"$nin": [None, engine_id]}}
-        async with deadline("looking for other engines"):
+        async with self.call("looking for other engines"):
             for collection in (self._checkers, self._engines, self._owners, self._nodes):
                 row = await collection.find_one(other, {"engine_id": 1})
                 if row is not None:
@@ -88,7 +88,7 @@ class Owners(Collections):
     async def note_twin(self, engine_id: str, *, host: str) -> None:
         """Put on record that another engine, watched by `host`, has this id."""
         seen = {"engine_id": {"$literal": engine_id}, "twin": {"host": {"$literal": host}, "seen_at": "$$NOW"}}
-        async with deadline("recording another engine of one id"):
+        async with self.call("recording another engine of one id"):
             await self._engines.update_one({"_id": checker_id(engine_id)}, [{"$set": seen}], upsert=True)
 
     async def twin_seen(self, engine_id: str, *, within: float) -> str | None:
@@ -96,7 +96,7 @@ class Owners(Collections):
         since = {"$subtract": ["$$NOW", round(within * 1000)]}
         recent = {"$and": [{"$gt": ["$twin.seen_at", since]}, {"$lte": ["$twin.seen_at", "$$NOW"]}]}
         query = {"_id": checker_id(engine_id), "twin.seen_at": {"$type": "date"}, "$expr": recent}
-        async with deadline("looking for other engines of one id"):
+        async with self.call("looking for other engines of one id"):
             row = await self._engines.find_one(query, {"twin": 1})
         return str(row["twin"].get("host")) if row and isinstance(row["twin"], dict) else None
 
@@ -108,7 +108,7 @@ class Owners(Collections):
             "idle_stops_from": {"$ifNull": ["$idle_stops_from", {"$add": ["$$NOW", round(grace * 1000)]}]},
             "seen_at": "$$NOW",
         }
-        async with deadline("reading when idle stops begin"):
+        async with self.call("reading when idle stops begin"):
             row = await self._engines.find_one_and_update(
                 {"_id": checker_id(engine_id)},
                 [{"$set": update}],

@@ -19,10 +19,11 @@ from aiodocker import Docker
 
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Event
+from eventwatch.engine.docker import DockerEngine
 from eventwatch.engine.protocol import EngineInfo
-from eventwatch.engine.wire import CONTAINER_ACTIONS, NETWORK_ACTIONS
+from eventwatch.engine.wire import CONTAINER_ACTIONS, NETWORK_ACTIONS, parse_event
 from eventwatch.replay.player import open_replay
-from eventwatch.replay.recorder import Recorder, TappedEngine, parse_raw_event
+from eventwatch.replay.recorder import Recorder
 from eventwatch.replay.recording import (
     DisconnectLine,
     EventLine,
@@ -209,7 +210,7 @@ async def test_without_an_engine_at_the_start_nothing_is_written(tmp_path: Path)
 # -- an engine that is busier than any real one ---------------------------------------------------------------
 
 
-class FloodingEngine(TappedEngine):
+class FloodingEngine(DockerEngine):
     """Sends events as fast as they are read, and answers no inspection until all are sent."""
 
     def __init__(self, flood: int, *, breaks: bool = False) -> None:
@@ -229,17 +230,15 @@ class FloodingEngine(TappedEngine):
         self,
         since: int | None,  # noqa: ARG002
         on_malformed: Callable[[str], object],  # noqa: ARG002
-        *,
-        parse: Callable[[object], Event | None] = parse_raw_event,
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        yield self._tap(self._flood(parse))
+        yield self._flood()
 
-    async def _flood(self, parse: Callable[[object], Event | None]) -> AsyncIterator[Event]:
+    async def _flood(self) -> AsyncIterator[Event]:
         if self.sent.is_set():
             await asyncio.Event().wait()
         for number in range(self.flood):
             actor = {"ID": f"{number % 50:064}", "Attributes": {}}
-            event = parse({"Type": "container", "Action": "kill", "Actor": actor, "timeNano": number + 1})
+            event = parse_event({"Type": "container", "Action": "kill", "Actor": actor, "timeNano": number + 1})
             assert event is not None
             yield event
             if number % 500 == 0:
