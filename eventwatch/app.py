@@ -341,13 +341,26 @@ class Application:
             stack.push_async_callback(engine.close)
         if self.settings.http_address:
             self.pages = Pages(
-                metrics=self.metrics, feed=self.feed, node_ids=self.view.ids, node=self.view.node,
-                states=self.view.states, doubts=self.doubts, notes=self.notes, find=find_ids,
-                engines=self.read_engines, engine_id=lambda: self._engine_id, read_page=self.read_page,
-                read=self.view.read, wait=self.view.wait, changes=self.read_changes,
-                rows=self.rows, overview=self.overview, series=self.series.as_json,
-                identity=f"{os.getpid()} {identity(self.settings.watched)}", access=self._http_access(),
-            )  # fmt: skip
+                metrics=self.metrics,
+                feed=self.feed,
+                node_ids=self.view.ids,
+                node=self.view.node,
+                states=self.view.states,
+                doubts=self.doubts,
+                notes=self.notes,
+                find=find_ids,
+                engines=self.read_engines,
+                engine_id=lambda: self._engine_id,
+                read_page=self.read_page,
+                read=self.view.read,
+                wait=self.view.wait,
+                changes=self.read_changes,
+                rows=self.rows,
+                overview=self.overview,
+                series=self.series.as_json,
+                identity=f"{os.getpid()} {identity(self.settings.watched)}",
+                access=self._http_access(),
+            )
             await stack.enter_async_context(serve(*self.settings.http_address, self.pages))
         self._watch_clock()
         stack.callback(self._unwatch_clock)
@@ -367,9 +380,11 @@ class Application:
     def _http_access(self) -> Access:
         settings = self.settings
         return Access.load(
-            hosts=settings.http_hosts, token_file=settings.http_token_file,
-            cert_file=settings.http_tls_cert_file, key_file=settings.http_tls_key_file,
-        )  # fmt: skip
+            hosts=settings.http_hosts,
+            token_file=settings.http_token_file,
+            cert_file=settings.http_tls_cert_file,
+            key_file=settings.http_tls_key_file,
+        )
 
     def _watch_clock(self) -> None:
         """Look at our own clock now and then, standing by as well: a leap must be seen before it is judged by."""
@@ -444,9 +459,14 @@ class Application:
 
     async def _run_terms(self, engine: Engine, store: Store) -> None:
         elector = self._elector = LeaderElector(
-            store=store, checker=self.checker, duration=self.settings.lease_duration, clock=self._clock,
-            deaths=DeathWatch(engine, self._clock), lookout=Lookout(engine), twins=self._twins,
-        )  # fmt: skip
+            store=store,
+            checker=self.checker,
+            duration=self.settings.lease_duration,
+            clock=self._clock,
+            deaths=DeathWatch(engine, self._clock),
+            lookout=Lookout(engine),
+            twins=self._twins,
+        )
         self.metrics.lease_left.set_function(elector.seconds_left)
         backoff = Pace(base=0.1, cap=1.0, stable=60.0).start()
 
@@ -483,8 +503,12 @@ class Application:
         logger.info("Nodes status checker started.")
         logger.info(
             "Checker id: {}; engine {} {} (API {}), database {}",
-            lease.manager_id, info.name, info.version, info.api_version, self.settings.mongo_database,
-        )  # fmt: skip
+            lease.manager_id,
+            info.name,
+            info.version,
+            info.api_version,
+            self.settings.mongo_database,
+        )
         outcome = _Outcome.AGAIN
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -517,11 +541,23 @@ class Application:
     ) -> None:
         settings, clock = self.settings, self._clock
         pipeline = Pipeline(
-            engine=engine, store=store, settings=settings, clock=clock, time=self._time, tasks=tasks,
-            requests=self._requests, metrics=self.metrics, engine_id=lease.engine_id, host=host,
-            manager_id=lease.manager_id, lease=lease, holds_lease=elector.holds, twins=self._twins,
-            care=Care(Brakes(), grace=LEFTOVER_GRACE, patience=PATIENCE), stopping=self._stopping,
-        )  # fmt: skip
+            engine=engine,
+            store=store,
+            settings=settings,
+            clock=clock,
+            time=self._time,
+            tasks=tasks,
+            requests=self._requests,
+            metrics=self.metrics,
+            engine_id=lease.engine_id,
+            host=host,
+            manager_id=lease.manager_id,
+            lease=lease,
+            holds_lease=elector.holds,
+            twins=self._twins,
+            care=Care(Brakes(), grace=LEFTOVER_GRACE, patience=PATIENCE),
+            stopping=self._stopping,
+        )
         roster, writer, sweeper = pipeline.roster, pipeline.writer, pipeline.sweeper
         await pipeline.owners.load()
         writer.listeners += self.feed.publish, self._changes.publish, self._latencies.note

@@ -78,10 +78,15 @@ async def one_off_sweeper(
     try:
         async with asyncio.TaskGroup() as tasks:
             yield Pipeline(
-                engine=used, store=Store(), settings=settings, clock=clock,
-                time=KindestClock(clock, settings.idle_timeout), tasks=tasks,
-                care=Care(brakes, grace=None if manner is Manner.BY_HAND else 0.0), looks=False,
-            ).sweeper  # fmt: skip
+                engine=used,
+                store=Store(),
+                settings=settings,
+                clock=clock,
+                time=KindestClock(clock, settings.idle_timeout),
+                tasks=tasks,
+                care=Care(brakes, grace=None if manner is Manner.BY_HAND else 0.0),
+                looks=False,
+            ).sweeper
     except BaseExceptionGroup as group:
         # What the caller's block raised, and nothing else, is not to come back wrapped.
         raise group.exceptions[0] if len(group.exceptions) == 1 else group from None

@@ -15,22 +15,19 @@ import shutil
 import signal
 import socket
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiodocker import Docker, DockerError
 from pydantic import ValidationError
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
 from eventwatch import Settings
 from tests.kit.nodes import CALL_TIMEOUT, Node, Nodes, purge
-
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-
-    from pymongo.asynchronous.collection import AsyncCollection
 
 DEMO_LABEL = "eventwatch.demo"
 #: Another machine's demo may be at work on the same engine.

@@ -114,9 +114,12 @@ async def status(arguments: argparse.Namespace, settings: Settings) -> None:
         async def look() -> list[NodeReport]:
             found = await compare_nodes(store, engine, settings, engine_id=engine_id)
             return select_nodes(
-                found, unhealthy=arguments.unhealthy, statuses=arguments.status or (), since=arguments.since,
+                found,
+                unhealthy=arguments.unhealthy,
+                statuses=arguments.status or (),
+                since=arguments.since,
                 sort=arguments.sort,
-            )  # fmt: skip
+            )
 
         if arguments.watch and not arguments.json and is_terminal():
             with Live(terminal_table([], arguments.columns), auto_refresh=False) as live:

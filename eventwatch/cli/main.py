@@ -30,8 +30,19 @@ from eventwatch.settings.model import Settings, load_settings
 SHELLS: Final = ("bash", "zsh")
 #: The columns of `status`, and those that it shows unless told otherwise.
 NODE_COLUMNS: Final = (
-    "node", "id", "name", "image", "status", "age", "health", "address", "idle", "restarts", "agrees", "reason",
-)  # fmt: skip
+    "node",
+    "id",
+    "name",
+    "image",
+    "status",
+    "age",
+    "health",
+    "address",
+    "idle",
+    "restarts",
+    "agrees",
+    "reason",
+)
 SHOWN_COLUMNS: Final = ("node", "name", "image", "status", "age", "health", "address", "idle", "agrees")
 #: The fastest replay that still follows the clock.
 FASTEST: Final = 1_000_000.0
@@ -154,9 +165,12 @@ def _add_status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="renew it every second, until Ctrl-C")
     parser.add_argument("--unhealthy", action="store_true", help="only unhealthy nodes that have not ended")
     parser.add_argument(
-        "--status", action="append", choices=STATUSES, metavar="STATUS",
+        "--status",
+        action="append",
+        choices=STATUSES,
+        metavar="STATUS",
         help=f"only nodes of this status; may be repeated: {', '.join(STATUSES)}",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--since", type=_duration, metavar="TIME", help="only nodes that started or ended in this time, e.g. 10m"
     )
@@ -167,9 +181,12 @@ def _add_status_options(parser: argparse.ArgumentParser) -> None:
         help="sort by a column: age, idle and restarts by size",
     )
     parser.add_argument(
-        "--columns", type=_columns, default=SHOWN_COLUMNS, metavar="COLUMNS",
+        "--columns",
+        type=_columns,
+        default=SHOWN_COLUMNS,
+        metavar="COLUMNS",
         help=f"which columns, with commas between: {', '.join(NODE_COLUMNS)} (default: {','.join(SHOWN_COLUMNS)})",
-    )  # fmt: skip
+    )
     parser.epilog = (
         "Exit codes: 0 the engine agrees with each of them, 1 it does not, or does not answer. "
         "Nodes of other hosts do not count."
@@ -217,9 +234,13 @@ def _add_wait_options(parser: argparse.ArgumentParser) -> None:
         "name", metavar="NAME", type=_name, help="a container's id, the beginning of its id, or its name"
     )
     parser.add_argument(
-        "--for", dest="condition", choices=CONDITIONS, default="healthy", metavar="STATE",
+        "--for",
+        dest="condition",
+        choices=CONDITIONS,
+        default="healthy",
+        metavar="STATE",
         help="healthy, running, exited or deleted (default: healthy)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--timeout", type=_duration, default=30.0, metavar="TIME", help="for how long, e.g. 2m (default: 30s)"
     )
@@ -258,9 +279,13 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
         "recording's nodes that no replay made, which are deleted",
     )
     parser.add_argument(
-        "--tiers", type=int, choices=[1, 2, 3], default=3, metavar="N",
+        "--tiers",
+        type=int,
+        choices=[1, 2, 3],
+        default=3,
+        metavar="N",
         help="1: hints only; 2: settling too; 3: sweeps too (default: 3)",
-    )  # fmt: skip
+    )
 
 
 def _name(text: str) -> str:

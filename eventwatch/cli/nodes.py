@@ -254,9 +254,10 @@ async def _look_again(
 async def _with_their_past(store: Store, reports: list[NodeReport]) -> list[NodeReport]:
     """With what the history has of those that end or cannot be asked about; no matter if it cannot be read."""
     wanted = [
-        report.recorded.node_id for report in reports
+        report.recorded.node_id
+        for report in reports
         if report.seen is None or not report.seen.found or report.seen.ending or report.is_stopping
-    ]  # fmt: skip
+    ]
     try:
         states = await read_states(store, wanted, limit=len(wanted)) if wanted else {}
     except StoreError as error:
@@ -413,11 +414,14 @@ def node_table(
     )
     missing = [name for name in columns if name not in widths]
     table = Table(
-        title=f"Nodes at {datetime.now(UTC):%H:%M:%S} UTC", title_justify="left", box=None, pad_edge=False,
+        title=f"Nodes at {datetime.now(UTC):%H:%M:%S} UTC",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
         padding=(0, GAP, 0, 0),
         caption=f"No room for {', '.join(missing)}: --columns shows them" if missing else None,
         caption_justify="left",
-    )  # fmt: skip
+    )
     for name, size in widths.items():
         table.add_column(name, no_wrap=True, width=size, overflow="ellipsis")
     for report, row in zip(reports, rows, strict=True):
@@ -676,10 +680,16 @@ def _describe(seen: Observation) -> str:
 def _changes(changes: Sequence[PastChange]) -> list[str]:
     lines = [f"Last changes ({len(changes)}, newest first):" if changes else "No changes on record."]
     for change in changes:
-        what = "document deleted" if change.deleted else ", ".join(
-            f"{_brief(name)} {_brief(change.old.get(name))} -> {_brief(value)}"
-            for name, value in change.new.items() if name not in {"engine_id", "epoch"}
-        ) or "owner recorded"  # fmt: skip
+        what = (
+            "document deleted"
+            if change.deleted
+            else ", ".join(
+                f"{_brief(name)} {_brief(change.old.get(name))} -> {_brief(value)}"
+                for name, value in change.new.items()
+                if name not in {"engine_id", "epoch"}
+            )
+            or "owner recorded"
+        )
         delay = f", {change.latency * 1000:.1f} ms after the event" if change.latency is not None else ""
         times = f", {change.count} times since {change.at:%Y-%m-%d %H:%M:%S}" if change.count > 1 else ""
         why = f": {change.reason}" if change.reason else ""

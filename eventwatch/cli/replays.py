@@ -54,8 +54,11 @@ async def record_file(arguments: argparse.Namespace, settings: Settings) -> None
             timer.cancel()
     logger.info(
         "Recorded {} events and {} inspections to {}, and the truth to {}",
-        counts.get("event", 0), counts.get("inspect", 0), arguments.file, beside.name,
-    )  # fmt: skip
+        counts.get("event", 0),
+        counts.get("inspect", 0),
+        arguments.file,
+        beside.name,
+    )
 
 
 def _stop(recorder: Recorder, number: signal.Signals) -> None:

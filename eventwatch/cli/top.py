@@ -97,14 +97,33 @@ class Row:
         """Its texts, by `HEADINGS`."""
         left = "-" if self.idle_left is None else about(self.idle_left)
         return (
-            self.short_id, self.name, self.status, _ago(self.changed), self.health, self.reason, self.address,
-            _ago(self.requested), left, self.agrees, self.image,
-        )  # fmt: skip
+            self.short_id,
+            self.name,
+            self.status,
+            _ago(self.changed),
+            self.health,
+            self.reason,
+            self.address,
+            _ago(self.requested),
+            left,
+            self.agrees,
+            self.image,
+        )
 
 
 HEADINGS: Final = (
-    "node", "name", "status", "age", "health", "reason", "address", "last request", "idle left", "agrees", "image",
-)  # fmt: skip
+    "node",
+    "name",
+    "status",
+    "age",
+    "health",
+    "reason",
+    "address",
+    "last request",
+    "idle left",
+    "agrees",
+    "image",
+)
 _LONG_AGO: Final = datetime(1, 1, 1, tzinfo=UTC)
 _WORST: Final = {problem: number for number, problem in enumerate(PROBLEMS)}
 #: What rows are sorted by, in turn.
@@ -146,14 +165,20 @@ def row_of(
     )
     unhealthy = health == "unhealthy" and status == "running"
     problem = next(
-        (name for name, so in {
-            "out of memory": status in ENDED and (last.end == "oom" if last else row.problem == "out of memory"),
-            "died": status in ENDED and (last.end == "failed" if last else row.problem == "died"),
-            "restarting": status == "restarting" or again,
-            "unhealthy": unhealthy,
-            "disagrees": agrees.startswith("no"),
-        }.items() if so), "",
-    )  # fmt: skip
+        (
+            name
+            for name, so in {
+                "out of memory": status in ENDED
+                and (last.end == "oom" if last else row.problem == "out of memory"),
+                "died": status in ENDED and (last.end == "failed" if last else row.problem == "died"),
+                "restarting": status == "restarting" or again,
+                "unhealthy": unhealthy,
+                "disagrees": agrees.startswith("no"),
+            }.items()
+            if so
+        ),
+        "",
+    )
     limit = idle_timeout_of(recorded.idle_timeout, listed.labels if listed else {}, idle_timeout).seconds
     used_at = changed if status == "running" else None
     return Row(
@@ -325,12 +350,16 @@ class TopView(App[None]):
         now = datetime.now(UTC)
         self._rows = {
             node_id: row_of(
-                recorded, now=now, before=self._rows.get(node_id), state=states.get(node_id),
-                listed=(self._listed or {}).get(node_id), agrees=self._agrees.get(node_id, ""),
+                recorded,
+                now=now,
+                before=self._rows.get(node_id),
+                state=states.get(node_id),
+                listed=(self._listed or {}).get(node_id),
+                agrees=self._agrees.get(node_id, ""),
                 idle_timeout=self._settings.idle_timeout,
             )
             for node_id, recorded in documents.items()
-        }  # fmt: skip
+        }
         self._looks = Counter({i: looks for i, looks in self._looks.items() if i in documents})
 
     async def _list(self, documents: Mapping[str, Recorded]) -> None:

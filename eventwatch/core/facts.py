@@ -25,8 +25,15 @@ NO_HEALTH_CHECK: Final = "none"
 STOPPING: Final = "stopping"
 #: What a document says of a container.
 STATUSES: Final = (
-    "created", "running", STOPPING, "paused", "restarting", "removing", "exited", "dead",
-)  # fmt: skip
+    "created",
+    "running",
+    STOPPING,
+    "paused",
+    "restarting",
+    "removing",
+    "exited",
+    "dead",
+)
 #: The states in which a container no longer runs, and will not by itself.
 ENDED: Final = frozenset({"exited", "dead"})
 #: What a node can be waited for to be.

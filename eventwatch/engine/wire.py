@@ -44,9 +44,20 @@ STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "sto
 
 #: What is subscribed to, beside its aliases. The engine matches `health_status` as a prefix.
 CONTAINER_ACTIONS: Final = (
-    "create", "start", "restart", "die", "stop", "kill", "oom", "pause", "unpause",
-    "rename", "update", "destroy", "health_status",
-)  # fmt: skip
+    "create",
+    "start",
+    "restart",
+    "die",
+    "stop",
+    "kill",
+    "oom",
+    "pause",
+    "unpause",
+    "rename",
+    "update",
+    "destroy",
+    "health_status",
+)
 NETWORK_ACTIONS: Final = ("connect", "disconnect")
 
 _END_OF_TIME: Final = 2**63
@@ -200,9 +211,10 @@ def _failures(state: Mapping[str, Any]) -> tuple[Failure, ...]:
     health = state.get("Health") or state.get("Healthcheck")
     log = health.get("Log") if isinstance(health, dict) else None
     failed = [
-        check for check in (log if isinstance(log, list) else [])[-_CHECKS_READ:]
+        check
+        for check in (log if isinstance(log, list) else [])[-_CHECKS_READ:]
         if isinstance(check, dict) and check.get("ExitCode") != 0
-    ]  # fmt: skip
+    ]
     return tuple(_failure(check) for check in failed[: -_FAILURES - 1 : -1])
 
 

@@ -240,9 +240,12 @@ class Connections:
         deadline = FIRST_REQUEST if self._tls else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol, connection.socket, ssl=self._tls,
-                ssl_handshake_timeout=deadline, ssl_shutdown_timeout=deadline,
-            )  # fmt: skip
+                lambda: protocol,
+                connection.socket,
+                ssl=self._tls,
+                ssl_handshake_timeout=deadline,
+                ssl_shutdown_timeout=deadline,
+            )
         except OSError:  # no TLS, or gone already
             connection.socket.close()
             self._open.pop(protocol, None)

@@ -157,9 +157,12 @@ class Rows:
         more = len(newer) > len(chosen)
         gone = [] if reset else [node_id for node_id, number in self._gone.items() if number > after]
         head = {
-            "now": self.now(), "version": f"{self._run}-{chosen[-1].number if more else self._number}",
-            "more": more, "reset": reset, "total": len(self._rows),
-        }  # fmt: skip
+            "now": self.now(),
+            "version": f"{self._run}-{chosen[-1].number if more else self._number}",
+            "more": more,
+            "reset": reset,
+            "total": len(self._rows),
+        }
         text = dumps({**head, "gone": gone}).encode()
         return text[:-1] + b', "rows": [' + b", ".join(row.encoded for row in chosen) + b"]}"
 

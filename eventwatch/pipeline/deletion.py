@@ -156,8 +156,12 @@ class Deletions:
             logger.warning(
                 "Brake: {} of {} nodes are gone from the engine, more than delete_limit ({}): nothing is deleted "
                 "until {} sweeps in a row and {:.0f} s agree, or `eventwatch sweep --force`",
-                len(doomed), own, limit, AGREEING_SWEEPS, AGREEING_SECONDS,
-            )  # fmt: skip
+                len(doomed),
+                own,
+                limit,
+                AGREEING_SWEEPS,
+                AGREEING_SECONDS,
+            )
         return allowed
 
     async def _of_another_host(
@@ -183,8 +187,10 @@ class Deletions:
                 "{} nodes are on record for host {} with this engine's id, not for {}, and their containers are "
                 "not here: they are left alone. If both hosts exist, give one engine an id of its own; if the "
                 "host was renamed, `eventwatch sweep --force`",
-                len(spared), ", ".join(sorted({str(strange[i]) for i in spared})[:3]), engine.name,
-            )  # fmt: skip
+                len(spared),
+                ", ".join(sorted({str(strange[i]) for i in spared})[:3]),
+                engine.name,
+            )
         self._told |= spared
         return spared
 
@@ -193,8 +199,9 @@ class Deletions:
             logger.info(
                 "{} documents belong to no engine on record, and this engine has no such containers: they are "
                 "left alone, as the database also serves engine {}",
-                len(nobodys), other,
-            )  # fmt: skip
+                len(nobodys),
+                other,
+            )
         self._told |= nobodys
 
     def _ripe(self, nobodys: set[str]) -> set[str]:
@@ -208,7 +215,8 @@ class Deletions:
             logger.warning(
                 "{} documents belong to no engine on record, and this engine has no such containers: they are "
                 "deleted in {:.0f} s unless another engine shows up",
-                len(new), self._grace,
-            )  # fmt: skip
+                len(new),
+                self._grace,
+            )
         self._missing_since.update(dict.fromkeys(new, now))
         return {i for i in nobodys if now - self._missing_since[i] >= self._grace}

@@ -103,5 +103,8 @@ class Disputes:
         self._told = True
         logger.warning(
             "Somebody else writes {} of node {} again and again, undone at most once in {:.0f} s from now on: {}",
-            " and ".join(sorted(change.new)), change.short_id, PAUSE, FIX,
-        )  # fmt: skip
+            " and ".join(sorted(change.new)),
+            change.short_id,
+            PAUSE,
+            FIX,
+        )

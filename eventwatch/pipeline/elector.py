@@ -117,9 +117,13 @@ class LeaderElector:
             asked = self._clock.monotonic()
             try:
                 answer = await self._store.acquire_lease(
-                    self._checker, engine_id=engine_id, duration=self._duration, witness=self._witness, life=life,
+                    self._checker,
+                    engine_id=engine_id,
+                    duration=self._duration,
+                    witness=self._witness,
+                    life=life,
                     dead=dead,
-                )  # fmt: skip
+                )
             except StoreError as error:
                 if error.permanent:
                     raise
@@ -224,9 +228,13 @@ class LeaderElector:
             asked = self._clock.monotonic()
             try:
                 renewed = await self._store.renew_lease(
-                    lease, duration=self._duration, cursor=cursor(), witness=witness(), report=report(),
+                    lease,
+                    duration=self._duration,
+                    cursor=cursor(),
+                    witness=witness(),
+                    report=report(),
                     life=introduction.result() if introduction and introduction.done() else None,
-                )  # fmt: skip
+                )
                 gone = not renewed and await self._is_deleted(lease)
             except StoreError as error:
                 self.database_away = True

@@ -221,8 +221,9 @@ class IdleStopper:
                 logger.warning(
                     "First contact with this database: {} nodes have used up their idle time; they are stopped in "
                     "{:.0f} s unless requests come in (EVENTWATCH_IDLE_TIMEOUT=0 turns idle stops off)",
-                    idle, left,
-                )  # fmt: skip
+                    idle,
+                    left,
+                )
         return self._begin_at is None or now >= self._begin_at
 
     def _braked(self, idle: set[str], running: int, *, force: bool) -> set[str]:
@@ -234,8 +235,12 @@ class IdleStopper:
             logger.warning(
                 "Brake: {} of {} running nodes are idle, more than stop_limit ({}): none is stopped until {} "
                 "sweeps in a row and {:.0f} s agree, or `eventwatch sweep --force`",
-                len(idle), running, limit, AGREEING_SWEEPS, AGREEING_SECONDS,
-            )  # fmt: skip
+                len(idle),
+                running,
+                limit,
+                AGREEING_SWEEPS,
+                AGREEING_SECONDS,
+            )
         return allowed
 
     # -- one node --------------------------------------------------------------------------------------

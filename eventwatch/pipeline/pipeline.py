@@ -114,46 +114,105 @@ class Pipeline:
         self.inspections = Inspections(clock, request_sweep)
         self.roster = Roster(
             reasons=Reasons(clock=clock, metrics=metrics, health_check=settings.health_check),
-            inspections=self.inspections, engine_id=engine_id, host=host,
-        )  # fmt: skip
+            inspections=self.inspections,
+            engine_id=engine_id,
+            host=host,
+        )
         self.owners = OwnerRecord(
             store=store, roster=self.roster, clock=clock, keeps=lease is not None and not settings.dry_run
         )
         self.orphans = Orphans(
-            store=store, roster=self.roster, owners=self.owners, inspections=self.inspections, clock=clock,
-            grace=settings.orphan_grace, request_sweep=request_sweep,
-        )  # fmt: skip
+            store=store,
+            roster=self.roster,
+            owners=self.owners,
+            inspections=self.inspections,
+            clock=clock,
+            grace=settings.orphan_grace,
+            request_sweep=request_sweep,
+        )
         self.writer = Writer(
-            store=store, roster=self.roster, owners=self.owners, inspections=self.inspections, settings=settings,
-            clock=clock, metrics=metrics, lease=lease, holds_lease=holds_lease,
-        )  # fmt: skip
+            store=store,
+            roster=self.roster,
+            owners=self.owners,
+            inspections=self.inspections,
+            settings=settings,
+            clock=clock,
+            metrics=metrics,
+            lease=lease,
+            holds_lease=holds_lease,
+        )
         self.reconciler = Reconciler(
-            engine=engine, settings=settings, roster=self.roster, inspections=self.inspections,
-            orphans=self.orphans, writer=self.writer, request_sweep=request_sweep, clock=clock, metrics=metrics,
-        )  # fmt: skip
+            engine=engine,
+            settings=settings,
+            roster=self.roster,
+            inspections=self.inspections,
+            orphans=self.orphans,
+            writer=self.writer,
+            request_sweep=request_sweep,
+            clock=clock,
+            metrics=metrics,
+        )
         self.afterlook = Afterlook(
-            store=store, roster=self.roster, owners=self.owners, orphans=self.orphans,
-            reconciler=self.reconciler, longest=settings.sweep_interval, clock=clock,
-        )  # fmt: skip
+            store=store,
+            roster=self.roster,
+            owners=self.owners,
+            orphans=self.orphans,
+            reconciler=self.reconciler,
+            longest=settings.sweep_interval,
+            clock=clock,
+        )
         self.watcher = Watcher(
-            engine=engine, on_event=self.reconciler.on_event, on_connect=self._on_connect, clock=clock,
-            metrics=metrics, tasks=tasks, cursor=lease.cursor if lease else None, rng=rng,
-        )  # fmt: skip
+            engine=engine,
+            on_event=self.reconciler.on_event,
+            on_connect=self._on_connect,
+            clock=clock,
+            metrics=metrics,
+            tasks=tasks,
+            cursor=lease.cursor if lease else None,
+            rng=rng,
+        )
         self.stopper = IdleStopper(
-            engine=engine, store=store, roster=self.roster, owners=self.owners, writer=self.writer,
-            reconciler=self.reconciler, settings=settings, tasks=tasks, clock=clock, time=time, metrics=metrics,
+            engine=engine,
+            store=store,
+            roster=self.roster,
+            owners=self.owners,
+            writer=self.writer,
+            reconciler=self.reconciler,
+            settings=settings,
+            tasks=tasks,
+            clock=clock,
+            time=time,
+            metrics=metrics,
             brake=brakes.stops if brakes else None,
-        )  # fmt: skip
+        )
         self.sweeper = Sweeper(
-            engine=engine, store=store, roster=self.roster, owners=self.owners, inspections=self.inspections,
-            orphans=self.orphans, writer=self.writer, reconciler=self.reconciler, stopper=self.stopper,
+            engine=engine,
+            store=store,
+            roster=self.roster,
+            owners=self.owners,
+            inspections=self.inspections,
+            orphans=self.orphans,
+            writer=self.writer,
+            reconciler=self.reconciler,
+            stopper=self.stopper,
             deletions=Deletions(
-                store=store, clock=clock, twins=twins or TwinWatch(engine, store),
-                delete_limit=settings.delete_limit, brake=brakes.deletions if brakes else None, grace=care.grace,
+                store=store,
+                clock=clock,
+                twins=twins or TwinWatch(engine, store),
+                delete_limit=settings.delete_limit,
+                brake=brakes.deletions if brakes else None,
+                grace=care.grace,
             ),
-            requests=requests, on_newest_change=self.watcher.expect_events_up_to, clock=clock, time=time,
-            settings=settings, metrics=metrics, manager_id=manager_id, patience=care.patience, rng=rng.random,
-        )  # fmt: skip
+            requests=requests,
+            on_newest_change=self.watcher.expect_events_up_to,
+            clock=clock,
+            time=time,
+            settings=settings,
+            metrics=metrics,
+            manager_id=manager_id,
+            patience=care.patience,
+            rng=rng.random,
+        )
         if looks:
             self.writer.listeners.append(self.afterlook.remember)
 

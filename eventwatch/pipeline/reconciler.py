@@ -189,8 +189,10 @@ class Reconciler:
             node.elsewhere = True
             logger.warning(
                 "Node {} {}, so it gets no ip: attach it to {}, or set EVENTWATCH_NODE_NETWORK",
-                seen.node_id[:12], where_it_is(seen), settings.node_network,
-            )  # fmt: skip
+                seen.node_id[:12],
+                where_it_is(seen),
+                settings.node_network,
+            )
         wanted = desired_fields(seen, node_port=settings.node_port, health_check=settings.health_check)
         if node.observed != wanted:
             node.observed, node.observed_at = wanted, self._clock.time_ns()

@@ -336,9 +336,13 @@ class Sweeper:
             # Asked afterwards: an engine that took over the address meanwhile is the one that answers now.
             await self._identify()
         verdict = await self.deletions.judge(
-            missing, engine=engine, found=found, owned=self._owners.owned, manager_id=self._manager_id,
+            missing,
+            engine=engine,
+            found=found,
+            owned=self._owners.owned,
+            manager_id=self._manager_id,
             force=force,
-        )  # fmt: skip
+        )
         if self.deletions.twins.doubtful:
             self._clock.call_later(SECOND_THOUGHT, self._requests.ask)
         return verdict

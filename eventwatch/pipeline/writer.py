@@ -269,9 +269,19 @@ class Writer:
                 self._metrics.drift.labels(name).inc()
         if self.listeners and (new.keys() - STAMP or change.delete):
             written = Change(
-                node_id, old.short_id, {name: getattr(old, name) for name in new}, new, change.delete,
-                change.cause, now, latency, event_ns, reason, details.name, details.image,
-            )  # fmt: skip
+                node_id,
+                old.short_id,
+                {name: getattr(old, name) for name in new},
+                new,
+                change.delete,
+                change.cause,
+                now,
+                latency,
+                event_ns,
+                reason,
+                details.name,
+                details.image,
+            )
             self._tell(written)
         roster.reasons.on_written(node_id, new, change.cause)
 

@@ -328,9 +328,12 @@ class Replay:
 
     async def _run(self) -> None:
         checker = NodeChecker.model_construct(
-            manager_id=os.urandom(16).hex(), interval=self.settings.sweep_interval, pid=os.getpid(),
-            host=socket.gethostname(), version=None,
-        )  # fmt: skip
+            manager_id=os.urandom(16).hex(),
+            interval=self.settings.sweep_interval,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            version=None,
+        )
         # On a store and a clock of its own: the lease is real, whatever time the recording says it is.
         elector = LeaderElector(
             store=Store(), checker=checker, duration=self.settings.lease_duration, clock=SystemClock()
@@ -352,12 +355,22 @@ class Replay:
     def _start_pipeline(self, tasks: asyncio.TaskGroup, elector: LeaderElector, lease: Lease) -> Pipeline:
         # Without a brake or grace: what a recording makes vanish is gone. And nobody else writes there.
         pipeline = Pipeline(
-            engine=self.engine, store=self.store, settings=self.settings, clock=self.clock,
-            time=KindestClock(self.clock, self.settings.idle_timeout), tasks=tasks,
-            metrics=Metrics(KNOWN_ACTIONS), engine_id=lease.engine_id, manager_id=lease.manager_id, lease=lease,
-            holds_lease=elector.holds, stopping=self._stopping, sweeps=self.tiers >= Tier.SWEEP, looks=False,
+            engine=self.engine,
+            store=self.store,
+            settings=self.settings,
+            clock=self.clock,
+            time=KindestClock(self.clock, self.settings.idle_timeout),
+            tasks=tasks,
+            metrics=Metrics(KNOWN_ACTIONS),
+            engine_id=lease.engine_id,
+            manager_id=lease.manager_id,
+            lease=lease,
+            holds_lease=elector.holds,
+            stopping=self._stopping,
+            sweeps=self.tiers >= Tier.SWEEP,
+            looks=False,
             rng=random.Random(0),  # noqa: S311 - the same each time
-        )  # fmt: skip
+        )
         self.parts = pipeline
         pipeline.writer.listeners.append(self._note)
         pipeline.start(

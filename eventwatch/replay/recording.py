@@ -46,8 +46,17 @@ ACTIONS: Final = frozenset({*CONTAINER_ACTIONS, *NETWORK_ACTIONS})
 
 _EVENT_FIELDS: Final = ("status", "id", "from", "Type", "Action", "scope", "time", "timeNano")
 _STATE_FIELDS: Final = (
-    "Status", "Running", "Paused", "Restarting", "OOMKilled", "Dead", "Pid", "ExitCode", "StartedAt", "FinishedAt",
-)  # fmt: skip
+    "Status",
+    "Running",
+    "Paused",
+    "Restarting",
+    "OOMKilled",
+    "Dead",
+    "Pid",
+    "ExitCode",
+    "StartedAt",
+    "FinishedAt",
+)
 _HEALTH_FIELDS: Final = ("Status", "FailingStreak")
 _CONFIG_FIELDS: Final = ("Image", "Labels", "ExposedPorts")
 _OK: Final = 200

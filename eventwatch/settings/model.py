@@ -21,6 +21,7 @@ a file is noticed after the start.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict, Unpack
@@ -38,7 +39,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -62,15 +63,10 @@ from eventwatch.settings.sources import (
     nearest,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from pydantic_core import ErrorDetails
-
+#: The value of `mongo_url` that asks for a private mongod.
 EMBEDDED = "embedded"
 #: Seconds. What lasts longer on record is no lease.
 LONGEST_LEASE = 1800.0
-"""The value of `mongo_url` that asks for a private mongod."""
 
 
 # --- secrets in text ---------------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ import difflib
 import logging
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from dotenv.parser import parse_stream
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -28,11 +30,6 @@ from pydantic_settings import (
 
 from eventwatch.core.text import path_of, why_unreadable
 from eventwatch.settings.docker_context import ContextError, current_context
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from pydantic.fields import FieldInfo
 
 PREFIX = "EVENTWATCH_"
 _TEST_PREFIX = "EVENTWATCH_TEST_"

@@ -90,9 +90,11 @@ class RecordedChanges(Indexes, Nodes):
         kept = {"short_id": 1, "name": 1, "image": 1}
         last = [_last_change_of("status"), _last_change_of("health")]
         stages: list[dict[str, Any]] = [
-            {"$match": query}, {"$sort": {"at": -1}}, {"$limit": limit},
+            {"$match": query},
+            {"$sort": {"at": -1}},
+            {"$limit": limit},
             {"$project": kept | {"changes": {"$concatArrays": last}}},
-        ]  # fmt: skip
+        ]
         rows, slices = [], Slices()
         async with deadline("reading the history"):
             async for row in await self._history.aggregate(stages, batchSize=BATCH):

@@ -31,8 +31,10 @@ import shutil
 import signal
 import stat
 import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import quote
 
 from loguru import logger
@@ -42,28 +44,24 @@ from pymongo.errors import AutoReconnect, PyMongoError
 from eventwatch.core.backoff import Pace
 from eventwatch.core.errors import ConfigError, EventwatchError, StoreError
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-    from types import TracebackType
-
 __all__ = ["EmbeddedMongo", "default_data_dir", "find_mongod", "running_url", "server_version"]
 
+#: Seconds until mongod must answer; a recovery after an unclean stop takes a few.
 START_TIMEOUT = 60.0
-"""Seconds until mongod must answer; a recovery after an unclean stop takes a few."""
 
+#: Seconds between asking mongod to end and killing it.
 STOP_TIMEOUT = 10.0
-"""Seconds between asking mongod to end and killing it."""
 
+#: Bytes of log above which a start puts the log aside, as `mongod.log.1`.
 LOG_LIMIT = 10_000_000
-"""Bytes of log above which a start puts the log aside, as `mongod.log.1`."""
 
 PASSED_ON = frozenset(
     ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 )
 """The variables that mongod inherits. Ours may hold passwords and tokens."""
 
+#: Also what tells our mongod from one that somebody started by hand on the same data.
 _SOCKET = "eventwatch.sock"
-"""Also what tells our mongod from one that somebody started by hand on the same data."""
 
 _LONGEST_SOCKET = 107  # bytes: sun_path of unix(7), less its final zero
 _POLL = 0.05
@@ -465,9 +463,12 @@ async def _death_signal() -> tuple[str, ...]:
     command = ("setpriv", "--pdeathsig", "TERM", "--")
     try:
         probe = await asyncio.create_subprocess_exec(
-            *command, "true", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            *command,
+            "true",
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
             env=_environment(),
-        )  # fmt: skip
+        )
     except OSError:
         return ()
     return command if await probe.wait() == 0 else ()  # busybox has a setpriv without this option

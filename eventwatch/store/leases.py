@@ -132,8 +132,11 @@ class Leases(Collections):
                 {**undecided, "claim.by": {"$ne": lease.manager_id}}, {"$unset": {"claim": 1}}
             )
             mark = {
-                "engine_id": engine_id, "epoch": lease.epoch, "host": checker.host, "version": checker.version,
-            }  # fmt: skip
+                "engine_id": engine_id,
+                "epoch": lease.epoch,
+                "host": checker.host,
+                "version": checker.version,
+            }
             taken_over = {"$set": mark, "$unset": {"left_at": 1}}
             await self._engines.update_one({"_id": checker_id(engine_id)}, taken_over, upsert=True)
         return lease

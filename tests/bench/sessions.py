@@ -114,9 +114,19 @@ async def by_call(node_id: str) -> None:
 def by_command(place: Place) -> Wait:
     async def run(node_id: str) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "eventwatch", "wait", node_id, "--for", "exited", "--timeout", "60s",
-            env=dict(os.environ) | place.environment, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "eventwatch",
+            "wait",
+            node_id,
+            "--for",
+            "exited",
+            "--timeout",
+            "60s",
+            env=dict(os.environ) | place.environment,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
         if await process.wait():
             raise RuntimeError(f"eventwatch wait ended with {process.returncode}")
 

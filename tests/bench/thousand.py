@@ -60,12 +60,17 @@ async def watch_engines(folder: Path, first: int, count: int, mongo_url: str) ->
     apps = [
         Application(
             Settings(
-                _env_file=None, mongo_url=mongo_url, mongo_database=DATABASE, node_network=NETWORK,
-                docker_host=f"unix://{folder / f'{number}.sock'}", http_listen="", sweep_interval=SWEEP_INTERVAL,
+                _env_file=None,
+                mongo_url=mongo_url,
+                mongo_database=DATABASE,
+                node_network=NETWORK,
+                docker_host=f"unix://{folder / f'{number}.sock'}",
+                http_listen="",
+                sweep_interval=SWEEP_INTERVAL,
             )
         )
         for number in range(first, first + count)
-    ]  # fmt: skip
+    ]
     running = [asyncio.create_task(app.run(), name=f"watcher-{first + n}") for n, app in enumerate(apps)]
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
 

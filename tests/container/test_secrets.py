@@ -105,8 +105,17 @@ async def test_no_secret_comes_out_of_a_container_that_logs_in_over_tls(
         with running(*options, env=env, port=free_port()) as container:
             await container.wait_ready()
             nodes = client["TSM"]["ToolServerNode"]
-            nodes.insert_one({"_id": node.id, "short_id": node.id[:12], "status": "created", "health": "none",
-                              "ip": "", "port": 31942, "last_req_time": ago(0)})  # fmt: skip
+            nodes.insert_one(
+                {
+                    "_id": node.id,
+                    "short_id": node.id[:12],
+                    "status": "created",
+                    "health": "none",
+                    "ip": "",
+                    "port": 31942,
+                    "last_req_time": ago(0),
+                }
+            )
             await node.pause()
             await eventually(lambda: (nodes.find_one({"_id": node.id}) or {}).get("status") == "paused")
             said = await everything_said(container, node.id)

@@ -13,9 +13,10 @@ import socket
 import stat
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
@@ -32,9 +33,6 @@ from eventwatch.testing import _private_mongod
 from tests.kit.eventwatch import program, run_program, started
 from tests.kit.processes import Process, run
 from tests.kit.waiting import SLOW, eventually
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
 
 PATIENCE = 20.0 * SLOW
 ROOT = Path(__file__).parents[2]
@@ -140,9 +138,10 @@ def listening(pid: int) -> list[str]:
         rows = [line.split(maxsplit=9) for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
         state_at = 5 if table == "unix" else 3
         found += [
-            row[name] for row in rows
+            row[name]
+            for row in rows
             if len(row) > name and row[state_at] == state and f"socket:[{row[inode].split()[0]}]" in own
-        ]  # fmt: skip
+        ]
     return found
 
 
@@ -858,10 +857,13 @@ async def test_the_doctor_says_what_the_embedded_database_is_for(state: Path) ->
     _, said = await eventwatch("doctor")
     number = run(find_mongod(), "--version").stdout.splitlines()[0].removeprefix("db version v")
     end = ", past its end of life" if int(number.partition(".")[0]) <= 6 else ""
-    assert said.splitlines().count(
-        f"ok   embedded database: mongod {number}{end}: for trials and tests;"
-        " set EVENTWATCH_MONGO_URL for anything else"
-    ) == 1, said  # fmt: skip
+    assert (
+        said.splitlines().count(
+            f"ok   embedded database: mongod {number}{end}: for trials and tests;"
+            " set EVENTWATCH_MONGO_URL for anything else"
+        )
+        == 1
+    ), said
 
 
 async def test_the_doctor_says_nothing_of_it_where_there_is_another_database(tmp_path: Path) -> None:

@@ -42,10 +42,16 @@ def ids(count: int, digit: str = "d") -> list[str]:
 async def add_engine(world: World, engine_id: str, *, expires_in: float, nodes: list[str]) -> None:
     """What a watcher of another engine leaves; half of the documents were replaced by a manager since."""
     checker: Document = {
-        "_id": checker_id(engine_id), "engine_id": engine_id, "manager_id": engine_id, "host": "host-b",
-        "version": "9.9", "epoch": EPOCH, "renewed_at": ago(15 - expires_in), "expires_at": ago(-expires_in),
+        "_id": checker_id(engine_id),
+        "engine_id": engine_id,
+        "manager_id": engine_id,
+        "host": "host-b",
+        "version": "9.9",
+        "epoch": EPOCH,
+        "renewed_at": ago(15 - expires_in),
+        "expires_at": ago(-expires_in),
         "report": {"nodes": {"running": len(nodes)}, "p50": 0.002, "p99": 0.02, "drift": 3, "reasons": []},
-    }  # fmt: skip
+    }
     await world.checkers.insert_one(checker)
     await world.database[ENGINES].insert_one(
         {"_id": checker_id(engine_id), "engine_id": engine_id, "epoch": EPOCH}

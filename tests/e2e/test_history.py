@@ -28,12 +28,18 @@ NODE, OTHER = "a" * 64, "b" * 64
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
-def change(node_id: str, old: object, new: object, *, second: float = 0.0) -> Change:
+def change(node_id: str, old: Any, new: Any, *, second: float = 0.0) -> Change:
     at_ns = round((NOW.timestamp() + second) * 1e9)
     return Change(
-        node_id, node_id[:12], {"status": old}, {"status": new}, deleted=False, cause=Cause.EVENT,  # type: ignore[dict-item]
-        at_ns=at_ns, latency=0.001,
-    )  # fmt: skip
+        node_id,
+        node_id[:12],
+        {"status": old},
+        {"status": new},
+        deleted=False,
+        cause=Cause.EVENT,
+        at_ns=at_ns,
+        latency=0.001,
+    )
 
 
 @pytest.fixture
@@ -178,9 +184,15 @@ def test_an_odd_row_is_no_change(row: Mapping[str, Any]) -> None:
 
 async def test_rows_of_an_earlier_version_are_read_too(store: Store, history: History, world: World) -> None:
     old_row = {
-        "node_id": NODE, "short_id": NODE[:12], "at": NOW, "cause": "idle", "deleted": True, "old": {}, "new": {},
+        "node_id": NODE,
+        "short_id": NODE[:12],
+        "at": NOW,
+        "cause": "idle",
+        "deleted": True,
+        "old": {},
+        "new": {},
         "latency": None,
-    }  # fmt: skip
+    }
     rows = world.database[OLD_HISTORY]
     await rows.insert_many([dict(old_row), {"node_id": NODE}, {"node_id": NODE, "at": "zzz"}])
     history.remember(change(NODE, "running", "exited", second=60))

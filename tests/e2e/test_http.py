@@ -117,9 +117,14 @@ def listening(uid: int, address: str, port: int) -> str:
 
 @pytest.mark.parametrize(
     ("uid", "at", "refused"),
-    [(65534, "0100007F", True), (65534, "00000000", True), (65534, "0200007F", False), (0, "0100007F", False),
-     (1000, "0100007F", False)],
-)  # fmt: skip
+    [
+        (65534, "0100007F", True),
+        (65534, "00000000", True),
+        (65534, "0200007F", False),
+        (0, "0100007F", False),
+        (1000, "0100007F", False),
+    ],
+)
 def test_what_another_user_listens_with_is_not_ours(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid: int, at: str, refused: bool
 ) -> None:
@@ -166,7 +171,7 @@ async def test_with_token_and_tls_a_health_check_works_and_sends_no_token(world:
         ({"TLS_CERT_FILE": "empty"}, "EVENTWATCH_HTTP_TLS_KEY_FILE: must be set when EVENTWATCH_HTTP_TLS_CERT"),
         ({"ALLOWED_HOSTS": "http://sidecar"}, "EVENTWATCH_HTTP_ALLOWED_HOSTS: must be host names without port"),
     ],
-)  # fmt: skip
+)
 async def test_wrong_access_settings_end_a_run_with_2_and_one_line(
     world: World, tmp_path: Path, variables: dict[str, str], said: str
 ) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from aiodocker import DockerError
+from aiodocker import Docker, DockerError
 from pymongo import AsyncMongoClient
 
 from tests.kit.nodes import NODE_LABEL, NODE_PORT, RUN_LABEL, Nodes
-
-if TYPE_CHECKING:
-    from aiodocker import Docker
 
 
 def run_name() -> str:

@@ -138,7 +138,12 @@ async def test_json_logs_are_one_object_per_line(world: World, tmp_path: Path) -
     [record] = [record for record in records if record.get("field") == "status"]
     assert record.pop("time").count(":") >= 2
     assert record == {
-        "level": "INFO", "message": f"Node {node.id[:12]} status updated: created -> exited", "node": node.id,
-        "field": "status", "old": "created", "new": "exited", "cause": "sweep",
-    }  # fmt: skip
+        "level": "INFO",
+        "message": f"Node {node.id[:12]} status updated: created -> exited",
+        "node": node.id,
+        "field": "status",
+        "old": "created",
+        "new": "exited",
+        "cause": "sweep",
+    }
     assert all(list(row)[:3] == ["time", "level", "message"] for row in records if row is not record)

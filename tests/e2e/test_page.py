@@ -28,9 +28,16 @@ from tests.kit.waiting import eventually
 from tests.kit.world import World
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,900",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,900",
+)
 #: Screenshots of the last run, to be looked at; not committed.
 ARTEFACTS = Path(__file__).parents[2] / ".cache" / "page"
 #: Seconds for what takes a browser beside other tests far less on its own.
@@ -205,9 +212,17 @@ async def test_a_node_has_a_view_of_its_own_by_keyboard_and_by_address(world: Wo
         driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
         driver.switch_to.active_element.send_keys(Keys.ENTER)
         await says(
-            driver, "node", node.name, "died", "exit code 3", "eventwatch-node:1", "tool-server.node=own",
-            "It will not be stopped as idle: it is exited", "Its life", "running → exited",
-        )  # fmt: skip
+            driver,
+            "node",
+            node.name,
+            "died",
+            "exit code 3",
+            "eventwatch-node:1",
+            "tool-server.node=own",
+            "It will not be stopped as idle: it is exited",
+            "Its life",
+            "running → exited",
+        )
         assert f"#/node/{node.id[:12]}" in driver.current_url
         save(driver, "node")
         own = driver.current_url
@@ -303,11 +318,23 @@ async def test_nodes_are_found_by_words_and_five_thousand_of_them_are_no_trouble
         save(driver, "5000")
         find = driver.find_element(By.ID, "filter")
         for words, count in {
-            "needle": 1, "unhealthy": 1000, "healthy": 1000, "status:exited": 2500, "status:exit": 0,
-            "status:exited problem:died": 2500, "fake-4321": 1, "image:shop/web:1 -status:exited": 2500,
-            "fake-43": 111, '"fake-43"': 1, 'name:"fake-43"': 1, 'name:"43"': 0, 'status:"exited"': 2500,
-            'reason:"exit code 3" fake-1': 556, "reason:code": 2500, "staus:exited": 0,
-        }.items():  # fmt: skip
+            "needle": 1,
+            "unhealthy": 1000,
+            "healthy": 1000,
+            "status:exited": 2500,
+            "status:exit": 0,
+            "status:exited problem:died": 2500,
+            "fake-4321": 1,
+            "image:shop/web:1 -status:exited": 2500,
+            "fake-43": 111,
+            '"fake-43"': 1,
+            'name:"fake-43"': 1,
+            'name:"43"': 0,
+            'status:"exited"': 2500,
+            'reason:"exit code 3" fake-1': 556,
+            "reason:code": 2500,
+            "staus:exited": 0,
+        }.items():
             find.clear()
             find.send_keys(words)
             await says(driver, "shown", f"{count} of 5001 nodes shown.")

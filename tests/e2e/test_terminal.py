@@ -23,7 +23,7 @@ HOSTILE = {
     "closing": {"short_id": "[/red]", "status": "[/]"},
     "escapes": {"short_id": "\x1b]0;t\x07\x1b[2J", "status": "\x1b[8m", "ip": "1\r2", "health": "\x1b]52;c\x07"},
     "lines": {"short_id": "a\nb", "health": "x\nOwner: forged", "engine_id": "e\n  2026-01-01 status a -> b"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE)
@@ -46,9 +46,10 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly(
     world: World, tmp_path: Path, words: list[str]
 ) -> None:
     env = os.environ | {
-        "EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name,
+        "EVENTWATCH_MONGO_URL": world.mongo_url,
+        "EVENTWATCH_MONGO_DATABASE": world.database.name,
         "EVENTWATCH_NODE_NETWORK": world.nodes.network,
-    }  # fmt: skip
+    }
     reading, writing = os.pipe()
     os.close(reading)
     process = await asyncio.create_subprocess_exec(
@@ -71,9 +72,11 @@ async def test_ctrl_c_is_quiet_however_early(world: World, tmp_path: Path, after
 async def test_a_log_that_nobody_reads_holds_nothing_up(world: World, tmp_path: Path) -> None:
     node = await world.start("one")
     env = os.environ | {
-        "EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name,
-        "EVENTWATCH_NODE_NETWORK": world.nodes.network, "EVENTWATCH_HTTP_LISTEN": "",
-    }  # fmt: skip
+        "EVENTWATCH_MONGO_URL": world.mongo_url,
+        "EVENTWATCH_MONGO_DATABASE": world.database.name,
+        "EVENTWATCH_NODE_NETWORK": world.nodes.network,
+        "EVENTWATCH_HTTP_LISTEN": "",
+    }
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with suppress(BlockingIOError):

@@ -140,10 +140,12 @@ class EngineProxy:
                     connector=aiohttp.UnixConnector(self._path), timeout=aiohttp.ClientTimeout(total=None)
                 ) as session,
                 session.request(
-                    request.method, f"http://engine{url}", data=await request.read(),
+                    request.method,
+                    f"http://engine{url}",
+                    data=await request.read(),
                     headers=kept(request.headers),
                 ) as source,
-            ):  # fmt: skip
+            ):
                 answer = web.StreamResponse(status=source.status, headers=kept(source.headers))
                 await answer.prepare(request)
                 events = request.path.endswith("/events")

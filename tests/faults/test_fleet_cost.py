@@ -120,10 +120,16 @@ async def command(folder: Path, settings: dict[str, str], *arguments: str, code:
     foreign = {name: os.environ[name] for name in os.environ if not name.startswith(OUR_VARIABLES)}
     ours = {f"EVENTWATCH_{name.upper()}": value for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "eventwatch", *arguments,
-        cwd=folder, env={**foreign, **ours, "PYTHONPATH": str(ROOT)}, stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "eventwatch",
+        *arguments,
+        cwd=folder,
+        env={**foreign, **ours, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     output, _ = await process.communicate()
     assert process.returncode == code, output.decode()
     return output.decode()

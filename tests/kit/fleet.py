@@ -30,11 +30,17 @@ async def crowd(database: AsyncDatabase[Document], engines: int, *, alive: float
                 node_id = f"{engine:08x}{number:056x}"
                 rows["ToolServerNode"].append(
                     {
-                        "_id": node_id, "short_id": node_id[:12], "status": "running", "health": "healthy",
-                        "ip": "10.0.0.1", "port": 31942, "last_req_time": now, "session_id": node_id[20:52],
+                        "_id": node_id,
+                        "short_id": node_id[:12],
+                        "status": "running",
+                        "health": "healthy",
+                        "ip": "10.0.0.1",
+                        "port": 31942,
+                        "last_req_time": now,
+                        "session_id": node_id[20:52],
                         **({"engine_id": name, "epoch": 1} if number % 10 else {}),
                     }
-                )  # fmt: skip
+                )
                 rows[OWNERS].append({"_id": node_id, "engine_id": name, "host": name})
             expires = now + timedelta(hours=1 if engine < alive * engines else -1)
             row = {"_id": checker_id(name), "engine_id": name, "host": name, "epoch": 1}

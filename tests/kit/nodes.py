@@ -11,20 +11,16 @@ import io
 import secrets
 import shutil
 import tarfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict, Unpack
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
-from aiodocker import DockerError
+from aiodocker import Docker, DockerError
+from aiodocker.containers import DockerContainer
 
 from tests.kit.waiting import SLOW, eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from types import TracebackType
-
-    from aiodocker import Docker
-    from aiodocker.containers import DockerContainer
 
 IMAGE = "eventwatch-node:1"
 NODE_LABEL = "tool-server.node"

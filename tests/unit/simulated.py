@@ -45,8 +45,18 @@ ENGINE_ID = "simulated"
 LATEST_DELIVERY = 100 * MS
 
 OPERATIONS = (
-    "start", "exit", "stop", "crash", "give_up", "pause", "unpause", "health", "reattach", "rename", "remove",
-)  # fmt: skip
+    "start",
+    "exit",
+    "stop",
+    "crash",
+    "give_up",
+    "pause",
+    "unpause",
+    "health",
+    "reattach",
+    "rename",
+    "remove",
+)
 GAPS = (1, 5, 20, 120, 300, 1200)
 
 
@@ -155,9 +165,12 @@ class Container:
         self._holding(200)
         life = self.last.life + 1
         self._become(
-            status="running", health="starting" if self._checked else "none", life=life,
-            ip=f"10.{self.number}.{life}.1", started_at=self._now + 1000,
-        )  # fmt: skip
+            status="running",
+            health="starting" if self._checked else "none",
+            life=life,
+            ip=f"10.{self.number}.{life}.1",
+            started_at=self._now + 1000,
+        )
         self._tell("start")
 
     def _down(self, status: str, *, stop: bool = False) -> None:
@@ -584,11 +597,18 @@ class World:
     def _start(self, tasks: asyncio.TaskGroup) -> Pipeline:
         settings = self.settings
         pipeline = self.pipeline = Pipeline(
-            engine=self.engine, store=self.store, settings=settings, clock=self.clock,
-            time=KindestClock(self.clock, settings.idle_timeout), tasks=tasks, engine_id=ENGINE_ID,
+            engine=self.engine,
+            store=self.store,
+            settings=settings,
+            clock=self.clock,
+            time=KindestClock(self.clock, settings.idle_timeout),
+            tasks=tasks,
+            engine_id=ENGINE_ID,
             requests=SweepRequests(self.clock) if self.sweeps else OnlyUrgent(self.clock),
-            manager_id="simulated", rng=random.Random(self.seed), looks=self.looks,
-        )  # fmt: skip
+            manager_id="simulated",
+            rng=random.Random(self.seed),
+            looks=self.looks,
+        )
         self.reconciler, self.requests = pipeline.reconciler, pipeline.requests
         if not self.sweeps:
             self.reconciler.replace_known({}, known_before={})  # as a first pass where there are no documents yet

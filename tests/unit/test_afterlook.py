@@ -111,10 +111,15 @@ async def test_a_watcher_that_begins_looks_only_once_a_pass_has_told_which_docum
     world.store.put(Recorded(node_id, node_id[:12], "exited", "unhealthy", "", FIRST_PORT))
     async with asyncio.TaskGroup() as tasks:
         pipeline = Pipeline(
-            engine=world.engine, store=world.store, settings=world.settings, clock=world.clock,
-            time=KindestClock(world.clock, 0.0), tasks=tasks, engine_id=ENGINE_ID,
+            engine=world.engine,
+            store=world.store,
+            settings=world.settings,
+            clock=world.clock,
+            time=KindestClock(world.clock, 0.0),
+            tasks=tasks,
+            engine_id=ENGINE_ID,
             lease=Lease("holder", ENGINE_ID, 1),
-        )  # fmt: skip
+        )
         pipeline.owners.owned[node_id] = Owner(ENGINE_ID, "host")
         looking = tasks.create_task(pipeline.afterlook.run())
         await world.time.run_until(START + 5 * SECOND)

@@ -81,9 +81,13 @@ class Case:
         self.clock, self.records, self.engine = VirtualClock(), Records(), Containers()
         self.twins = TwinWatch(cast("Engine", self.engine), cast("Store", self.records))
         self.deletions = Deletions(
-            store=cast("Store", self.records), clock=self.clock, twins=self.twins, delete_limit=limit,
-            brake=MassBrake(), grace=grace,
-        )  # fmt: skip
+            store=cast("Store", self.records),
+            clock=self.clock,
+            twins=self.twins,
+            delete_limit=limit,
+            brake=MassBrake(),
+            grace=grace,
+        )
 
     async def sweep(
         self,

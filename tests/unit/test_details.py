@@ -69,8 +69,10 @@ def test_what_is_kept_of_an_inspection_is_clean_and_bounded() -> None:
     assert (details.restart_count, details.ran) == (2, 3 * 3600 + 120)
     assert details.ending is not None
     assert [failure.output[:13] for failure in details.failures] == [
-        r"refused 4\x1b", r"refused 3\x1b", r"refused 2\x1b",
-    ]  # fmt: skip
+        r"refused 4\x1b",
+        r"refused 3\x1b",
+        r"refused 2\x1b",
+    ]
     assert details.failures[0].at == datetime(2026, 1, 2, 6, 6, 4, tzinfo=UTC)
     row = str(full_row(details))
     assert len(row) < 10_000
@@ -124,9 +126,19 @@ def test_an_end_is_told_with_its_signal_how_long_it_ran_and_who_asked() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0ms"), (0.25, "250ms"), (4.4, "4s"), (60, "1m"), (1861, "31m 1s"), (93_784, "1d 2h"), (86_400, "1d"),
-     (float("inf"), "never"), (-3, "0ms"), (3601, "1h")],
-)  # fmt: skip
+    [
+        (0, "0ms"),
+        (0.25, "250ms"),
+        (4.4, "4s"),
+        (60, "1m"),
+        (1861, "31m 1s"),
+        (93_784, "1d 2h"),
+        (86_400, "1d"),
+        (float("inf"), "never"),
+        (-3, "0ms"),
+        (3601, "1h"),
+    ],
+)
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert about(seconds) == text
 
@@ -351,9 +363,11 @@ def test_for_how_long_a_node_has_been_unhealthy(reasons: Reasons) -> None:
 @pytest.mark.parametrize("code", ["137", "0", "lab", "9" * 99, 7, None, "\x1b[2J"])
 def test_what_a_label_makes_of_an_exit_code_harms_nothing(reasons: Reasons, code: Any) -> None:
     raw = {
-        "Type": "container", "Action": "die", "timeNano": 10**18,
+        "Type": "container",
+        "Action": "die",
+        "timeNano": 10**18,
         "Actor": {"ID": ID, "Attributes": {"exitCode": code}},
-    }  # fmt: skip
+    }
     died = parse_event(raw)
     assert died is not None
     reasons.on_event(died)

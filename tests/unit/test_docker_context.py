@@ -118,8 +118,10 @@ def test_its_certificates_are_used_and_those_of_the_environment_are_not(
     monkeypatch.setenv("DOCKER_CERT_PATH", "/elsewhere")
     settings = load_settings(None)
     assert (settings.docker_host, settings.docker_tls_verify, settings.docker_cert_path) == (
-        "tcp://engine:2376", False, None,
-    )  # fmt: skip
+        "tcp://engine:2376",
+        False,
+        None,
+    )
     folder = certificates(home, "remote")
     settings = load_settings(None)
     assert (settings.docker_tls_verify, settings.docker_cert_path) == (True, str(folder))

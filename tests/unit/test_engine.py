@@ -214,7 +214,15 @@ async def test_an_inspection_of_two_megabytes_is_read(fake: FakeEngine, engine: 
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"null", b"[]", b"7", b"<html>", b"{", b"[" * 100_000, b'{"Id":1e999}', b"\xff",
+        b"",
+        b"null",
+        b"[]",
+        b"7",
+        b"<html>",
+        b"{",
+        b"[" * 100_000,
+        b'{"Id":1e999}',
+        b"\xff",
         json.dumps(inspection(OTHER)).encode(),
         json.dumps(inspection(NODE.upper())).encode(),
         json.dumps({"Id": NODE}).encode(),
@@ -223,7 +231,7 @@ async def test_an_inspection_of_two_megabytes_is_read(fake: FakeEngine, engine: 
         json.dumps({"Id": NODE, "State": {"Status": {"$ne": 1}}}).encode(),
     ],
     ids=lambda body: body[:12].decode(errors="replace") + f" {len(body)}",
-)  # fmt: skip
+)
 async def test_what_is_no_inspection_of_this_container_is_an_error(
     fake: FakeEngine, engine: DockerEngine, body: bytes
 ) -> None:
@@ -259,13 +267,14 @@ def told(message: object, **more: object) -> bytes:
         pytest.param(
             told(
                 f'no container with name or ID "{NODE}" found: no such container',
-                cause="no such container", response=404,
+                cause="no such container",
+                response=404,
             ),
             id="podman",
         ),
         pytest.param(told("No such container"), id="no-id"),
     ],
-)  # fmt: skip
+)
 async def test_the_engines_own_word_is_that_it_is_gone(
     fake: FakeEngine, engine: DockerEngine, body: bytes
 ) -> None:
@@ -334,11 +343,27 @@ async def test_any_other_answer_to_a_stop_is_an_error(fake: FakeEngine, engine: 
 @pytest.mark.parametrize(
     "node_id",
     [
-        "", ".", "..", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "\u0661" * 64, "a" * 63 + "\n", "a" * 64 + "\n",
-        "a" * 12, "name", f"{NODE}/../{OTHER}", f"{NODE}?signal=KILL", f"{NODE}#", "../volumes/prune?b=",
-        "../volumes/prune?b=/../../containers/name", "%2e%2e%2fvolumes", f"{NODE}/kill?x=",
+        "",
+        ".",
+        "..",
+        "a" * 63,
+        "a" * 65,
+        "A" * 64,
+        "g" * 64,
+        "\u0661" * 64,
+        "a" * 63 + "\n",
+        "a" * 64 + "\n",
+        "a" * 12,
+        "name",
+        f"{NODE}/../{OTHER}",
+        f"{NODE}?signal=KILL",
+        f"{NODE}#",
+        "../volumes/prune?b=",
+        "../volumes/prune?b=/../../containers/name",
+        "%2e%2e%2fvolumes",
+        f"{NODE}/kill?x=",
     ],
-)  # fmt: skip
+)
 async def test_nothing_is_asked_about_what_is_no_id(fake: FakeEngine, engine: DockerEngine, node_id: str) -> None:
     for call in (engine.inspect(node_id), engine.container(node_id), engine.stop(node_id, grace=1)):
         with pytest.raises(EngineError, match="is no container id"):

@@ -42,9 +42,16 @@ class Scene:
         self.store = MemoryStore(random.Random(0), self.time.clock)
         settings = World([], Stream(), 0).settings
         pipeline = Pipeline(
-            engine=self.engine, store=self.store, settings=settings, clock=self.time.clock,
-            time=KindestClock(self.time.clock, 0.0), tasks=tasks, engine_id=ENGINE_ID, sweeps=False, looks=False,
-        )  # fmt: skip
+            engine=self.engine,
+            store=self.store,
+            settings=settings,
+            clock=self.time.clock,
+            time=KindestClock(self.time.clock, 0.0),
+            tasks=tasks,
+            engine_id=ENGINE_ID,
+            sweeps=False,
+            looks=False,
+        )
         self.roster, self.reconciler = pipeline.roster, pipeline.reconciler
         self.inspections = pipeline.inspections
         self.store.put(Recorded(NODE, NODE[:12], status, "none", "", 1))

@@ -106,14 +106,26 @@ class Served:
     @asynccontextmanager
     async def running(self, access: Access | None = None, host: str = "127.0.0.1") -> AsyncIterator[Served]:
         pages = Pages(
-            metrics=Metrics(), feed=self.feed, node_ids=lambda: self.nodes, node=self.node,
+            metrics=Metrics(),
+            feed=self.feed,
+            node_ids=lambda: self.nodes,
+            node=self.node,
             states=lambda: ((status, None) for status in self.nodes.values()),
-            doubts=lambda: self.doubts, notes=lambda: self.notes, identity="1 0", find=self.find,
-            engines=self.read_engines, engine_id=lambda: "own", read_page=self.read_page,
-            read=self.read, wait=self.wait, changes=self.changes, access=access or Access(),
+            doubts=lambda: self.doubts,
+            notes=lambda: self.notes,
+            identity="1 0",
+            find=self.find,
+            engines=self.read_engines,
+            engine_id=lambda: "own",
+            read_page=self.read_page,
+            read=self.read,
+            wait=self.wait,
+            changes=self.changes,
+            access=access or Access(),
             rows=Rows(node_ids=lambda: self.nodes, facts=self.facts, more=lambda *_: {}),
-            overview=dict, series=dict,
-        )  # fmt: skip
+            overview=dict,
+            series=dict,
+        )
         async with serve(host, self.port, pages):
             yield self
 
@@ -459,8 +471,10 @@ async def test_a_reader_that_may_have_missed_changes_is_told_and_gets_all_that_i
         # Among them what this feed never gave: numbers of one before it, whose clock was ahead, and what is none.
         for seen in (0, 9, 31, 10**19, 10**30, "x"):
             assert [(kind, number) for kind, number, _ in await read_changes(served, 3, after=seen)] == [
-                ("missed", ""), ("message", "20"), ("message", "30"),
-            ]  # fmt: skip
+                ("missed", ""),
+                ("message", "20"),
+                ("message", "30"),
+            ]
         assert [number for _, number, _ in await read_changes(served, 2, after=10)] == ["20", "30"]
 
 
@@ -597,14 +611,25 @@ async def test_those_who_wait_take_no_place_of_others_and_end_with_their_clients
 @pytest.mark.parametrize(
     ("host", "served"),
     [
-        ("127.0.0.1", True), ("127.0.0.1:9471", True), ("[::1]:9471", True), ("[fe80::1%25eth0]", True),
-        ("localhost", True), ("LOCALHOST.:9471", True), ("10.1.2.3:80", True), ("", True),
-        ("sidecar:9471", True), ("Sidecar.", True),
-        ("attacker.example", False), ("attacker.example:9471", False), ("localhost.attacker.example", False),
-        ("127.0.0.1.attacker.example", False), ("sidecar.attacker.example", False), ("a:b:c", False),
+        ("127.0.0.1", True),
+        ("127.0.0.1:9471", True),
+        ("[::1]:9471", True),
+        ("[fe80::1%25eth0]", True),
+        ("localhost", True),
+        ("LOCALHOST.:9471", True),
+        ("10.1.2.3:80", True),
+        ("", True),
+        ("sidecar:9471", True),
+        ("Sidecar.", True),
+        ("attacker.example", False),
+        ("attacker.example:9471", False),
+        ("localhost.attacker.example", False),
+        ("127.0.0.1.attacker.example", False),
+        ("sidecar.attacker.example", False),
+        ("a:b:c", False),
         ("127.0.0.1@attacker.example", False),
     ],
-)  # fmt: skip
+)
 def test_only_addresses_localhost_and_allowed_names_are_served(host: str, served: bool) -> None:
     assert Access.load(hosts=["sidecar"]).serves_host(host) is served
 
@@ -680,9 +705,13 @@ async def test_a_token_is_asked_for_except_by_the_probes() -> None:
         for headers in (right, lower, basic("any", "s3cret:1"), basic("", "s3cret:1")):
             assert (await client.get("/api/nodes", headers=headers)).status_code == 200
         for headers in (
-            {"Authorization": "Bearer s3cret"}, {"Authorization": "s3cret:1"}, {"Authorization": "Bearer"},
-            {"Authorization": "Basic s3cret:1"}, {"Authorization": "Digest s3cret:1"}, basic("s3cret:1", ""),
-        ):  # fmt: skip
+            {"Authorization": "Bearer s3cret"},
+            {"Authorization": "s3cret:1"},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Basic s3cret:1"},
+            {"Authorization": "Digest s3cret:1"},
+            basic("s3cret:1", ""),
+        ):
             assert (await client.get("/api/nodes", headers=headers)).status_code == 401
 
 
@@ -694,9 +723,14 @@ def test_ids_are_left_out_of_reasons_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [(None, "cannot be read, No such file"), (b" \n", "is empty"), (b"two words", "must hold one line of visible"),
-     (b"\xff\xfe", "must hold one line of visible"), (b"x" * 5000, "must hold one line of visible")],
-)  # fmt: skip
+    [
+        (None, "cannot be read, No such file"),
+        (b" \n", "is empty"),
+        (b"two words", "must hold one line of visible"),
+        (b"\xff\xfe", "must hold one line of visible"),
+        (b"x" * 5000, "must hold one line of visible"),
+    ],
+)
 def test_a_token_file_that_cannot_be_used_is_one_line(content: bytes | None, fault: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     if content is not None:
@@ -751,9 +785,18 @@ async def test_over_tls_the_pages_are_served_and_plain_http_is_not(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("localhost", True),
-     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("sidecar", False)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("sidecar", False),
+    ],
+)
 def test_what_is_loopback_is_known(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 

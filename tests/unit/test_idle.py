@@ -45,11 +45,16 @@ async def test_a_node_that_is_restarted_before_the_second_look_is_not_stopped(
         time, engine = Simulation(START, Busy()), OneNode()
         store = MemoryStore(random.Random(0), time.clock)
         pipeline = Pipeline(
-            engine=cast("Engine", engine), store=store, clock=time.clock,
-            time=KindestClock(time.clock, 0.0), tasks=tasks,
+            engine=cast("Engine", engine),
+            store=store,
+            clock=time.clock,
+            time=KindestClock(time.clock, 0.0),
+            tasks=tasks,
             settings=World([], Stream(), 0).settings.model_copy(update={"idle_timeout": 60.0}),
-            engine_id=ENGINE_ID, sweeps=False, looks=False,
-        )  # fmt: skip
+            engine_id=ENGINE_ID,
+            sweeps=False,
+            looks=False,
+        )
         used = (BEGAN - timedelta(hours=1)).replace(tzinfo=None)
         document = Recorded(NODE, NODE[:12], "running", "none", "10.0.0.1", 1, last_req_time=used)
         store.put(document)

@@ -42,12 +42,28 @@ def seen_of(inspection: Any) -> Observation:
 
 # As the daemon words it (go-units' HumanDuration).
 AGES = {
-    0.4: "Less than a second", 1: "1 second", 1.9: "1 second", 39: "39 seconds", 60: "About a minute",
-    119: "About a minute", 120: "2 minutes", 59.9 * MINUTE: "59 minutes", HOUR: "About an hour",
-    1.4 * HOUR: "About an hour", 1.5 * HOUR: "2 hours", 47.4 * HOUR: "47 hours", 47.6 * HOUR: "2 days",
-    13 * DAY: "13 days", 14 * DAY: "2 weeks", 59 * DAY: "8 weeks", 60 * DAY: "2 months", 729 * DAY: "24 months",
-    731 * DAY: "2 years", -0.5: "Less than a second", -60: "",
-}  # fmt: skip
+    0.4: "Less than a second",
+    1: "1 second",
+    1.9: "1 second",
+    39: "39 seconds",
+    60: "About a minute",
+    119: "About a minute",
+    120: "2 minutes",
+    59.9 * MINUTE: "59 minutes",
+    HOUR: "About an hour",
+    1.4 * HOUR: "About an hour",
+    1.5 * HOUR: "2 hours",
+    47.4 * HOUR: "47 hours",
+    47.6 * HOUR: "2 days",
+    13 * DAY: "13 days",
+    14 * DAY: "2 weeks",
+    59 * DAY: "8 weeks",
+    60 * DAY: "2 months",
+    729 * DAY: "24 months",
+    731 * DAY: "2 years",
+    -0.5: "Less than a second",
+    -60: "",
+}
 
 
 @pytest.mark.parametrize(("seconds", "words"), AGES.items())

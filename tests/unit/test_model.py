@@ -37,9 +37,11 @@ def test_health_is_read_from_the_action_or_from_podmans_attribute() -> None:
 
 def test_a_network_event_is_about_its_container() -> None:
     raw = {
-        "Type": "network", "Action": "disconnect", "timeNano": 9,
+        "Type": "network",
+        "Action": "disconnect",
+        "timeNano": 9,
         "Actor": {"ID": "n1", "Attributes": {"container": "c1", "name": "tool-server-network"}},
-    }  # fmt: skip
+    }
     assert parse_event(raw) == Event("disconnect", "c1", 9, detail="n1")
 
 
@@ -53,14 +55,19 @@ def test_events_about_other_things_are_nobodys() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        None, [], "start", 3, {}, {"Type": "container"},
+        None,
+        [],
+        "start",
+        3,
+        {},
+        {"Type": "container"},
         container_event("start") | {"Actor": None},
         container_event("start") | {"timeNano": "7"},
         container_event("start") | {"timeNano": True},
         container_event("start") | {"Action": 3},
         container_event("start") | {"Actor": {"ID": None}},
     ],
-)  # fmt: skip
+)
 def test_what_is_no_event_is_malformed(raw: object) -> None:
     with pytest.raises(MalformedEventError):
         parse_event(raw)
@@ -71,10 +78,12 @@ def inspection(status: str, health: str | None = None, ip: str = "10.0.0.2", **m
     if health is not None:
         state["Health"] = {"Status": health}
     return {
-        "Id": "c1", "Name": "/one", "State": state | more,
+        "Id": "c1",
+        "Name": "/one",
+        "State": state | more,
         "Config": {"Labels": {"a": "1"}, "ExposedPorts": {"31942/tcp": {}, "53/udp": {}}},
         "NetworkSettings": {"Networks": {"net": {"IPAddress": ip}}},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def reachable() -> dict[str, Any]:
         "RestartCount": 3,
         "Created": "2026-05-01T11:59:59Z",
         "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}], "81/tcp": [{"HostPort": ""}]}},
-    }  # fmt: skip
+    }
     container["Config"]["Hostname"] = "host"
     container["NetworkSettings"] = {
         "Ports": {"80/tcp": [{"HostPort": "8080"}, {"HostPort": "8081"}], "31942/tcp": None},
@@ -218,9 +227,19 @@ def test_a_time_that_cannot_be_read_is_never(text: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0" * 64, True), ("0123456789abcdef" * 4, True), ("A" * 64, False), ("a" * 63, False), ("a" * 65, False),
-     ("a" * 64 + "\n", False), ("\u0661" * 64, False), ("", False), (None, False), (7, False)],
-)  # fmt: skip
+    [
+        ("0" * 64, True),
+        ("0123456789abcdef" * 4, True),
+        ("A" * 64, False),
+        ("a" * 63, False),
+        ("a" * 65, False),
+        ("a" * 64 + "\n", False),
+        ("\u0661" * 64, False),
+        ("", False),
+        (None, False),
+        (7, False),
+    ],
+)
 def test_only_64_hex_digits_are_an_id(text: object, expected: bool) -> None:
     assert is_container_id(text) is expected
 

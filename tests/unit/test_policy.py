@@ -214,15 +214,19 @@ def ago(seconds: float) -> datetime:
         pytest.param(recorded(last_req_time=ago(1800)), seen(), TIMEOUT, True, "used up", id="just idle"),
         pytest.param(recorded(last_req_time=ago(1799)), seen(), TIMEOUT, False, "1 s", id="not yet"),
         pytest.param(
-            recorded(last_req_time=ago(9999)), seen(started_at=NOW - timedelta(seconds=60)), TIMEOUT, False,
-            "1740 s", id="started lately",
+            recorded(last_req_time=ago(9999)),
+            seen(started_at=NOW - timedelta(seconds=60)),
+            TIMEOUT,
+            False,
+            "1740 s",
+            id="started lately",
         ),
         pytest.param(recorded(last_req_time=None), seen(), TIMEOUT, False, "no last_req_time", id="missing"),
         pytest.param(recorded(last_req_time=ago(-5)), seen(), TIMEOUT, False, "future", id="future"),
         pytest.param(recorded(last_req_time=ago(9)), seen(status="paused"), 1, False, "paused", id="paused"),
         pytest.param(recorded(last_req_time=ago(9999)), seen(), 0, False, "off", id="turned off"),
     ],
-)  # fmt: skip
+)
 def test_a_node_is_idle_only_when_request_and_start_are_old_enough(
     node: Recorded, observed: Observation, timeout: float, *, idle: bool, reason: str
 ) -> None:

@@ -290,9 +290,12 @@ async def test_a_holder_whose_engine_is_slow_to_tell_of_its_container_leaves_tha
     engine, renewed = ToldEngine(**{HOLDER: None}), RenewedStore()
     virtual = clock()
     elector = LeaderElector(
-        store=cast("Store", renewed), checker=NodeChecker.model_construct(manager_id="us"), duration=15.0,
-        clock=virtual, deaths=DeathWatch(engine, virtual),
-    )  # fmt: skip
+        store=cast("Store", renewed),
+        checker=NodeChecker.model_construct(manager_id="us"),
+        duration=15.0,
+        clock=virtual,
+        deaths=DeathWatch(engine, virtual),
+    )
     keeping = asyncio.create_task(elector.renew_until_lost(await elector.acquire("engine"), lambda: None))
     for told in (None, None, state("running"), state("running")):
         engine.states[HOLDER] = told
@@ -343,9 +346,12 @@ class HeldStore:
 async def candidate(store: HeldStore) -> tuple[LeaderElector, VirtualClock, asyncio.Task[Lease]]:
     clock = VirtualClock()
     elector = LeaderElector(
-        store=cast("Store", store), checker=NodeChecker.model_construct(manager_id="us"), duration=15.0,
-        clock=clock, deaths=DeathWatch(ToldEngine(), clock),
-    )  # fmt: skip
+        store=cast("Store", store),
+        checker=NodeChecker.model_construct(manager_id="us"),
+        duration=15.0,
+        clock=clock,
+        deaths=DeathWatch(ToldEngine(), clock),
+    )
     acquiring = asyncio.create_task(elector.acquire("engine"))
     await settle()
     return elector, clock, acquiring

@@ -129,9 +129,11 @@ def test_every_message_among_the_symptoms_is_one_of_ours() -> None:
     source = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     source = re.sub(r"\{[^{}\n]*\}", "…", source)
     quoted = [
-        span for cell in first_cells(section("When something is wrong")) for span in re.findall(r"`([^`]+)`", cell)
+        span
+        for cell in first_cells(section("When something is wrong"))
+        for span in re.findall(r"`([^`]+)`", cell)
         if " " in span
-    ]  # fmt: skip
+    ]
     assert len(quoted) >= 8
     for message in quoted:
         for part in re.split(r" ?… ?|: ", message):

@@ -200,29 +200,48 @@ SECRET = "hunter2"
 
 def test_only_the_contracts_fields_are_written() -> None:
     container = {
-        "Id": NODE, "Name": "/n", "Created": "2026-01-01T00:00:00Z", "Path": SECRET, "Args": [SECRET],
+        "Id": NODE,
+        "Name": "/n",
+        "Created": "2026-01-01T00:00:00Z",
+        "Path": SECRET,
+        "Args": [SECRET],
         "State": {
-            "Status": "exited", "Error": f'exec: "{SECRET}": not found', "ExitCode": 1,
+            "Status": "exited",
+            "Error": f'exec: "{SECRET}": not found',
+            "ExitCode": 1,
             "Health": {"Status": "healthy", "FailingStreak": 0, "Log": [{"Output": SECRET}]},
         },
         "Config": {
-            "Image": "i", "Labels": {"l": "v"}, "ExposedPorts": {"80/tcp": {}}, "Env": [f"KEY={SECRET}"],
-            "Cmd": [SECRET], "Entrypoint": [SECRET], "Healthcheck": {"Test": ["CMD", SECRET]},
+            "Image": "i",
+            "Labels": {"l": "v"},
+            "ExposedPorts": {"80/tcp": {}},
+            "Env": [f"KEY={SECRET}"],
+            "Cmd": [SECRET],
+            "Entrypoint": [SECRET],
+            "Healthcheck": {"Test": ["CMD", SECRET]},
         },
-        "HostConfig": {"Binds": [SECRET]}, "Mounts": [{"Source": SECRET}],
+        "HostConfig": {"Binds": [SECRET]},
+        "Mounts": [{"Source": SECRET}],
         "NetworkSettings": {"Networks": {"net": {"IPAddress": "10.0.0.2"}}, "SandboxKey": SECRET},
-    }  # fmt: skip
+    }
     cleaned = clean_container(container)
     assert cleaned == {
-        "Id": NODE, "Name": "/n", "Created": "2026-01-01T00:00:00Z",
+        "Id": NODE,
+        "Name": "/n",
+        "Created": "2026-01-01T00:00:00Z",
         "State": {"Status": "exited", "ExitCode": 1, "Health": {"Status": "healthy", "FailingStreak": 0}},
         "Config": {"Image": "i", "Labels": {"l": "v"}, "ExposedPorts": {"80/tcp": {}}},
         "NetworkSettings": {"Networks": {"net": {"IPAddress": "10.0.0.2"}}},
-    }  # fmt: skip
+    }
     raw = {
-        "Type": "container", "Action": "start", "Actor": {"ID": NODE, "Attributes": {"name": "n"}, "Env": SECRET},
-        "timeNano": 5, "time": 0, "scope": "local", "Spec": SECRET,
-    }  # fmt: skip
+        "Type": "container",
+        "Action": "start",
+        "Actor": {"ID": NODE, "Attributes": {"name": "n"}, "Env": SECRET},
+        "timeNano": 5,
+        "time": 0,
+        "scope": "local",
+        "Spec": SECRET,
+    }
     assert SECRET not in json.dumps(clean_event(raw))
     assert clean_event(raw)["Actor"] == {"ID": NODE, "Attributes": {"name": "n"}}
 

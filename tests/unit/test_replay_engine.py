@@ -23,9 +23,11 @@ NET = {"Networks": {"net": {"IPAddress": "10.0.0.2"}}}
 
 def seen(at: int, status: str, node_id: str = NODE) -> dict[str, Any]:
     container = {
-        "Id": node_id, "State": {"Status": status}, "NetworkSettings": NET,
+        "Id": node_id,
+        "State": {"Status": status},
+        "NetworkSettings": NET,
         "Config": {"Labels": {"role": "node"}},
-    }  # fmt: skip
+    }
     return inspect_record(at * MS, node_id, container)
 
 
@@ -101,9 +103,13 @@ async def opened(scene: Scene, since: int | None = None) -> tuple[list[Event], a
 async def test_while_the_stream_was_broken_the_engine_is_away(tmp_path: Path) -> None:
     scene = Scene(
         tmp_path,
-        told("start", 10), seen(11, "running"), disconnect_record(50 * MS, "killed"),
-        seen(84, "exited"), told("die", 80), seen(85, "exited"),
-    )  # fmt: skip
+        told("start", 10),
+        seen(11, "running"),
+        disconnect_record(50 * MS, "killed"),
+        seen(84, "exited"),
+        told("die", 80),
+        seen(85, "exited"),
+    )
     events, task = await opened(scene)
     await scene.at(49)
     assert await scene.status() == "running"
@@ -234,9 +240,10 @@ async def test_containers_that_are_there_are_found_by_name_and_by_age(tmp_path: 
 
     scene = Scene(
         tmp_path,
-        named(10, NODE, "one", "2026-01-01T00:00:00Z"), named(20, OTHER, "two", "2026-01-02T00:00:00Z"),
+        named(10, NODE, "one", "2026-01-01T00:00:00Z"),
+        named(20, OTHER, "two", "2026-01-02T00:00:00Z"),
         inspect_record(40 * MS, OTHER, None),
-    )  # fmt: skip
+    )
     await scene.at(15)
     assert await scene.engine.list_newest(5) == [NODE]
     assert await scene.engine.resolve("two") is None
@@ -244,7 +251,9 @@ async def test_containers_that_are_there_are_found_by_name_and_by_age(tmp_path: 
     assert await scene.engine.list_newest(5) == [OTHER, NODE]
     assert await scene.engine.list_newest(1) == [OTHER]
     assert [await scene.engine.resolve(name) for name in ("two", OTHER, OTHER[:12], "nobody", "")] == [
-        *[OTHER] * 3, None, None,
-    ]  # fmt: skip
+        *[OTHER] * 3,
+        None,
+        None,
+    ]
     await scene.at(50)
     assert await scene.engine.list_newest(5) == [NODE]

@@ -37,9 +37,14 @@ def report(name: str, status: str, health: str = "none", *, ago: float = 90_000,
     at = NOW - timedelta(seconds=ago)
     ending = Ending(exit_code=1, finished_at=at) if status == "exited" else None
     seen = Observation(
-        name * 64, status=status, started_at=at, finished_at=at if ending else None, ending=ending, name=name,
+        name * 64,
+        status=status,
+        started_at=at,
+        finished_at=at if ending else None,
+        ending=ending,
+        name=name,
         restart_count=fields.pop("restarts", 0),
-    )  # fmt: skip
+    )
     recorded = Recorded(name * 64, name * 12, status, health, ip="10.0.0.1", port=80)
     more: dict[str, Any] = {"agrees": True, "idle_left": None, "idle_reason": ""} | fields
     return NodeReport(recorded, seen, **more)
@@ -130,8 +135,14 @@ def test_times_for_programs_tell_their_offset(value: object, text: str) -> None:
 def test_a_crash_loop_and_a_stop_under_way_are_told_as_such() -> None:
     now = datetime.now(UTC)  # what has just started restarts
     at = now - timedelta(seconds=1)
-    seen = Observation("a" * 64, status="restarting", started_at=at, finished_at=now, restart_count=11,
-                       ending=Ending(exit_code=3, finished_at=now))  # fmt: skip
+    seen = Observation(
+        "a" * 64,
+        status="restarting",
+        started_at=at,
+        finished_at=now,
+        restart_count=11,
+        ending=Ending(exit_code=3, finished_at=now),
+    )
     recorded = Recorded("a" * 64, "a" * 12, "restarting", "none")
     looping = NodeReport(recorded, seen, True, None, "")
     assert looping.reason == "crash loop, restarted 11 times by its restart policy; exit code 3, after 1s"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,6 @@ from pydantic import ValidationError
 from eventwatch.core.durations import format_duration, parse_duration
 from eventwatch.core.errors import ConfigError
 from eventwatch.settings.model import Keywords, Settings, load_settings, mask_url
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PASSWORD = "hunter2"  # a literal, so that its absence can be asserted
 URL = f"mongodb://ann:{PASSWORD}@db.example:27017/"

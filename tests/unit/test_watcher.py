@@ -65,9 +65,14 @@ class Scene:
         #: What the engine's clock says when it is asked on a connect (ns).
         self.engine_time: int | None = T0
         self.watcher = watcher = Watcher(
-            engine=self.engine, on_event=self.noticed.append, on_connect=self.on_connect, clock=self.clock,
-            metrics=self.metrics, tasks=tasks, cursor=cursor,
-        )  # fmt: skip
+            engine=self.engine,
+            on_event=self.noticed.append,
+            on_connect=self.on_connect,
+            clock=self.clock,
+            metrics=self.metrics,
+            tasks=tasks,
+            cursor=cursor,
+        )
         self.task = tasks.create_task(watcher.run())
 
     async def on_connect(self) -> int | None:
