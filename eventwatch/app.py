@@ -29,7 +29,6 @@ from loguru import logger
 from eventwatch.calls.changes import ChangeReader, Changes
 from eventwatch.calls.here import Here, enter, leave
 from eventwatch.calls.waiting import find_ids
-from eventwatch.checks import set_watching
 from eventwatch.core.backoff import Pace
 from eventwatch.core.clock import Clock, KindestClock, SystemClock, Timer
 from eventwatch.core.errors import (
@@ -367,7 +366,14 @@ class Application:
         store = await self._open_store(stack)
         self._twins, self._store = TwinWatch(engine, store), store
         self.ready.set()
-        here = Here(self.settings, engine, self._changes, self.view.keeps, self.view.idle_timeout)
+        here = Here(
+            self.settings,
+            engine,
+            self._changes,
+            sweeper=lambda: self.pipeline.sweeper if self.pipeline else None,
+            keeps=self.view.keeps,
+            idle_timeout=self.view.idle_timeout,
+        )
         enter(here)
         stack.callback(leave, here)
         await self._run_terms(engine, store)
@@ -520,7 +526,6 @@ class Application:
             for error in _leaves(group):
                 _tell_bug(error)
         finally:
-            set_watching(None)
             self._note_truth()
             self.pipeline = self._pulse = None
             self.metrics.leader.set(0)
@@ -590,7 +595,6 @@ class Application:
         dead = self._dead = DeadEngines(store, clock, self.metrics)
         self.pipeline = pipeline
         self.metrics.leader.set(1)
-        set_watching(sweeper)
         pipeline.start(
             intake={
                 "undocumented": undocumented.run,

@@ -26,15 +26,6 @@ from eventwatch.settings.model import Settings, load_settings
 from eventwatch.store.connection import Store
 from eventwatch.store.documents import NodeChecker, ToolServerNode, node_collection
 
-#: The sweeper of the `watch()` that runs in this process.
-_watching: Sweeper | None = None
-
-
-def set_watching(sweeper: Sweeper | None) -> None:
-    """Let the checker functions of this process go through the running watcher (None: it stopped)."""
-    global _watching  # noqa: PLW0603 - one watcher per process, as Beanie's documents are bound once per process
-    _watching = sweeper
-
 
 class Manner(Enum):
     """How a pass outside a watcher treats what many nodes, or nobody, are concerned by."""
@@ -99,10 +90,10 @@ async def one_off_sweeper(
 async def _sweeper(
     engine: Engine | DockerClient | None, settings: Settings | None, *, braked: bool = False
 ) -> AsyncIterator[Sweeper]:
-    if _watching is not None and engine is None and settings is None:
-        yield _watching
-        return
     if (here := get_here()) and engine is None and settings is None:
+        if sweeper := here.sweeper():
+            yield sweeper
+            return
         engine, settings = here.engine, here.settings
     brakes = _brakes_of(engine, settings) if braked else None
     async with one_off_sweeper(engine, settings, brakes=brakes) as own:
@@ -163,7 +154,7 @@ async def check_nodes_status_loop(
     store = Store()
     async with AsyncExitStack() as stack:
         own = None
-        if engine is not None or settings is not None or (_watching is None and get_here() is None):
+        if engine is not None or settings is not None or get_here() is None:
             own = await stack.enter_async_context(one_off_sweeper(engine, settings, manner=Manner.LOOP))
         while True:
             try:

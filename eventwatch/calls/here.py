@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from eventwatch.calls.changes import Changes
 from eventwatch.engine.protocol import Engine
+from eventwatch.pipeline.sweeper import Sweeper
 from eventwatch.settings.model import Settings
 
 
@@ -14,12 +15,14 @@ from eventwatch.settings.model import Settings
 class Here:
     """What a running watcher lends: its settings, its engine, its changes, and which nodes it keeps true now.
 
-    `idle_timeout` tells after how many seconds a node is idle, as far as it knows; 0 or infinite: never.
+    `sweeper` gives the one that runs: there is none on a standby and between two terms. `idle_timeout` tells after
+    how many seconds a node is idle, as far as it knows; 0 or infinite: never.
     """
 
     settings: Settings
     engine: Engine
     changes: Changes
+    sweeper: Callable[[], Sweeper | None]
     keeps: Callable[[str], bool]
     idle_timeout: Callable[[str], float]
 
