@@ -287,7 +287,8 @@ class Application:
         ]
         dead = self._dead.notes if self._dead and self.pipeline else []
         disputes = self.pipeline.afterlook.disputes.notes() if self.pipeline else []
-        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
+        shared = [f"engine: {self._info.warning}"] if self._info and self._info.warning else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes + shared
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
@@ -515,6 +516,8 @@ class Application:
             info.api_version,
             self.settings.mongo_database,
         )
+        if info.warning:
+            logger.warning("{}", info.warning)
         outcome = _Outcome.AGAIN
         try:
             async with asyncio.TaskGroup() as tasks:
