@@ -47,7 +47,7 @@ class Container:
         return found
 
     def logs(self) -> str:
-        return output("docker", "logs", self.name)
+        return run("docker", "logs", self.name).output.strip()
 
     def run(self, *command: str, check: bool = True) -> tuple[int, str]:
         ended = run("docker", "exec", self.name, *command, check=check)

@@ -92,6 +92,8 @@ import asyncio, sys
 from pathlib import Path
 from eventwatch.store.embedded import EmbeddedMongo
 from eventwatch.core.errors import EventwatchError
+from loguru import logger
+logger.remove()
 async def main():
     async with EmbeddedMongo(Path(sys.argv[1])) as mongo:
         print(mongo.pid, flush=True)
@@ -117,14 +119,14 @@ async def line_of(process: Process) -> str:
 @asynccontextmanager
 async def other_eventwatch(data_dir: Path) -> AsyncIterator[tuple[Process, int]]:
     """Such a process once it is up, and the pid of its mongod."""
-    process = start_program(data_dir)
-    mongod = int(await line_of(process))
-    try:
-        yield process, mongod
-    finally:
-        process.close()
-        if exists(mongod):
-            os.kill(mongod, signal.SIGKILL)
+    async with start_program(data_dir) as process:
+        mongod = int(await line_of(process))
+        try:
+            yield process, mongod
+        finally:
+            process.close()
+            if exists(mongod):
+                os.kill(mongod, signal.SIGKILL)
 
 
 def listening(pid: int) -> list[str]:
