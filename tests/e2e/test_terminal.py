@@ -65,8 +65,13 @@ async def test_ctrl_c_is_quiet_however_early(world: World, tmp_path: Path, after
     env = os.environ | {"EVENTWATCH_MONGO_URL": world.mongo_url, "EVENTWATCH_MONGO_DATABASE": world.database.name}
     async with program("-m", "eventwatch", "status", "--watch", env=env, cwd=tmp_path) as process:
         await asyncio.sleep(after)
-        assert await process.stop(signal.SIGINT) in {130, -signal.SIGINT}  # a shell shows both as 130
-        assert "eventwatch/cli/main.py" not in process.output  # Python's own start has a traceback of its own
+        # Python's own start loses one now and then (2 of 697 on a loaded machine), and has a traceback of its own.
+        while process.running:
+            process.send(signal.SIGINT)
+            with suppress(AssertionError):
+                await process.ends(within=5)
+        assert await process.ends() in {1, 130, -signal.SIGINT}  # a shell shows the last two as 130
+        assert "eventwatch/cli/main.py" not in process.output
 
 
 async def test_a_log_that_nobody_reads_holds_nothing_up(world: World, tmp_path: Path) -> None:
