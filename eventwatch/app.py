@@ -288,7 +288,8 @@ class Application:
         ]
         dead = self._dead.notes if self._dead and self.pipeline else []
         disputes = self.pipeline.afterlook.disputes.notes() if self.pipeline else []
-        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes
+        shared = [f"engine: {self._info.warning}"] if self._info and self._info.warning else []
+        return ([exceptions] if unanswered else []) + unknown + clocks + dead + disputes + shared
 
     def report(self) -> dict[str, Any]:
         """What this watcher tells of itself to its fleet."""
@@ -485,6 +486,8 @@ class Application:
             "Checker id: {}; engine {} {} (API {}), database {}",
             lease.manager_id, info.name, info.version, info.api_version, self.settings.mongo_database,
         )  # fmt: skip
+        if info.warning:
+            logger.warning("{}", info.warning)
         outcome = _Outcome.AGAIN
         try:
             async with asyncio.TaskGroup() as tasks:

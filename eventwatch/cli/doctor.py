@@ -16,9 +16,9 @@ from eventwatch.core.details import LONGEST_NAME
 from eventwatch.core.errors import EngineError, EventwatchError
 from eventwatch.core.text import printable
 from eventwatch.engine.docker import DEFAULT_HOST, DENIED, NOBODY, DockerEngine, is_mounted_by_itself
-from eventwatch.engine.protocol import Engine
+from eventwatch.engine.protocol import Engine, id_fix
 from eventwatch.pipeline.fleet import MOST, SILENCE, note_of
-from eventwatch.pipeline.twins import FIX, TwinWatch
+from eventwatch.pipeline.twins import TwinWatch
 from eventwatch.pipeline.undocumented import doubt, running_undocumented
 from eventwatch.settings.model import EMBEDDED, Settings
 from eventwatch.store.connection import Store, open_store
@@ -78,6 +78,8 @@ async def _examine_engine(engine: Engine, settings: Settings) -> AsyncIterator[F
         yield Finding("engine", str(error), failed=True)
         return
     yield Finding("engine", f"{info.name}, version {info.version}, API {info.api_version} (1.40 or later needed)")
+    if info.warning:
+        yield Finding("engine's id", info.warning, unsure=True)
     if info.system_time:
         yield _skew("engine's clock", info.system_time)
     yield await _permission("GET /events", _open_stream(engine))
@@ -240,7 +242,8 @@ async def _examine_peers(store: Store, engine: Engine) -> Finding:
         await twins.meet(peers, engine_id=engine_id)
     if not await twins.may_delete(engine_id):
         hosts = ", ".join(sorted({peer.host for peer in peers})) or "another host"
-        return Finding("engine's id", f"that of another engine too, which {hosts} watches", failed=True, cure=FIX)
+        cure = id_fix(engine_id)
+        return Finding("engine's id", f"that of another engine too, which {hosts} watches", failed=True, cure=cure)
     return Finding("engine's id", f"no other engine has it ({len(peers)} running watchers asked)")
 
 

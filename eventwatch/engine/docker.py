@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import re
 import ssl
@@ -40,7 +41,7 @@ from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.core.facts import Event, Observation, Usage, is_container_id, nanos, parse_time
 from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
-from eventwatch.engine.protocol import Engine, EngineInfo
+from eventwatch.engine.protocol import PODMAN_FIX, Engine, EngineInfo
 from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
@@ -73,6 +74,11 @@ LONGEST_NAME: Final = 256
 CALL_DEADLINE: Final = 10.0
 #: ns. An engine's clock may run this much apart from ours between two looks at it.
 CLOCK_TOLERANCE: Final = 1_000_000_000
+
+#: Where the Podman of root keeps its containers, unless told otherwise.
+PODMAN_STORAGE: Final = "/var/lib/containers/storage"
+#: What hosts are called to which nobody gave a name.
+_NOBODYS_NAMES: Final = {"", "localhost"}
 
 #: Seconds of refusals after which a socket that is mounted by itself is taken for that of an engine before.
 DEAD_MOUNT: Final = 120.0
@@ -200,14 +206,20 @@ class DockerEngine:
         engine_id, name = str(info.get("ID") or ""), printable(info.get("Name") or "", LONGEST_NAME)
         if not (engine_id.isascii() and engine_id.isprintable() and len(engine_id) <= LONGEST_NAME):
             raise EngineError(f"Engine failed while {_WHO}: its id is {engine_id!r:.80}")
-        if "Podman" in str(version.get("Components")):
-            engine_id = f"podman-{name}"  # Podman makes up a new ID for every answer.
+        warning = ""
+        if "Podman" in str(version.get("Components")):  # which makes up a new ID for every answer
+            engine_id = podman_id(name, str(info.get("DockerRootDir") or ""), rootless=bool(info.get("Rootless")))
+            if name.partition(".")[0].lower() in _NOBODYS_NAMES:
+                warning = (
+                    f"Podman has no id but the name of its host, which is {name or 'empty'} here as on many "
+                    f"another: where two of one name share a database, {PODMAN_FIX}"
+                )
         if not engine_id:
             raise ConfigError(
                 f"Engine at {self._named} tells no id in GET /info: nodes could not be told from others'"
             )
         return EngineInfo(
-            engine_id, name, printable(version.get("Version"), LONGEST_NAME), api_version, system_time
+            engine_id, name, printable(version.get("Version"), LONGEST_NAME), api_version, system_time, warning
         )
 
     @asynccontextmanager
@@ -499,6 +511,18 @@ class DockerEngine:
                 "it stays that of an engine before. A restart mounts the new one; better mount its folder"
             )
         return _FIXES[number]
+
+
+def podman_id(host: str, storage: str, *, rootless: bool) -> str:
+    """An id for a Podman, of what it tells of itself, so that all who ask it agree, by whatever way they do.
+
+    One host may have many: that of root in its usual place goes by the name of the host alone, each other one by
+    where it keeps its containers, too. Two hosts of one name are not told apart: see pipeline/twins.py.
+    """
+    if not rootless and storage in {"", PODMAN_STORAGE}:
+        return f"podman-{host}"
+    kept = hashlib.sha256(f"{'rootless' if rootless else 'root'} {storage}".encode(errors="replace"))
+    return f"podman-{host}-{kept.hexdigest()[:12]}"
 
 
 def is_mounted_by_itself(path: str) -> bool:

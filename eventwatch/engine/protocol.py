@@ -6,17 +6,31 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from eventwatch.core.facts import Event, Observation, Usage
 from eventwatch.core.listing import Listed
+
+#: What engines of one id need, as a clause.
+ID_FIX: Final = (
+    "give one of them an id of its own: stop its Docker, remove /var/lib/docker/engine-id "
+    "(before Engine 23: /etc/docker/key.json), start it"
+)
+#: The same where the id is made of the name of the host.
+PODMAN_FIX: Final = "give its host a name of its own (`hostnamectl hostname NAME`), and restart its Podman service"
+
+
+def id_fix(engine_id: str) -> str:
+    """What to do where another engine has this id too."""
+    return PODMAN_FIX if engine_id.startswith("podman-") else ID_FIX
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Who the engine is. `id` survives restarts of the engine and names the owner of a node.
 
-    `system_time` is its wall clock when it answered, None if it did not tell.
+    `system_time` is its wall clock when it answered, None if it did not tell. `warning`: why another engine may
+    have the same id, with the fix; empty unless that is likely.
     """
 
     id: str
@@ -24,6 +38,7 @@ class EngineInfo:
     version: str
     api_version: str
     system_time: datetime | None = None
+    warning: str = ""
 
 
 class Engine(Protocol):

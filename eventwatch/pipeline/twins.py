@@ -22,7 +22,7 @@ from typing import Final
 from loguru import logger
 
 from eventwatch.core.errors import EngineError
-from eventwatch.engine.protocol import Engine
+from eventwatch.engine.protocol import ID_FIX, Engine, id_fix
 from eventwatch.store.connection import Store
 from eventwatch.store.rows import Peer, Witness
 
@@ -31,11 +31,6 @@ PUBLISHED: Final = 8
 
 #: Seconds for which a twin that was seen counts after its watcher has gone.
 TWIN_MEMORY: Final = 3600.0
-
-FIX: Final = (
-    "give one of them an id of its own: stop its Docker, remove /var/lib/docker/engine-id "
-    "(before Engine 23: /etc/docker/key.json), start it"
-)
 
 
 class TwinWatch:
@@ -49,6 +44,7 @@ class TwinWatch:
         self._twins: dict[str, Peer] = {}
         #: The host of a twin that is on record, though its watcher may be away.
         self._remembered: str | None = None
+        self._fix = ID_FIX
 
     @property
     def doubtful(self) -> bool:
@@ -59,17 +55,19 @@ class TwinWatch:
         """The engines that have our engine's id, with the fix; empty when there is none."""
         hosts = {peer.host for peer in self._twins.values()} or {self._remembered} - {None}
         return [
-            f"twin: the engine that host {host} watches has the id of ours, no sweep deletes anything: {FIX}"
+            f"twin: the engine that host {host} watches has the id of ours, no sweep deletes anything: {self._fix}"
             for host in sorted(map(str, hosts))
         ]
 
     async def may_delete(self, engine_id: str) -> bool:
         """Whether no twin is known, doubted or remembered. Raises StoreError."""
+        self._fix = id_fix(engine_id)
         self._remembered = await self._store.twin_seen(engine_id, within=TWIN_MEMORY)
         return not self._doubted and self._remembered is None
 
     async def meet(self, peers: Sequence[Peer], *, engine_id: str) -> None:
         """Compare what the live peers see with our engine. Raises StoreError."""
+        self._fix = id_fix(engine_id)
         for manager_id in self._doubted.keys() - {peer.manager_id for peer in peers}:
             self._believe(manager_id)
         for peer in peers:

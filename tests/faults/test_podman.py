@@ -46,7 +46,8 @@ async def test_podman_says_of_itself_what_it_does_not_have(mongo: PrivateMongo) 
         (node,) = world.nodes.values()
         engine = DockerEngine(Settings(_env_file=None, **world.settings()))
         try:
-            assert (await engine.identify()).id.startswith("podman-")
+            info = await engine.identify()
+            assert info.id.startswith(f"podman-{info.name}-")
             assert not (await engine.inspect(NOBODY)).found
             await engine.stop(NOBODY, grace=0)
             assert await engine.resolve(f"no-{node.name}") is None

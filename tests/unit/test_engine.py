@@ -7,6 +7,7 @@ import gzip
 import inspect as introspection
 import json
 import re
+import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -21,6 +22,7 @@ from aiohttp import web
 import eventwatch.engine.docker
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
+from eventwatch.engine.protocol import EngineInfo, id_fix
 from eventwatch.settings.model import Settings
 from tests.kit.certificates import make_certificates
 from tests.kit.fakes import served
@@ -44,6 +46,9 @@ class FakeEngine:
         self.headers: list[Any] = []
         self.api_version = "1.41"
         self.system_time: str | None = None
+        #: What `/version` and `/info` tell besides.
+        self.version: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
         self.answers: dict[str, Answer] = {}
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -58,8 +63,8 @@ class FakeEngine:
         await asyncio.sleep(0)  # gives way, as a real answer does
         return web.json_response(
             {
-                "/version": {"Version": "1", "ApiVersion": self.api_version},
-                "/info": {"ID": "fake", "Name": "fake", "SystemTime": self.system_time},
+                "/version": {"Version": "1", "ApiVersion": self.api_version} | self.version,
+                "/info": {"ID": "fake", "Name": "fake", "SystemTime": self.system_time} | self.info,
                 "/containers/json": [{"Id": NODE}, {"Id": "../volumes"}, {"Id": None}, 7, {}],
                 "/networks": [{"Name": "net"}, {"Name": 7}, 7, {}],
                 "/containers/{id}/stats": {"cpu_stats": {"cpu_usage": {"total_usage": 1}}},
@@ -243,6 +248,46 @@ async def test_what_is_no_list_is_an_error(fake: FakeEngine, engine: DockerEngin
 async def test_lists_hold_ids_and_nothing_else(fake: FakeEngine, engine: DockerEngine) -> None:
     assert await engine.list_all() == await engine.list_running("a=b") == await engine.list_newest(3) == [NODE]
     assert fake.asked[-1] == "GET /v1.41/containers/json?all=1&limit=3"
+
+
+# -- which one it is ----------------------------------------------------------------------------------------
+
+
+async def podman_is(fake: FakeEngine, storage: str, *, rootless: bool = False, name: str = "host") -> EngineInfo:
+    """Who a Podman is that tells this of itself, with a new ID each time, as it does."""
+    fake.version = {"Components": [{"Name": "Podman Engine"}]}
+    fake.info = {"ID": secrets.token_hex(8), "Name": name, "DockerRootDir": storage, "Rootless": rootless}
+    async with closing(fake.engine()) as engine:
+        return await engine.identify()
+
+
+async def test_each_podman_has_one_id_of_its_own(fake: FakeEngine) -> None:
+    async def ids() -> list[str]:
+        usual, home = "/var/lib/containers/storage", "/home/ann/.local/share/containers/storage"
+        return [
+            (await podman_is(fake, usual)).id,
+            (await podman_is(fake, usual, name="other")).id,
+            (await podman_is(fake, usual, rootless=True)).id,
+            (await podman_is(fake, home, rootless=True)).id,
+            (await podman_is(fake, home.replace("ann", "bob"), rootless=True)).id,
+            (await podman_is(fake, home)).id,
+        ]
+
+    first = await ids()
+    assert first == await ids()
+    assert len(set(first)) == len(first)
+    # Under these two, documents have been owned before there were more.
+    assert first[:2] == ["podman-host", "podman-other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "unsure"), [("localhost", True), ("LocalHost.localdomain", True), ("ann", False)]
+)
+async def test_a_podman_whose_hosts_name_is_everybodys_says_so(
+    fake: FakeEngine, name: str, *, unsure: bool
+) -> None:
+    info = await podman_is(fake, "/var/lib/containers/storage", name=name)
+    assert (id_fix(info.id) in info.warning) is unsure
 
 
 # -- gone or not --------------------------------------------------------------------------------------------
