@@ -42,6 +42,7 @@ from eventwatch.core.facts import Event, Observation, Usage, is_container_id, na
 from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
 from eventwatch.engine.protocol import PODMAN_FIX, Engine, EngineInfo
+from eventwatch.engine.ssh import SshForwarder, parse_ssh_url
 from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
@@ -74,6 +75,9 @@ LONGEST_NAME: Final = 256
 CALL_DEADLINE: Final = 10.0
 #: ns. An engine's clock may run this much apart from ours between two looks at it.
 CLOCK_TOLERANCE: Final = 1_000_000_000
+
+#: Connections to an engine behind ssh, besides one for each stop: a sweep inspects ten at a time.
+MOST_AT_ONCE: Final = 12
 
 #: Where the Podman of root keeps its containers, unless told otherwise.
 PODMAN_STORAGE: Final = "/var/lib/containers/storage"
@@ -163,6 +167,9 @@ class DockerEngine:
         self._network = settings.node_network
         self._url = settings.docker_host or DEFAULT_HOST
         self._tls: ssl.SSLContext | None = None
+        #: The way to an engine behind ssh.
+        self._ssh = _forwarder(self._url) if self._url.startswith("ssh:") else None
+        self._most = settings.stop_concurrency + MOST_AT_ONCE
         if settings.docker_tls_verify and self._url.startswith("tcp://"):
             self._url = "https://" + self._url.removeprefix("tcp://")
         if self._url.startswith("https://"):
@@ -230,7 +237,7 @@ class DockerEngine:
         params = {"filters": _FILTERS}
         if since is not None:
             params["since"] = engine_time(since)
-        docker = self._new_client()
+        docker = await self._new_client()
         try:
             # An engine that is silent here is silent on the other client too, which would only find out later.
             async with self._deadline(doing, CALL_DEADLINE, self._session):
@@ -242,7 +249,7 @@ class DockerEngine:
             finally:
                 response.close()
         finally:
-            await docker.close()
+            await _close(docker)
 
     async def _read_events(
         self, response: aiohttp.ClientResponse, on_malformed: Callable[[str], object]
@@ -363,34 +370,36 @@ class DockerEngine:
     async def close(self) -> None:
         for session in (self._session, self._retired):
             if session is not None and self._client is None:
-                await session.docker.close()
+                await _close(session.docker)
         self._session = self._retired = None
+        if self._ssh is not None:
+            await self._ssh.close()
 
     # -- sessions --------------------------------------------------------------------------------------
 
-    def _new_client(self) -> aiodocker.Docker:
+    async def _new_client(self) -> aiodocker.Docker:
+        timeout = aiohttp.ClientTimeout(sock_connect=CALL_DEADLINE)
+        if self._ssh is not None:
+            socket = str(await self._ssh.socket())
+            # Each connection is a process here and a login there: rather wait for one of those that are open.
+            connector = aiohttp.UnixConnector(socket, limit=self._most)
+            return aiodocker.Docker(url="unix://localhost", connector=connector, timeout=timeout)
         try:
-            return aiodocker.Docker(
-                url=self._url,
-                ssl_context=self._tls,
-                timeout=aiohttp.ClientTimeout(sock_connect=CALL_DEADLINE),
-            )
+            return aiodocker.Docker(url=self._url, ssl_context=self._tls, timeout=timeout)
         except ValueError as error:
             raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._named} is not usable: {error}") from None
-        except aiodocker.DockerError as error:  # ssh:// without its library
-            raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {self._named} is not usable: {error.message}") from None
 
     async def _connected(self) -> _Session:
         """The session for the next call. Who comes first negotiates for all."""
         if self._session is None:
             async with self._deadline(_WHO, CALL_DEADLINE), self._negotiation:
                 if self._session is None:
-                    docker = self._client or self._new_client()
+                    docker = self._client or await self._new_client()
                     try:
                         self._session = await self._negotiated(docker)
                     except BaseException:
                         if docker is not self._client:
-                            await docker.close()
+                            await _close(docker)
                         raise
         return self._session
 
@@ -414,7 +423,7 @@ class DockerEngine:
         if session is not None and session is self._session:
             self._session, self._retired, closing = None, session, self._retired
             if closing is not None and self._client is None:
-                await closing.docker.close()
+                await _close(closing.docker)
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -470,6 +479,8 @@ class DockerEngine:
             return EngineError(f"Engine at {self._named} did not answer within {seconds:.0f} s while {doing}")
         if not isinstance(error, aiohttp.ClientConnectionError):
             return EngineError(f"Engine failed while {doing}: {_reason(error)}")
+        if self._ssh is not None and self._ssh.trouble:
+            return EngineError(f"Engine at {self._named} unreachable: {self._ssh.trouble}", unreachable=True)
         if distrust := _tls_failure(error):
             return EngineError(
                 f"Engine at {self._named} and we do not trust each other: {distrust}: "
@@ -516,6 +527,12 @@ def podman_id(host: str, storage: str, *, rootless: bool) -> str:
         return f"podman-{host}"
     kept = hashlib.sha256(f"{'rootless' if rootless else 'root'} {storage}".encode(errors="replace"))
     return f"podman-{host}-{kept.hexdigest()[:12]}"
+
+
+async def _close(docker: aiodocker.Docker) -> None:
+    await docker.close()
+    if docker.connector is not None:  # one that was given to it stays open
+        await docker.connector.close()
 
 
 def is_mounted_by_itself(path: str) -> bool:
@@ -614,6 +631,13 @@ async def _decoded_in_slices(body: bytes | None, doing: str) -> list[Any]:
     except (ValueError, RecursionError):
         return _decoded(body, list, doing)  # type: ignore[no-any-return]
     return items
+
+
+def _forwarder(url: str) -> SshForwarder:
+    try:
+        return SshForwarder(parse_ssh_url(url))
+    except ValueError as error:
+        raise ConfigError(f"EVENTWATCH_DOCKER_HOST: {mask_url(url)} is not usable: {error}") from None
 
 
 def _trusting(authorities: str | None = None) -> ssl.SSLContext:

@@ -151,6 +151,7 @@ class Pipeline:
             request_sweep=request_sweep,
             clock=clock,
             metrics=metrics,
+            tasks=tasks,
         )
         self.afterlook = Afterlook(
             store=store,
@@ -220,6 +221,7 @@ class Pipeline:
         info = await self._engine.identify()
         if info.id != self._engine_id:
             raise EngineChangedError("another engine answers at the same address now")
+        self.reconciler.foresight.drop_all()  # what was told in between may never be told again
         self.requests.ask(after_connect=True)
         return nanos(info.system_time) or None
 
@@ -277,6 +279,7 @@ class Pipeline:
 
     def end(self) -> None:
         """End every task wherever it is."""
+        self.reconciler.foresight.drop_all()
         for task in self.running.values():
             task.cancel()
 

@@ -290,7 +290,8 @@ class Settings(BaseSettings):
     docker_host: Annotated[_DockerHost | None, _Optional] = None
     """URL of the Docker Engine to watch. Empty: Docker's own DOCKER_HOST, without that the current Docker context
     (DOCKER_CONTEXT, or what `docker context use` chose), and without one the local socket: eventwatch looks where
-    the docker command looks."""
+    the docker command looks. ssh://[USER@]HOST[:PORT] needs the ssh command here, a key that needs no password,
+    and docker there."""
 
     docker_tls_verify: Annotated[_Flag, BeforeValidator(_docker_flag)] = False
     """Docker's own name: any text means on, as it does for the docker command. Checks the certificate of an

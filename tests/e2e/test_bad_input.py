@@ -342,11 +342,11 @@ async def test_a_web_server_is_no_engine_and_its_password_is_not_shown(
         await runner.cleanup()
 
 
-async def test_an_engine_behind_ssh_without_its_library_is_one_line(
+async def test_an_engine_behind_ssh_with_a_password_is_one_line(
     mongo_url: str, database: str, tmp_path: Path
 ) -> None:
-    env = environment(mongo_url, EVENTWATCH_MONGO_DATABASE=database, DOCKER_HOST="ssh://ann@host")
+    env = environment(mongo_url, EVENTWATCH_MONGO_DATABASE=database, DOCKER_HOST="ssh://ann:word@host")
     code, output = await run_program("-m", "eventwatch", "run", env=env, cwd=tmp_path)
     assert code == 2
     assert_clean(output)
-    assert "EVENTWATCH_DOCKER_HOST: ssh://ann@host is not usable: asyncssh is required" in the_line(output)
+    assert "EVENTWATCH_DOCKER_HOST: ssh://ann:***@host is not usable: it must be ssh" in the_line(output)

@@ -162,12 +162,13 @@ def test_an_engine_that_is_not_verified_is_refused(home: Path) -> None:
     assert said.endswith(f"({meta})")
 
 
-def test_over_ssh_one_line_says_what_is_missing(home: Path) -> None:
+async def test_over_ssh_one_line_says_what_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(home, "far", "ssh://root@engine")
     choose(home, "far")
     engine = DockerEngine(load_settings(None))
-    with pytest.raises(ConfigError, match=r"ssh://root@engine is not usable: .*pip install aiodocker\[ssh\]"):
-        engine._new_client()
+    monkeypatch.setenv("PATH", str(home))
+    with pytest.raises(ConfigError, match=r"ssh:// needs the ssh command, which is not on PATH"):
+        await engine.identify()
 
 
 def test_a_context_that_is_not_there_is_named_with_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
