@@ -23,6 +23,7 @@ from eventwatch.core.facts import (
     Owner,
     Recorded,
     Usage,
+    nanos,
     normal_health,
 )
 from eventwatch.core.text import printable
@@ -85,6 +86,15 @@ def hint_of(event: Event, *, health_check: bool) -> Hint:
 def is_older(time_nano: int, as_of: int) -> bool:
     """Whether a fact of engine time `time_nano` is older than what is known as of `as_of`."""
     return 0 < as_of - time_nano < CLOCK_SET_BACK_NS
+
+
+def is_run_of(seen: Observation, *, since: int, until: int | None = None) -> bool:
+    """Whether a container was seen running, in a run that began between two engine times (ns)."""
+    started = nanos(seen.started_at)
+    # The engine's own time of a start is cut down to microseconds.
+    return (
+        seen.found and seen.status == "running" and since < started + 1000 and (until is None or started <= until)
+    )
 
 
 def complete_hint(fields: Fields, known: Recorded | None, *, health_check: bool) -> dict[str, str | int]:

@@ -130,6 +130,7 @@ class Pipeline:
         self.reconciler = Reconciler(
             engine=engine, settings=settings, roster=self.roster, inspections=self.inspections,
             orphans=self.orphans, writer=self.writer, request_sweep=request_sweep, clock=clock, metrics=metrics,
+            tasks=tasks,
         )  # fmt: skip
         self.afterlook = Afterlook(
             store=store, roster=self.roster, owners=self.owners, orphans=self.orphans,
@@ -161,6 +162,7 @@ class Pipeline:
         info = await self._engine.identify()
         if info.id != self._engine_id:
             raise EngineChangedError("another engine answers at the same address now")
+        self.reconciler.foresight.drop_all()  # what was told in between may never be told again
         self.requests.ask(after_connect=True)
         return nanos(info.system_time) or None
 
@@ -218,6 +220,7 @@ class Pipeline:
 
     def end(self) -> None:
         """End every task wherever it is."""
+        self.reconciler.foresight.drop_all()
         for task in self.running.values():
             task.cancel()
 

@@ -12,11 +12,13 @@ too.
 What orders the facts of a node:
 - two hints: the engine's `timeNano`;
 - a hint after an observation: the observation's `time_nano`, a lower bound of when it was true;
-- an observation after a hint: it is dropped when a hint arrived after the inspection was asked for.
+- an observation after a hint: it is dropped when a hint arrived after the inspection was asked for, save for a
+  start's own inspection where that was asked for before the start was told (foresight.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
@@ -40,6 +42,7 @@ from eventwatch.core.policy import (
     where_it_is,
 )
 from eventwatch.engine.protocol import Engine
+from eventwatch.pipeline.foresight import Foresight
 from eventwatch.pipeline.inspections import Inspections
 from eventwatch.pipeline.orphans import Orphans
 from eventwatch.pipeline.roster import NodeState, Roster
@@ -67,7 +70,12 @@ class Reconciler:
         request_sweep: Callable[[], object],
         clock: Clock,
         metrics: Metrics,
+        tasks: asyncio.TaskGroup,
     ) -> None:
+        self.foresight = Foresight(
+            engine=engine, roster=roster, on_answer=self._accept_foreseen,
+            on_none=partial(inspections.soon, urgent=True), clock=clock, tasks=tasks,
+        )  # fmt: skip
         self._engine = engine
         self._settings = settings
         self._roster = roster
@@ -99,6 +107,7 @@ class Reconciler:
         roster.reasons.on_event(event)
         hint = hint_of(event, health_check=self._settings.health_check)
         stale = is_older(event.time_nano, node.as_of)
+        self.foresight.on_event(event)
         if hint.delete:  # final whatever came before or after: an id never comes back
             node.status_hints += 1
             self._writer.put(node_id, Gone(Cause.EVENT, [event.time_nano]))
@@ -113,7 +122,8 @@ class Reconciler:
         elif hint.inspect:
             node.status_hints += 1
             node.waiting.append(event.time_nano)
-            self._inspections.soon(node_id, urgent=True)
+            if not self.foresight.expect(event):
+                self._inspections.soon(node_id, urgent=True)
         self._settle_later(node_id, node)
 
     def _settle_later(self, node_id: str, node: NodeState) -> None:
@@ -182,6 +192,17 @@ class Reconciler:
             fields["health"] = node.health
         self._writer.put(node_id, Hint(Cause.EVENT, fields, self._answered(node, seen)))
 
+    def _accept_foreseen(self, seen: Observation, started: int) -> None:
+        """Take the answer to a start that was asked for before it. Whatever came in between has dropped it."""
+        node_id = seen.node_id
+        if node_id not in self._roster.known or node_id in self._writer.claims:
+            self._inspections.soon(node_id, urgent=True)
+            return
+        self._inspections.succeeded(node_id)
+        node = self._roster.state(node_id)
+        node.as_of = max(node.as_of, started)
+        self._writer.put(node_id, Hint(Cause.EVENT, self.note(seen), self._answered(node, seen)))
+
     def note(self, seen: Observation) -> dict[str, str | int]:
         """Take note of what an inspection says; the document's fields as they should be."""
         settings, node = self._settings, self._roster.note_start(seen)
@@ -196,9 +217,9 @@ class Reconciler:
             node.observed, node.observed_at = wanted, self._clock.time_ns()
         return dict(wanted)
 
-    @staticmethod
-    def _answered(node: NodeState, seen: Observation) -> list[int]:
+    def _answered(self, node: NodeState, seen: Observation) -> list[int]:
         """Count an answer that is taken; `timeNano` of the events that waited for it."""
+        self.foresight.drop(seen.node_id)
         node.as_of = max(node.as_of, seen.time_nano)
         node.answers += 1
         times, node.waiting = node.waiting, []

@@ -17,6 +17,7 @@ from rich.console import Console
 from tests.bench.freshness import Samples, one_round
 from tests.bench.lab import Lab, in_turn, opened_lab
 from tests.bench.report import percentile
+from tests.kit.engines import INSTALLED, VERSIONS, PrivateEngine, Version
 from tests.kit.nodes import Node
 
 PROGRAMS = ("eventwatch", "floor")
@@ -33,14 +34,14 @@ async def kill_and_start(nodes: Sequence[Node], events: int) -> None:
         await asyncio.sleep(PACE)
 
 
-async def measure(events: int, rounds: int, console: Console) -> Samples:
+async def measure(events: int, rounds: int, console: Console, version: Version = INSTALLED) -> Samples:
     samples = Samples()
 
     async def one(lab: Lab, name: str) -> None:
         nodes = await lab.plain_nodes(NODES)
         await one_round(lab, name, nodes, samples, lambda: kill_and_start(nodes, events // rounds))
 
-    async with opened_lab() as lab:
+    async with PrivateEngine(version) as engine, opened_lab(engine_url=engine.url) as lab:
         await in_turn(PROGRAMS, rounds, partial(one, lab), console, "staleness")
     return samples
 
@@ -63,8 +64,9 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=200, help="events of each program (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="turns that they take (default: %(default)s)")
+    parser.add_argument("--engine", choices=VERSIONS, default=INSTALLED, help="its version (default: %(default)s)")
     options = parser.parse_args()
-    samples = asyncio.run(measure(options.events, options.rounds, Console(stderr=True)))
+    samples = asyncio.run(measure(options.events, options.rounds, Console(stderr=True), options.engine))
     print(table(samples))  # noqa: T201 - the program's output
     for name, count in samples.missed.items():
         print(f"\n{name}: {count} changes were never seen")  # noqa: T201

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from eventwatch.core.facts import Cause
+from eventwatch.core.facts import Cause, Observation
+from eventwatch.engine.docker import DockerEngine
+from eventwatch.pipeline import foresight
 from tests.kit.nodes import CALL_TIMEOUT, NODE_LABEL, NODE_PORT, Node, ensure_network, node_config
 from tests.kit.seen import Film, filmed
 from tests.kit.waiting import NEVER, eventually
@@ -75,6 +77,34 @@ async def test_a_start_shows_status_health_and_ip_in_one_write_long_before_it_se
     shown = next(image for image in film.of(node) if image.says(status="running"))
     assert shown.says(health="starting", ip=await world.ip(node))
     assert {"status", "health", "ip"} <= shown.updated.keys()
+
+
+async def test_a_start_is_answered_by_an_inspection_that_was_asked_for_before_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine holds its answer back until the start is done; each of several starts in turn has its own."""
+    for name in ("PATIENCE", "KEPT", "LONGEST"):  # however slow the machine is
+        monkeypatch.setattr(foresight, name, NEVER)
+    node = await world.nodes.create("one")
+    await world.insert(node)
+    inspect, released = DockerEngine.inspect, asyncio.Event()
+
+    async def held_unless_foreseen(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
+        task = asyncio.current_task()
+        if task is None or not task.get_name().startswith("foresight-"):
+            await released.wait()
+        return await inspect(engine, node_id, as_of=as_of)
+
+    async with world.watching(**late()):
+        await eventually(lambda: world.says(node, health="none"))
+        monkeypatch.setattr(DockerEngine, "inspect", held_unless_foreseen)
+        for _ in range(3):
+            await node.start()
+            ip = await world.ip(node)
+            await eventually(partial(world.says, node, status="running", ip=ip))
+            await node.kill()
+            await eventually(partial(world.says, node, status="exited", ip=""))
+        released.set()
 
 
 @pytest.mark.parametrize(
