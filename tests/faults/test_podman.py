@@ -1,7 +1,7 @@
 """Podman in place of Docker: its events and inspections keep documents true as Docker's do.
 
 What cannot be had from it, and so is not asked of it: events of networks (4.3 sends none), `update` (404), the
-status `restarting`, and health checks without systemd, which runs their probes. What it calls `stopped` is `exited`.
+status `restarting`, and health checks without systemd, which runs their probes. Its `stopped` means `exited`.
 """
 
 from __future__ import annotations
