@@ -47,6 +47,12 @@ HISTORY: Final = "NodeChanges"
 #: What earlier versions write, one row a change, into a capped collection. Only read.
 OLD_HISTORY: Final = "NodeHistory"
 
+#: The format of what is on record of an engine, and a filter for what says that it is of a later one, which this
+#: version would misread. It grows only with a change that an earlier version would misread or damage; fields that
+#: are added are none. Beyond the range, it was no eventwatch that wrote it, and it counts for nothing.
+FORMAT: Final = 1
+LATER_FORMAT: Final = {"$gt": FORMAT, "$lt": 1000}
+
 #: Server error codes of a refused login or missing rights: waiting does not help.
 REFUSED: Final = {13, 18}
 #: Server error codes that concern the server, not the document: it is shutting down, or no primary any more.

@@ -38,6 +38,8 @@ from eventwatch.store.fleet import Fleet
 from eventwatch.store.owners import Owners
 
 SERVER_SELECTION_MS: Final = 3000
+#: The oldest server that knows all that is asked of it.
+OLDEST: Final = [4, 4]
 #: The server's code for a user that exists.
 USER_EXISTS: Final = 51003
 
@@ -112,16 +114,28 @@ async def open_store(
         )
     async with client:
         async with deadline(f"connecting to {mask_url(url)}"):
+            await _refuse_old_server(client)
             await init_beanie(
                 database=client.get_database(database, read_preference=ReadPreference.PRIMARY),
                 document_models=[ToolServerNode, NodeChecker],
                 skip_indexes=True,
             )
-            # init_beanie asks for the server's version only; reading proves that the login may do its work.
+            # That asks for the server's version only; reading proves that the login may do its work.
             await node_collection().find_one({}, {"_id": 1}, sort=[("_id", 1)])
         store = Store(on_return=on_return)
         returns.watch_for(store)
         yield store
+
+
+async def _refuse_old_server(client: AsyncMongoClient[dict[str, Any]]) -> None:
+    try:
+        told = await client.server_info()
+    except ConfigurationError as error:  # too old even for the driver
+        raise ConfigError(f"EVENTWATCH_MONGO_URL: the database cannot be used: {first_line(str(error))}") from None
+    if told.get("versionArray", OLDEST) < OLDEST:
+        raise ConfigError(
+            f"EVENTWATCH_MONGO_URL: the database is MongoDB {told.get('version')}, eventwatch needs 4.4 or later"
+        )
 
 
 class _Returns(ServerListener):

@@ -60,6 +60,8 @@ class NodeChecker(Document):
     expires_at: datetime | None = None
     epoch: int | None = None
     """Grows with each takeover; a write of an earlier epoch matches no document."""
+    format: int | None = None
+    """Of what is on record of the engine; an eventwatch that knows no format so late refuses to watch it."""
     life: dict[str, Any] | None = None
     """By what its holder can be seen to have ended: container, process, boot."""
     cursor: int | None = None

@@ -14,7 +14,18 @@ from pymongo import (
 )
 
 from eventwatch.core.errors import StoreError
-from eventwatch.store.base import LEASE_HOLDS, Collections, checker_id, deadline, fence, standbys_without
+from eventwatch.core.text import printable
+from eventwatch.core.version import eventwatch_version
+from eventwatch.store.base import (
+    FORMAT,
+    LATER_FORMAT,
+    LEASE_HOLDS,
+    Collections,
+    checker_id,
+    deadline,
+    fence,
+    standbys_without,
+)
 from eventwatch.store.documents import NodeChecker
 from eventwatch.store.rows import (
     NO_LIFE,
@@ -83,13 +94,16 @@ class Leases(Collections):
                 "$concatArrays": [standbys, [{"$mergeObjects": [{"$literal": me}, {"seen_at": "$$NOW"}]}]]
             }
         }
-        held = {"_id": checker_id(engine_id), "$expr": {"$not": [free]}}
+        # Nobody waits for what it could not take over.
+        ours = {"format": {"$not": LATER_FORMAT}}
+        held = {"_id": checker_id(engine_id), **ours, "$expr": {"$not": [free]}}
         async with deadline("asking for the lease"):
             row = await self._checkers.find_one_and_update(
                 held, [{"$set": waiting}], return_document=ReturnDocument.AFTER
             )
         if row is not None:
             return parse_holder(row)
+        await self.refuse_later_format(engine_id)
         floor = await self._highest_epoch(engine_id)
         known_epoch = {"$max": [_SANE_EPOCH, floor]}
         taken: dict[str, Any] = {
@@ -110,6 +124,7 @@ class Leases(Collections):
             "standbys": standbys,
             "settings": {"$literal": checker.settings or {}},
             "page": {"$literal": checker.page or {}},
+            "format": FORMAT,
         }
         update = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$cond": [free, taken, waiting]}]}}]
         async with deadline("taking the lease"):
@@ -121,8 +136,15 @@ class Leases(Collections):
         if row["manager_id"] != checker.manager_id:
             return parse_holder(row)
         lease = Lease(checker.manager_id, engine_id, int(row["epoch"]), _sane_cursor(row.get("cursor")))
+        mark = {
+            "engine_id": engine_id, "epoch": lease.epoch, "host": checker.host, "version": checker.version,
+            "format": FORMAT,
+        }  # fmt: skip
         # Before the first write: from here on, whatever an earlier holder still sends matches nothing.
         async with deadline("stamping the epoch"):
+            # First, as it fails where a later version had the lease since we asked.
+            taken_over = {"$set": mark, "$unset": {"left_at": 1}}
+            await self._engines.update_one({"_id": checker_id(engine_id), **ours}, taken_over, upsert=True)
             await self._nodes_surely.update_many(
                 {"engine_id": engine_id, **fence(lease)}, {"$set": {"epoch": lease.epoch}}
             )
@@ -131,12 +153,20 @@ class Leases(Collections):
             await self._owners.update_many(
                 {**undecided, "claim.by": {"$ne": lease.manager_id}}, {"$unset": {"claim": 1}}
             )
-            mark = {
-                "engine_id": engine_id, "epoch": lease.epoch, "host": checker.host, "version": checker.version,
-            }  # fmt: skip
-            taken_over = {"$set": mark, "$unset": {"left_at": 1}}
-            await self._engines.update_one({"_id": checker_id(engine_id)}, taken_over, upsert=True)
         return lease
+
+    async def refuse_later_format(self, engine_id: str) -> None:
+        """Raise StoreError where the records of this engine are of a format that only a later version knows."""
+        later = {"_id": checker_id(engine_id), "format": LATER_FORMAT}
+        async with deadline("reading the format"):
+            row = await self._engines.find_one(later, {"format": 1, "version": 1})
+        if row is not None:
+            raise StoreError(
+                f"Database has records of this engine in format {row['format']}, written by eventwatch"
+                f" {printable(row.get('version') or 'of a later version', 40)}; this one,"
+                f" {eventwatch_version()}, knows no later format than {FORMAT}: install that version again",
+                permanent=True,
+            )
 
     async def _highest_epoch(self, engine_id: str) -> int:
         # A released lease leaves no document behind, but the nodes remember its epoch, and the engine's record

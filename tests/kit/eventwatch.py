@@ -11,10 +11,16 @@ from tests.kit.processes import ROOT, Process, our_environment
 
 
 class Eventwatch(Process):
-    """`eventwatch run` with these settings (by the names of `Settings`), which may be killed and started again."""
+    """`eventwatch run` with these settings (by the names of `Settings`), which may be killed and started again.
 
-    def __init__(self, folder: Path, settings: Mapping[str, str], *, name: str = "eventwatch") -> None:
+    `code` is the folder that holds the package: this tree, or another version.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], *, name: str = "eventwatch", code: Path = ROOT
+    ) -> None:
         super().__init__(name, folder / f"{name}.log")
+        self._code = str(code)
         self._folder = folder
         self._settings = settings
 
@@ -22,7 +28,9 @@ class Eventwatch(Process):
         """Start it; `within` is a command that runs it, `settings` come on top of its own."""
         self.spawn(
             [*within, sys.executable, "-m", "eventwatch", "run"],
-            env=our_environment(PYTHONWARNINGS="default", **variables({**self._settings, **settings})),
+            env=our_environment(
+                PYTHONWARNINGS="default", PYTHONPATH=self._code, **variables({**self._settings, **settings})
+            ),
             cwd=self._folder,
         )
 

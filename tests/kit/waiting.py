@@ -7,6 +7,7 @@ known to be slow, `EVENTWATCH_TEST_SLOW=3` makes all of them three times as long
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 from collections.abc import Callable
@@ -31,9 +32,10 @@ async def eventually(
     A failure tells `what` was waited for, by default the probe's source; when `instead` says that it will never
     come, and why, the wait fails at once.
     """
-    try:
-        async with asyncio.timeout(within * SLOW):
-            while True:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within * SLOW) as limit:
+            # Asked as well: pymongo on Python 3.11 loses a cancellation now and then.
+            while not limit.expired():
                 hopeless = instead()
                 found = probe()
                 if inspect.isawaitable(found):
@@ -43,10 +45,9 @@ async def eventually(
                 if hopeless:
                     raise AssertionError(hopeless)
                 await asyncio.sleep(0.01)
-    except TimeoutError:
-        text = what() if callable(what) else what
-        text = text or inspect.getsource(getattr(probe, "func", probe)).strip()
-        raise AssertionError(f"not within {within:.0f} s: {text}") from None
+    text = what() if callable(what) else what
+    text = text or inspect.getsource(getattr(probe, "func", probe)).strip()
+    raise AssertionError(f"not within {within:.0f} s: {text}")
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
