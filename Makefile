@@ -7,6 +7,8 @@ BENCH_READY := $(VENV)/.bench-ready
 # make soak SECONDS=3600 SEED=7; without a seed, one of its own each time, which it tells.
 SECONDS := 300
 SEED ?=
+# make test-engines ENGINES="20.10 26.1 28.5 rootless podman-4.3 podman-5.4"
+ENGINES ?=
 
 export PYTHON
 
@@ -48,8 +50,8 @@ test: setup engine check ## everything: check, then all tests against a real eng
 	@echo "==> pytest"
 	@$(BIN)/python -m tests.parts
 
-test-engines: setup engine ## the end-to-end tests on Docker 26.1 and 28.5 (root on Debian; fetches them at first)
-	@$(BIN)/python -m tests.run_on_engines
+test-engines: setup engine ## the end-to-end tests on Docker 26.1 and 28.5, or on ENGINES="rootless podman-5.4" (root on Debian)
+	@$(BIN)/python -m tests.run_on_engines $(addprefix --engine ,$(ENGINES))
 
 test-pythons: ## the unit tests on each Python from 3.11 on that is here (installs what they need in .cache)
 	@.ci/pythons

@@ -1,8 +1,9 @@
-"""The end-to-end suite on other versions of the engine: `python -m tests.run_on_engines`, `make test-engines`.
+"""The end-to-end suite on other engines: `python -m tests.run_on_engines`, `make test-engines`.
 
-Each version is an engine of the run's own (`tests.engines.PrivateEngine`), and pytest runs on it as a process of
-its own, told by `DOCKER_HOST`. The installed version is not among them unless it is asked for: it is what
-`make test` runs on. Needs root, as private engines do. What follows `--` goes to pytest, instead of `tests/e2e`.
+Each is an engine of the run's own, and pytest runs on it as a process of its own, told by `DOCKER_HOST`. Without a
+choice, these are the versions of Docker that are not installed; `make test` runs on the one that is. Rootless
+Docker and Podman are for a look at what they can do: not all of the suite passes there (see the README). Needs
+root, as private engines do. What follows `--` goes to pytest, instead of `tests/e2e`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,50 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from tests.kit.engines import INSTALLED, VERSIONS, PrivateEngine, Version
+from tests.kit.podman import PODMANS, PodmanVersion, PrivatePodman
+from tests.kit.rootless import RootlessEngine
+from tests.kit.waiting import end
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 OTHERS: Final = tuple(version for version in VERSIONS if version != INSTALLED)
+DOCKERS: Final[dict[str, Version]] = {str(version): version for version in VERSIONS}
+ROOTLESS: Final = "rootless"
+PODMANS_BY_NAME: Final[dict[str, PodmanVersion]] = {f"podman-{version}": version for version in PODMANS}
 #: Variables that would lead the tests, or what they start, to another engine.
 FOREIGN: Final = ("DOCKER_", "EVENTWATCH_", "DB_")
 
 
-async def run_on(version: Version, arguments: list[str]) -> int:
-    """Run pytest on an engine of this version; its exit code."""
+@asynccontextmanager
+async def opened(name: str) -> AsyncIterator[str]:
+    """Start this engine; its URL."""
+    if name == ROOTLESS:
+        async with RootlessEngine() as rootless:
+            yield rootless.url
+    elif name in PODMANS_BY_NAME:
+        async with PrivatePodman(PODMANS_BY_NAME[name]) as podman:
+            checks = asyncio.create_task(podman.check_health(), name="health-checks")
+            yield podman.url
+            await end(checks)
+    else:
+        async with PrivateEngine(DOCKERS[name]) as engine:
+            yield engine.url
+
+
+async def run_on(name: str, arguments: list[str]) -> int:
+    """Run pytest on this engine; its exit code."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    async with PrivateEngine(version) as engine:
+    async with opened(name) as url:
         process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
             *arguments,
             cwd=ROOT,
-            env={**environment, "DOCKER_HOST": engine.url},
+            env={**environment, "DOCKER_HOST": url},
         )
         try:
             return await process.wait()
@@ -42,26 +67,27 @@ async def run_on(version: Version, arguments: list[str]) -> int:
                 await process.wait()
 
 
-async def run_on_all(versions: list[Version], arguments: list[str]) -> dict[Version, int]:
-    codes: dict[Version, int] = {}
-    for version in versions:
-        print(f"==> Docker engine {version}", flush=True)  # noqa: T201
+async def run_on_all(names: list[str], arguments: list[str]) -> dict[str, int]:
+    codes: dict[str, int] = {}
+    for name in names:
+        print(f"==> engine {name}", flush=True)  # noqa: T201
         began = time.monotonic()
-        codes[version] = await run_on(version, arguments)
-        print(f"==> Docker engine {version}: {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
+        codes[name] = await run_on(name, arguments)
+        print(f"==> engine {name}: {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
     return codes
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the end-to-end suite on other versions of the engine.")
-    parser.add_argument("--engine", action="append", choices=VERSIONS, help=f"default: {', '.join(OTHERS)}")
+    parser = argparse.ArgumentParser(description="Run the end-to-end suite on other engines.")
+    engines = [*DOCKERS, ROOTLESS, *PODMANS_BY_NAME]
+    parser.add_argument("--engine", action="append", choices=engines, help=f"default: {', '.join(OTHERS)}")
     parser.add_argument("arguments", nargs="*", default=["tests/e2e"], help="for pytest, after --")
     options = parser.parse_args()
     # Told to end, it ends as with Ctrl-C, so that it leaves nothing behind.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     codes = asyncio.run(run_on_all(options.engine or list(OTHERS), options.arguments))
-    for version, code in codes.items():
-        print(f"Docker engine {version}: {'passed' if code == 0 else f'failed ({code})'}")  # noqa: T201
+    for name, code in codes.items():
+        print(f"engine {name}: {'passed' if code == 0 else f'failed ({code})'}")  # noqa: T201
     return int(any(codes.values()))
 
 

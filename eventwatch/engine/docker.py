@@ -20,6 +20,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 import re
 import ssl
 import time
@@ -499,6 +500,8 @@ class DockerEngine:
     def _fix(self, number: int) -> str | None:
         """What mends this error of the operating system. Raises ConfigError when only a restart of ours does."""
         path = self._url.removeprefix("unix://")
+        if number == errno.ENOENT and (others := [str(each) for each in usual_sockets() if str(each) != path]):
+            return f"{_FIXES[number]}: there is {' and '.join(others)}"
         if number != errno.ECONNREFUSED or path == self._url:
             return _FIXES.get(number)
         if Path(path).is_dir():
@@ -515,6 +518,25 @@ class DockerEngine:
                 "it stays that of an engine before. A restart mounts the new one; better mount its folder"
             )
         return _FIXES[number]
+
+
+def usual_sockets() -> list[Path]:
+    """The sockets of engines in their usual places here: Docker's, this user's rootless one, and Podman's."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    places = (
+        Path(DEFAULT_HOST.removeprefix("unix://")),
+        runtime / "docker.sock",
+        runtime / "podman" / "podman.sock",
+        Path("/run/podman/podman.sock"),
+    )
+    return [place for place in places if _is_socket(place)]
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return path.is_socket()
+    except OSError:  # in a folder of somebody else
+        return False
 
 
 def podman_id(host: str, storage: str, *, rootless: bool) -> str:

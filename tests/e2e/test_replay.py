@@ -101,6 +101,24 @@ async def test_every_recording_ends_at_the_truth(
     assert {report.events for report in reports} == {read_recording(path).events}
 
 
+@pytest.mark.parametrize("path", RECORDINGS, ids=NAMES)
+async def test_every_recording_ends_at_the_truth_in_the_form_that_engine_29_gives_it(
+    path: Path, tmp_path: Path, mongo_url: str, database: str
+) -> None:
+    new = write_records(tmp_path / path.name, [as_of_api_152(record) for record in read_records(path)])
+    expected_path(new).write_text(expected_path(path).read_text())
+    report = await replayed(new, mongo_url, database, hurry=True)
+    assert report.divergences == []
+    assert report.events == read_recording(path).events
+
+
+def as_of_api_152(record: dict[str, Any]) -> dict[str, Any]:
+    """API 1.52 has dropped three fields of events, which repeated others."""
+    if record["kind"] != "event":
+        return record
+    return {**record, "event": {k: v for k, v in record["event"].items() if k not in {"status", "id", "from"}}}
+
+
 async def test_every_recording_ends_at_the_truth_at_20_times_real_time(mongo_url: str, database: str) -> None:
     # All at once, each in a database of its own. Beanie is bound by the last one; each replay's store is its own.
     with MongoClient[dict[str, Any]](mongo_url) as client:

@@ -1,7 +1,7 @@
-"""Podman 4.3 in place of Docker: its events and inspections keep documents true as Docker's do.
+"""Podman in place of Docker: its events and inspections keep documents true as Docker's do.
 
 What cannot be had from it, and so is not asked of it: events of networks (4.3 sends none), `update` (404), the
-status `restarting`, and health checks without systemd, which runs their probes.
+status `restarting`, and health checks without systemd, which runs their probes. Its `stopped` means `exited`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from eventwatch.engine.docker import NOBODY, DockerEngine
 from eventwatch.settings.model import Settings
 from tests.faults.harness import RECOVERY, Oracle, World, long
 from tests.kit.eventwatch import Eventwatch
 from tests.kit.mongod import PrivateMongo
-from tests.kit.podman import PrivatePodman
+from tests.kit.podman import PODMANS, PodmanVersion, PrivatePodman
 
 
 @long
+@pytest.mark.parametrize("version", PODMANS)
 async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
-    mongo: PrivateMongo, tmp_path: Path
+    version: PodmanVersion, mongo: PrivateMongo, tmp_path: Path
 ) -> None:
-    async with PrivatePodman() as podman, World(podman.url, mongo.url, seed=5) as world:
+    async with PrivatePodman(version) as podman, World(podman.url, mongo.url, seed=5) as world:
         await world.populate(3)
         with closing(Eventwatch(tmp_path, world.settings(sweep_interval="1h"))) as watcher:
             watcher.start()
@@ -40,8 +43,9 @@ async def test_documents_of_podmans_containers_are_right_by_its_events_alone(
 
 
 @long
-async def test_podman_says_of_itself_what_it_does_not_have(mongo: PrivateMongo) -> None:
-    async with PrivatePodman() as podman, World(podman.url, mongo.url, seed=6) as world:
+@pytest.mark.parametrize("version", PODMANS)
+async def test_podman_says_of_itself_what_it_does_not_have(version: PodmanVersion, mongo: PrivateMongo) -> None:
+    async with PrivatePodman(version) as podman, World(podman.url, mongo.url, seed=6) as world:
         await world.populate(1)
         (node,) = world.nodes.values()
         engine = DockerEngine(Settings(_env_file=None, **world.settings()))

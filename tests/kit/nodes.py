@@ -27,6 +27,8 @@ NODE_LABEL = "tool-server.node"
 RUN_LABEL = "eventwatch.run"
 NODE_NETWORK = "tool-server-network"
 NODE_PORT = 31942
+#: Podman's names of states that Docker calls otherwise, of which documents speak Docker's.
+DOCKERS_WORDS = {"stopped": "exited", "configured": "created", "initialized": "created"}
 CALL_TIMEOUT = 30.0 * SLOW
 BUILD_TIMEOUT = 120.0 * SLOW
 
@@ -161,7 +163,10 @@ class Node:
 
     async def inspect(self) -> dict[str, Any]:
         async with asyncio.timeout(CALL_TIMEOUT):
-            return await self.container.show()
+            container: dict[str, Any] = await self.container.show()
+        status = container["State"]["Status"]
+        container["State"]["Status"] = DOCKERS_WORDS.get(status, status)
+        return container
 
     async def exec(self, command: Sequence[str], *, check: bool = True) -> ExecResult:
         """Run a command in the container to its end; with `check`, a code other than 0 raises."""

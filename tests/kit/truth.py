@@ -13,7 +13,7 @@ from typing import Any
 from aiodocker import Docker, DockerError
 from pymongo.asynchronous.database import AsyncDatabase
 
-from tests.kit.nodes import NODE_PORT
+from tests.kit.nodes import DOCKERS_WORDS, NODE_PORT
 from tests.kit.waiting import PATIENCE, SLOW, eventually
 
 Document = dict[str, Any]
@@ -22,7 +22,8 @@ Document = dict[str, Any]
 def true_fields(container: Mapping[str, Any], *, network: str, port: int = NODE_PORT) -> Document:
     """What a node's document must say of this inspection; `port` is missing where it is left as it is."""
     state = container["State"]
-    status, health = state["Status"], (state.get("Health") or {}).get("Status") or "none"
+    status = DOCKERS_WORDS.get(state["Status"], state["Status"])
+    health = (state.get("Health") or {}).get("Status") or "none"
     if status != "running" and health == "healthy":
         health = "unhealthy"
     ip = ""

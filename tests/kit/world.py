@@ -16,6 +16,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from eventwatch import Settings, watch
 from eventwatch.app import Application
 from eventwatch.core.facts import Change, Event
+from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline.reconciler import Reconciler
 from eventwatch.store.base import ENGINES, checker_id
 from tests.kit.nodes import Node, Nodes
@@ -108,7 +109,7 @@ class World:
 
     async def begin_idle_stops(self) -> None:
         """Let eventwatch find that it announced idle stops long ago: a first contact's grace takes minutes."""
-        engine_id = str((await self.docker.system.info())["ID"])
+        engine_id = (await DockerEngine(self.settings(), self.docker).identify()).id
         row = {"_id": checker_id(engine_id), "engine_id": engine_id, "idle_stops_from": ago(1)}
         await self.database[ENGINES].insert_one(row)
 

@@ -23,6 +23,7 @@ import eventwatch.engine.docker
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
 from eventwatch.engine.protocol import EngineInfo, id_fix
+from eventwatch.engine.wire import parse_listed
 from eventwatch.settings.model import Settings
 from tests.kit.certificates import make_certificates
 from tests.kit.fakes import served
@@ -533,6 +534,58 @@ async def test_after_a_deadline_the_next_call_opens_anew(
     monkeypatch.undo()
     await engine.inspect(NODE)
     assert [asked for asked in fake.asked if "version" in asked] == ["GET /version"] * 2
+
+
+# -- not there ----------------------------------------------------------------------------------------------
+
+
+async def test_where_there_is_no_socket_that_of_a_rootless_engine_is_named(
+    fake: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    async with closing(
+        DockerEngine(Settings(_env_file=None, docker_host=f"unix://{tmp_path}/none.sock"))
+    ) as engine:
+        with pytest.raises(EngineError, match="no such socket") as before:
+            await engine.identify()
+        async with served(tmp_path / "docker.sock", fake.answer):
+            with pytest.raises(EngineError, match="or set DOCKER_HOST: there is ") as raised:
+                await engine.identify()
+    assert f"{tmp_path}/docker.sock" in str(raised.value)
+    assert f"{tmp_path}/docker.sock" not in str(before.value)
+
+
+# -- Engine 29 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson", "application/jsonl"])
+async def test_the_events_of_api_152_are_read_to_their_clean_end(
+    fake: FakeEngine, engine: DockerEngine, kind: str
+) -> None:
+    """Without `status`, `id` and `from`, of another type, and ended when the engine stops."""
+    fake.api_version, fake.version = "1.52", {"MinAPIVersion": "1.44"}
+    event = {"Type": "container", "Action": "die", "Actor": {"ID": NODE, "Attributes": {"exitCode": "0"}}}
+    body = json.dumps({**event, "scope": "local", "time": 1, "timeNano": 10**9}).encode() + b"\n"
+    fake.always("/events", 200, body, Content_Type=kind)
+    async with engine.events(None, pytest.fail) as events:
+        assert [(each.action, each.node_id) async for each in events] == [("die", NODE)]
+    assert fake.asked[-1].startswith("GET /v1.52/events?")
+
+
+async def test_an_inspection_and_a_row_of_api_152_say_what_older_ones_do(
+    fake: FakeEngine, engine: DockerEngine
+) -> None:
+    """No address but those of networks, and health as a field of the list."""
+    fake.api_version = "1.52"
+    networks = {"Networks": {"tool-server-network": {"IPAddress": "10.0.0.2"}}}
+    fake.always("/containers/{id}/json", 200, json.dumps(inspection() | {"NetworkSettings": networks}).encode())
+    row = {"Id": NODE, "Names": ["/a"], "State": "running", "Status": "Up 2 seconds (healthy)"}
+    health = {"Health": {"Status": "healthy", "FailingStreak": 0}}
+    fake.always("/containers/json", 200, json.dumps([row | health | {"NetworkSettings": networks}]).encode())
+    assert (await engine.inspect(NODE)).ip == "10.0.0.2"
+    (listed,) = await engine.list_rows()
+    del row["Status"]
+    assert listed == parse_listed({**row, "Status": "Up 2 seconds (healthy)", "NetworkSettings": networks})
 
 
 # -- the clock, TLS -----------------------------------------------------------------------------------------
