@@ -43,7 +43,7 @@ from eventwatch.core.facts import Event, Observation, Usage, is_container_id, na
 from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
 from eventwatch.engine.protocol import PODMAN_FIX, Engine, EngineInfo
-from eventwatch.engine.ssh import SshForwarder, parse_ssh_url
+from eventwatch.engine.ssh import MOST_PROCESSES, SshForwarder, parse_ssh_url
 from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
@@ -80,8 +80,6 @@ CLOCK_TOLERANCE: Final = 1_000_000_000
 #: Connections to an engine behind ssh, besides one for each stop: a sweep inspects ten at a time.
 MOST_AT_ONCE: Final = 12
 
-#: Where the Podman of root keeps its containers, unless told otherwise.
-PODMAN_STORAGE: Final = "/var/lib/containers/storage"
 #: What hosts are called to which nobody gave a name.
 _NOBODYS_NAMES: Final = {"", "localhost"}
 
@@ -170,7 +168,10 @@ class DockerEngine:
         self._tls: ssl.SSLContext | None = None
         #: The way to an engine behind ssh.
         self._ssh = _forwarder(self._url) if self._url.startswith("ssh:") else None
+        #: Connections; over ssh each is a process, and a client that is replaced has some for a while.
         self._most = settings.stop_concurrency + MOST_AT_ONCE
+        if self._ssh is not None:
+            self._most = min(self._most, MOST_PROCESSES // 2 - 2)
         if settings.docker_tls_verify and self._url.startswith("tcp://"):
             self._url = "https://" + self._url.removeprefix("tcp://")
         if self._url.startswith("https://"):
@@ -499,6 +500,8 @@ class DockerEngine:
 
     def _fix(self, number: int) -> str | None:
         """What mends this error of the operating system. Raises ConfigError when only a restart of ours does."""
+        if self._ssh is not None:  # its local socket is ours alone
+            return None
         path = self._url.removeprefix("unix://")
         if number == errno.ENOENT and (others := [str(each) for each in usual_sockets() if str(each) != path]):
             return f"{_FIXES[number]}: there is {' and '.join(others)}"
@@ -542,11 +545,10 @@ def _is_socket(path: Path) -> bool:
 def podman_id(host: str, storage: str, *, rootless: bool) -> str:
     """An id for a Podman, of what it tells of itself, so that all who ask it agree, by whatever way they do.
 
-    One host may have many: that of root in its usual place goes by the name of the host alone, each other one by
-    where it keeps its containers, too. Two hosts of one name are not told apart: see pipeline/twins.py.
+    One host may have many, so each goes by where it keeps its containers, too. None inherits the id that all of a
+    host once shared: under it are the nodes of the others as well, which it would take for its own that are gone.
+    Two hosts of one name are not told apart: see pipeline/twins.py.
     """
-    if not rootless and storage in {"", PODMAN_STORAGE}:
-        return f"podman-{host}"
     kept = hashlib.sha256(f"{'rootless' if rootless else 'root'} {storage}".encode(errors="replace"))
     return f"podman-{host}-{kept.hexdigest()[:12]}"
 

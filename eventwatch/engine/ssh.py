@@ -12,7 +12,7 @@ for an option or reaches a shell; at most `MOST_PROCESSES` run at once, of which
 outlives `close`. Our settings are not in its environment.
 
 Not promised: speed. A connection costs a login (0.1 to 1 s), unless the user's ssh shares connections
-(`ControlMaster`).
+(`ControlMaster` with `ControlPersist`, made by another ssh).
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _OPTIONS: Final = (
     *("-o", f"ConnectTimeout={CONNECT_TIMEOUT}"),
     *("-o", "ServerAliveInterval=10"),
     *("-o", "ClearAllForwardings=yes"),
+    *("-o", "ControlMaster=no"),  # the end of the one that others share would end them all
 )
 #: What ssh, or docker on the far side, complains of, and what mends that.
 _FIXES: Final = {
@@ -108,10 +109,15 @@ class SshForwarder:
         self._opening = asyncio.Lock()
         self._starting = asyncio.Semaphore(MOST_STARTING)
         self._bridges: set[asyncio.Task[None]] = set()
+        #: Of those that are over, what still ends their processes.
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def socket(self) -> Path:
         """The path of the local socket. Raises ConfigError where there is no ssh, or no place for the socket."""
         async with self._opening:
+            if self._server is not None and not await asyncio.to_thread(self._is_there):  # somebody tidied up
+                self._server.close()
+                self._server = None
             if self._server is None:
                 if shutil.which("ssh") is None:
                     raise ConfigError(
@@ -119,7 +125,7 @@ class SshForwarder:
                         "(Debian: openssh-client)"
                     )
                 try:
-                    self._folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="eventwatch-ssh-")
+                    await asyncio.to_thread(self._make_folder)
                     self._server = await asyncio.start_unix_server(self._accept, f"{self._folder}/engine.sock")
                 except OSError as error:
                     await self._remove_folder()
@@ -137,13 +143,27 @@ class SshForwarder:
                 for bridge in self._bridges:
                     bridge.cancel()
                 await asyncio.gather(*self._bridges, return_exceptions=True)
+                await asyncio.gather(*self._endings, return_exceptions=True)
                 await self._remove_folder()
 
+    def _is_there(self) -> bool:
+        return Path(self._folder, "engine.sock").exists()
+
+    def _make_folder(self) -> None:
+        if not self._folder:
+            self._folder = tempfile.mkdtemp(prefix="eventwatch-ssh-")
+        elif not Path(self._folder).is_dir():  # the same again, for those who know it
+            Path(self._folder).mkdir(mode=0o700)
+
     async def _remove_folder(self) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        folder, self._folder = self._folder, ""
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._bridges) >= MOST_PROCESSES:
+        if self._server is None:  # it had come before the end
+            writer.close()
+            return
+        if len(self._bridges) + len(self._endings) >= MOST_PROCESSES:
             self.trouble = f"{MOST_PROCESSES} connections over ssh are open, and none ends"
             writer.close()
             return
@@ -156,6 +176,8 @@ class SshForwarder:
         link: _Link | None = None
         try:
             async with self._starting:
+                if reader.at_eof():  # its client gave up while it waited for its turn
+                    return
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     stdin=PIPE,
@@ -171,9 +193,11 @@ class SshForwarder:
         except OSError as error:
             self.trouble = f"ssh cannot be run: {error.strerror or error}"
         finally:
-            if link is not None:
-                await link.end()
             writer.close()
+            if link is not None:
+                ending = asyncio.create_task(link.end(), name="ssh-ending")
+                self._endings.add(ending)
+                ending.add_done_callback(self._endings.discard)
 
     def _on_answer(self) -> None:
         self.trouble = ""
@@ -209,10 +233,12 @@ class _Link:
         self._on_answer()
 
     async def begun(self, *, within: float) -> None:
-        """Wait until anything came back, or so many seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                await self._begun.wait()
+        """Wait until anything came back, either side has ended it, or so many seconds have passed."""
+        begun = asyncio.create_task(self._begun.wait(), name="ssh-begun")
+        try:
+            await asyncio.wait({begun, self._there}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            begun.cancel()
 
     async def is_refused(self) -> bool:
         """Wait until either side has ended it; whether it was ssh, before anything came back."""

@@ -5,11 +5,11 @@ holds the container's lock in between: an inspection that is asked for at the `c
 the `start`, a third to a half of a millisecond earlier than one that is asked for then.
 
 Contract: an answer is taken for a start only if it shows the container running since a moment between that
-`connect` and that `start`, on the engine's own clock: it is about this run of it. Whatever else is told of the
-node in between, and every new connection of the stream, drops the question. A start for which no answer comes
-within `PATIENCE` is inspected as if nothing had been asked. A `connect` behind which no start comes (of a
-container that runs, or that cannot be started) costs that one question. Of many at once, `MOST` are asked about,
-and no others: each takes a connection to the engine until the start is done.
+`connect` and that `start`, on the engine's own clock: it is about this run of it. What may have changed the node
+since (its end, a pause, its health, another network), and every new connection of the stream, drops the question.
+A start for which no answer comes within `PATIENCE` is inspected as if nothing had been asked. A `connect` behind
+which no start comes (of a container that runs, or that cannot be started) costs that one question. Of many at
+once, `MOST` are asked about, and no others: each takes a connection to the engine until the start is done.
 
 Not here: `unpause` and `restart`. Nothing is told before the first, and the second comes after its `start`.
 """

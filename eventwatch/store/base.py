@@ -51,7 +51,7 @@ OLD_HISTORY: Final = "NodeHistory"
 #: version would misread. It grows only with a change that an earlier version would misread or damage; fields that
 #: are added are none. Beyond the range, it was no eventwatch that wrote it, and it counts for nothing.
 FORMAT: Final = 1
-LATER_FORMAT: Final = {"$gt": FORMAT, "$lt": 1000}
+LATER_FORMAT: Final = {"$type": ["int", "long"], "$gt": FORMAT, "$lt": 1000}
 
 #: Server error codes of a refused login or missing rights: waiting does not help.
 REFUSED: Final = {13, 18}

@@ -103,8 +103,9 @@ class Fleet(Nodes, Leases):
         """Delete an engine's documents and all that is on record of it; how many documents went.
 
         Nothing that another engine owns, and nothing that a watcher of this one stamps meanwhile. Raises
-        StoreError when such a watcher is there: what is left then stays.
+        StoreError when such a watcher is there: what is left then stays; and for records of a later version.
         """
+        await self.refuse_later_format(engine_id)
         fence, deleted = await self._fence_of(engine_id), 0
         async for ids in self._ids_to_forget(engine_id):
             if await self.live_among([engine_id]):

@@ -164,8 +164,8 @@ class Leases(Collections):
             row = await self._engines.find_one(later, {"format": 1, "version": 1})
         if row is not None:
             raise StoreError(
-                f"Database has records of this engine in format {row['format']}, written by eventwatch"
-                f" {printable(row.get('version') or 'of a later version', 40)}; this one,"
+                f"Database has records of this engine in format {row['format']} (NodeEngine.format), written by"
+                f" eventwatch {printable(row.get('version') or 'of a later version', 40)}; this one,"
                 f" {eventwatch_version()}, knows no later format than {FORMAT}: install that version again",
                 permanent=True,
             )

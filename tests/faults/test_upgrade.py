@@ -229,10 +229,13 @@ async def test_a_later_format_is_refused_in_one_line_and_nothing_of_it_is_touche
     before = await world.documents.find().to_list(), await engines.find().to_list()
     new.start()
     assert await new.ends(PATIENCE) == 2
-    assert "in format 2, written by eventwatch 9.9.9;" in new.output
+    assert "in format 2 (NodeEngine.format), written by eventwatch 9.9.9;" in new.output
     environment = our_environment(**variables(world.settings()))
     ended = run(sys.executable, "-m", "eventwatch", "sweep", env=environment, check=False)
-    assert (ended.code, "in format 2, written by eventwatch 9.9.9;" in ended.stderr) == (2, True), ended
+    assert (ended.code, "in format 2 (NodeEngine.format), written by eventwatch 9.9.9;" in ended.stderr) == (
+        2,
+        True,
+    ), ended
     assert (await world.documents.find().to_list(), await engines.find().to_list()) == before
     assert await world.checkers.find_one() is None
     await engines.update_one({}, {"$set": {"format": 1}})

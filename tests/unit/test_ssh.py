@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import eventwatch.engine.docker
 import eventwatch.engine.ssh
 from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.engine.ssh import parse_ssh_url
+from eventwatch.engine.ssh import SshForwarder, parse_ssh_url
 from eventwatch.settings.model import Settings
 from tests.kit.processes import processes_under
 from tests.kit.waiting import eventually
@@ -31,7 +33,7 @@ from tests.kit.waiting import eventually
     ],
 )
 def test_a_url_is_read_as_docker_reads_it(url: str, words: str) -> None:
-    assert " ".join(parse_ssh_url(url).command()).endswith(f"ClearAllForwardings=yes {words}")
+    assert " ".join(parse_ssh_url(url).command()).endswith(f"ControlMaster=no {words}")
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,36 @@ async def test_no_more_processes_run_than_may(
     with pytest.raises(EngineError, match="0 connections over ssh are open, and none ends"):
         await engine.identify()
     await engine.close()
+
+
+async def test_who_has_given_up_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a login that is not needed any more would fail for those before it."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(eventwatch.engine.ssh, "STARTING", 600.0)
+    ssh_is(tmp_path, f"echo one >>{tmp_path}/started\ncat >/dev/null")
+    forwarder = SshForwarder(parse_ssh_url("ssh://host"))
+    for _ in range(20):
+        _, writer = await asyncio.open_unix_connection(await forwarder.socket())
+        writer.close()
+    _, writer = await asyncio.open_unix_connection(await forwarder.socket())
+    await eventually((tmp_path / "started").exists, 20)
+    await eventually(lambda: len(forwarder._bridges) == 1 and not forwarder._endings, 20)
+    writer.close()
+    await eventually(lambda: not forwarder._bridges and not forwarder._endings, 20)
+    await forwarder.close()
+
+
+async def test_a_socket_that_somebody_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ssh_is(tmp_path, "cat >/dev/null")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    forwarder = SshForwarder(parse_ssh_url("ssh://host"))
+    path = await forwarder.socket()
+    shutil.rmtree(path.parent)
+    assert await forwarder.socket() == path
+    assert path.is_socket()
+    await forwarder.close()
+    assert not sockets(tmp_path)
