@@ -147,13 +147,21 @@ class SshForwarder:
                 await self._remove_folder()
 
     def _is_there(self) -> bool:
-        return Path(self._folder, "engine.sock").exists()
+        return self._is_ours() and Path(self._folder, "engine.sock").exists()
+
+    def _is_ours(self) -> bool:
+        """Whether nobody else has put a folder, or a link, in the place of ours."""
+        try:
+            return Path(self._folder).lstat().st_uid == os.geteuid()
+        except OSError:
+            return False
 
     def _make_folder(self) -> None:
-        if not self._folder:
+        if self._folder:  # the same again, for those who know it
+            with contextlib.suppress(FileExistsError):
+                Path(self._folder).mkdir(mode=0o700)
+        if not self._folder or not self._is_ours():
             self._folder = tempfile.mkdtemp(prefix="eventwatch-ssh-")
-        elif not Path(self._folder).is_dir():  # the same again, for those who know it
-            Path(self._folder).mkdir(mode=0o700)
 
     async def _remove_folder(self) -> None:
         folder, self._folder = self._folder, ""

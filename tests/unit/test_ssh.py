@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -153,3 +154,23 @@ async def test_a_socket_that_somebody_removed_is_made_again(
     assert path.is_socket()
     await forwarder.close()
     assert not sockets(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+async def test_a_folder_that_somebody_else_put_in_its_place_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ssh_is(tmp_path, "cat >/dev/null")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    forwarder = SshForwarder(parse_ssh_url("ssh://host"))
+    path = await forwarder.socket()
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    path.touch()
+    os.chown(path.parent, 65534, 65534)
+    elsewhere = await forwarder.socket()
+    assert elsewhere.parent != path.parent
+    assert elsewhere.is_socket()
+    await forwarder.close()
+    assert sockets(tmp_path) == [path.parent]
