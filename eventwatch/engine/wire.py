@@ -95,8 +95,11 @@ def parse_event(raw: object) -> Event | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise MalformedEventError(f"{type(error).__name__}: {error}") from error
     if kind == "network":
-        container = attributes.get("container")
-        return Event(action, str(container), time_nano, detail=subject, raw=raw) if _is_name(container) else None
+        container, name = attributes.get("container"), attributes.get("name")
+        if not _is_name(container):
+            return None
+        network = name if isinstance(name, str) else ""
+        return Event(action, str(container), time_nano, detail=subject, network=network, raw=raw)
     if kind != "container":
         return None
     action, _, rest = action.partition(":")
@@ -187,6 +190,16 @@ def _ending(state: Mapping[str, Any]) -> Ending:
         finished_at=parse_time(state.get("FinishedAt")),
         failure=failures[0] if failures else None,
     )
+
+
+def parse_address(network: Mapping[str, Any], node_id: str) -> str:
+    """The address of a container by what its network says; empty where that says none, or nothing usable."""
+    try:
+        endpoint = (network.get("Containers") or {}).get(node_id) or {}
+        address = _text(endpoint.get("IPv4Address") or endpoint.get("IPv6Address") or "")
+    except (TypeError, AttributeError):
+        return ""
+    return address.partition("/")[0]
 
 
 def parse_usage(stats: Mapping[str, Any]) -> Usage:

@@ -42,7 +42,7 @@ def test_a_network_event_is_about_its_container() -> None:
         "timeNano": 9,
         "Actor": {"ID": "n1", "Attributes": {"container": "c1", "name": "tool-server-network"}},
     }
-    assert parse_event(raw) == Event("disconnect", "c1", 9, detail="n1")
+    assert parse_event(raw) == Event("disconnect", "c1", 9, detail="n1", network="tool-server-network")
 
 
 def test_events_about_other_things_are_nobodys() -> None:
