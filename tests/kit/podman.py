@@ -143,7 +143,7 @@ class RootlessPodman(RootlessEngine):
 
     @property
     def socket(self) -> Path:
-        return self.folder / "run" / "podman" / "podman.sock"
+        return self.folder / "run" / "podman.sock"
 
     def _command(self) -> list[str]:
         settings = self.folder / "home" / "containers.conf"

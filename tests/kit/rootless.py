@@ -66,11 +66,15 @@ class RootlessEngine:
             env=system_environment(),
             orphaned="TERM",
         )
-        await eventually(
-            lambda: answers(self.socket),
-            START_TIMEOUT,
-            what=lambda: f"the rootless engine answers\n{self._daemon.tail()}",
-        )
+        try:
+            await eventually(
+                lambda: answers(self.socket),
+                START_TIMEOUT,
+                what=lambda: f"the rootless engine answers\n{self._daemon.tail()}",
+            )
+        except BaseException:
+            await self._clean_up()
+            raise
         return self
 
     def _command(self) -> list[str]:
@@ -100,6 +104,9 @@ class RootlessEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
         await self._daemon.end()
         self._daemon.close()
         await end_processes(self.folder, with_children=True)
