@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from http import HTTPStatus
 from typing import Final
 
 from eventwatch.core.details import LONGEST_NAME
@@ -88,11 +89,24 @@ async def _examine_engine(engine: Engine, settings: Settings) -> AsyncIterator[F
     if settings.idle_activity:
         instead = ", or set EVENTWATCH_IDLE_ACTIVITY to nothing"
         yield await _permission("GET /containers/{id}/stats", engine.usage(NOBODY), instead)
+    yield await _examine_addresses(engine)
     call = "POST /containers/{id}/stop"
     stops = await _permission(call, engine.stop(NOBODY, grace=0), ", or set EVENTWATCH_IDLE_TIMEOUT=0")
     if stops.denied and not settings.idle_timeout and not settings.stop_nodes_on_exit:
         stops = Finding(call, "denied, and not needed: no node is ever stopped with these settings")
     yield stops
+
+
+async def _examine_addresses(engine: Engine) -> Finding:
+    call = "GET /networks/{id}"
+    try:
+        await engine.address(NOBODY, NOBODY)
+    except EngineError as error:
+        if error.status == DENIED:
+            return Finding(call, "denied, which can be done without: starts are written a millisecond later")
+        if error.status != HTTPStatus.NOT_FOUND:  # the engine's own answer: there is no such network
+            return Finding(call, str(error), unsure=True)
+    return Finding(call, "allowed")
 
 
 async def _examine_network(engine: DockerEngine, network: str) -> Finding:

@@ -66,7 +66,8 @@ class Cause(StrEnum):
 class Event:
     """One engine event about one container; a network event is about the container that it names.
 
-    `raw` is what the engine sent, for recordings.
+    `network`: the name of the network of a network event, whose id is in `detail`. `raw` is what the engine sent,
+    for recordings.
     """
 
     action: str
@@ -74,6 +75,7 @@ class Event:
     time_nano: int
     health: str | None = None
     detail: str = ""
+    network: str = ""
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -15,6 +15,7 @@ from typing import Final
 
 from eventwatch.core.durations import TooLongError, format_duration, parse_duration
 from eventwatch.core.facts import (
+    NO_HEALTH_CHECK,
     NOT_RUNNING_IP,
     STOPPING,
     Claim,
@@ -118,6 +119,14 @@ def desired_fields(seen: Observation, *, node_port: int, health_check: bool) -> 
         fields["port"] = node_port
     elif len(seen.tcp_ports) == 1:
         fields["port"] = seen.tcp_ports[0]
+    return fields
+
+
+def started_fields(ip: str, *, checked: bool, health_check: bool) -> dict[str, str | int]:
+    """What a start proves of a container whose address is known; `checked`: whether it has a health check."""
+    fields: dict[str, str | int] = {"status": "running", "ip": ip}
+    if health_check:
+        fields["health"] = "starting" if checked else NO_HEALTH_CHECK
     return fields
 
 

@@ -7,9 +7,9 @@ our own reader on a client of its own: aiodocker's `subscribe()` hangs for ever 
 long line kills it.
 
 The calls that are made, all of them: `GET /version`, `GET /info`, `GET /events`, `GET /containers/json`,
-`GET /containers/{id}/json`, `POST /containers/{id}/stop`, with `idle_activity` also `GET /containers/{id}/stats`,
-and by `doctor` alone `GET /networks`. No redirect is followed. `{id}` is 64 hexadecimal digits, save where
-`resolve` asks about a name.
+`GET /containers/{id}/json`, `POST /containers/{id}/stop`, `GET /networks/{id}`, with `idle_activity` also
+`GET /containers/{id}/stats`, and by `doctor` alone `GET /networks`. No redirect is followed. A container's `{id}`
+is 64 hexadecimal digits, save where `resolve` asks about a name.
 
 Not promised: that events arrive in the order of their `timeNano`, once, or at all.
 """
@@ -52,6 +52,7 @@ from eventwatch.engine.wire import (
     NETWORK_ACTIONS,
     engine_time,
     log_cut,
+    parse_address,
     parse_container,
     parse_event,
     parse_listed,
@@ -113,6 +114,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "stop": Call(
         "POST", "/containers/{id}/stop", statuses=frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
     ),
+    "network": Call("GET", "/networks/{id}"),
     "stats": Call("GET", "/containers/{id}/stats", _MIB),
     "networks": Call("GET", "/networks", 8 * _MIB),
 }
@@ -124,6 +126,8 @@ _HEADERS: Final = {"Accept-Encoding": "identity"}
 _WHO: Final = "asking the engine who it is"
 _API_VERSION: Final = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+#: Those of swarms have 25 letters and digits.
+_NETWORK_ID: Final = re.compile(r"[0-9a-z]{25,64}")
 _SOME_ID: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 _FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
@@ -307,6 +311,14 @@ class DockerEngine:
         if container.get("Id") != node_id:
             raise EngineError(f"Engine failed while {doing}: it answered about {_line(container.get('Id'))}")
         return container
+
+    async def address(self, network_id: str, node_id: str) -> str:
+        if _NETWORK_ID.fullmatch(network_id) is None:
+            return ""
+        doing = "asking a network for an address"
+        body = await self._ask("network", network_id, doing=doing, seconds=CALL_DEADLINE)
+        network: dict[str, Any] = {} if body is None else _decoded(body, dict, doing)
+        return parse_address(network, node_id)
 
     async def usage(self, node_id: str) -> Usage:
         _check_id(node_id)

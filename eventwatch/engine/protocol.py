@@ -58,6 +58,10 @@ class Engine(Protocol):
         """What the engine says of a container now."""
         ...
 
+    async def address(self, network_id: str, node_id: str) -> str:
+        """The container's address by what a network says, which waits for no container; empty: it says none."""
+        ...
+
     async def usage(self, node_id: str) -> Usage:
         """What a container has used so far; nothing is known of one that is gone."""
         ...

@@ -104,10 +104,7 @@ def parse_event(raw: object) -> Event | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise MalformedEventError(f"{type(error).__name__}: {error}") from error
     if kind == "network":
-        container = attributes.get("container")
-        if container is None and action in NETWORK_ACTIONS:  # Podman's are about the container itself
-            container, subject = subject, str(attributes.get("network") or "")
-        return Event(action, str(container), time_nano, detail=subject, raw=raw) if _is_name(container) else None
+        return _network_event(action, subject, attributes, raw)
     if kind != "container":
         return None
     action, _, rest = action.partition(":")
@@ -118,6 +115,18 @@ def parse_event(raw: object) -> Event | None:
         health = rest.strip() or (told if told in _HEALTH_RESULTS else None)
         return Event(action, subject, time_nano, health=health, raw=raw)
     return Event(action, subject, time_nano, detail=rest or _told(action, attributes), raw=raw)
+
+
+def _network_event(
+    action: str, subject: str, attributes: Mapping[str, Any], raw: Mapping[str, Any]
+) -> Event | None:
+    container, name = attributes.get("container"), attributes.get("name")
+    if container is None and action in NETWORK_ACTIONS:  # Podman's are about the container, and name that
+        container, name, subject = subject, attributes.get("network"), ""
+    if not _is_name(container):
+        return None
+    network = name if isinstance(name, str) else ""
+    return Event(action, str(container), raw["timeNano"], detail=subject, network=network, raw=raw)
 
 
 def log_cut(raw: object) -> int:
@@ -207,6 +216,16 @@ def _ending(state: Mapping[str, Any]) -> Ending:
         finished_at=parse_time(state.get("FinishedAt")),
         failure=failures[0] if failures else None,
     )
+
+
+def parse_address(network: Mapping[str, Any], node_id: str) -> str:
+    """The address of a container by what its network says; empty where that says none, or nothing usable."""
+    try:
+        endpoint = (network.get("Containers") or {}).get(node_id) or {}
+        address = _text(endpoint.get("IPv4Address") or endpoint.get("IPv6Address") or "")
+    except (TypeError, AttributeError):
+        return ""
+    return address.partition("/")[0]
 
 
 def parse_usage(stats: Mapping[str, Any]) -> Usage:

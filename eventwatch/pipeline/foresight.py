@@ -1,15 +1,26 @@
-"""Inspections that are asked for before the event that calls for them, so that the answer is there when it comes.
+"""What is written of a start is asked for before the event of it, so that the answer is there when it comes.
 
-The engine tells that a container is connected to its network 17 to 200 ms before it tells of its `start`, and
-holds the container's lock in between: an inspection that is asked for at the `connect` is answered right behind
-the `start`, a third to a half of a millisecond earlier than one that is asked for then.
+The engine tells that a container is connected to its network 17 to 300 ms before it tells of its `start`. At the
+`connect` one of two questions is asked:
 
-Contract: an answer is taken for a start only if it shows the container running since a moment between that
-`connect` and that `start`, on the engine's own clock: it is about this run of it. What may have changed the node
-since (its end, a pause, its health, another network), and every new connection of the stream, drops the question.
-A start for which no answer comes within `PATIENCE` is inspected as if nothing had been asked. A `connect` behind
-which no start comes (of a container that runs, or that cannot be started) costs that one question. Of many at
-once, `MOST` are asked about, and no others: each takes a connection to the engine until the start is done.
+- of the network, which address the container has. It waits for no container, and the answer is there before the
+  `start` (54 of 54 on three engines), which proves the rest: it is written a millisecond earlier than by an
+  inspection. The settle behind it confirms it.
+- Where that is not enough, or not to be had, of the container: an inspection. The engine holds the container's
+  lock until the start is done, so the answer comes right behind the `start`, a third to a half of a millisecond
+  earlier than one that is asked for then.
+
+Contract: an address is that of the endpoint that the `connect` told of, and counts for one start. An inspection is
+taken for a start only if it shows the container running since a moment between that `connect` and that `start`, on
+the engine's own clock: it is about this run of it. What may have changed the node since (its end, a pause, its
+health, its networks), and every new connection of the stream, drops the question. A start for which no answer
+comes within `PATIENCE` is inspected as if nothing had been asked. A `connect` behind which no start comes (of a
+container that runs, or that cannot be started) costs that one question. Of many at once, `MOST` are asked about,
+and no others: each may take a connection to the engine until the start is done.
+
+The network is asked only about a node of which an earlier inspection told whether it has a health check, while
+there are no more than `FEW` nodes, as it tells of all that is on it, and not again after it refused (a proxy may)
+until the stream is opened anew.
 
 Not here: `unpause` and `restart`. Nothing is told before the first, and the second comes after its `start`.
 """
@@ -23,13 +34,15 @@ from typing import Final
 
 from eventwatch.core.clock import Clock, Timer
 from eventwatch.core.errors import EngineError
-from eventwatch.core.facts import Event, Observation
+from eventwatch.core.facts import STOPPING, Event, Observation
 from eventwatch.core.policy import is_run_of
 from eventwatch.engine.protocol import Engine
 from eventwatch.pipeline.roster import Roster
 
 #: Questions under way at once.
 MOST: Final = 8
+#: Nodes with which the network is still asked: it answers with 250 bytes for each.
+FEW: Final = 100
 #: Seconds until a question behind which no start came is dropped: a start takes as long in a burst.
 LONGEST: Final = 10.0
 #: Seconds that an answer waits for its start, which is told at the same moment: 0.6 ms apart were measured.
@@ -39,6 +52,7 @@ PATIENCE: Final = 0.02
 
 #: What may have made the node another than it was asked about. What ends a run, its start need not wait for.
 _ENDING: Final = frozenset({"die", "pause", "destroy", "unpause"})
+_ALIVE: Final = frozenset({"running", "paused", STOPPING})
 _DROPPING: Final = _ENDING | {"health_status", "disconnect"}
 
 
@@ -50,7 +64,8 @@ class _Question:
     connected: int
     task: asyncio.Task[None] | None = None
     timer: Timer | None = None
-    answer: Observation | None = None
+    #: The address, where the network was asked.
+    answer: Observation | str | None = None
     started: int | None = None
 
     def wait(self, timer: Timer) -> None:
@@ -62,7 +77,8 @@ class _Question:
 class Foresight:
     """`on_answer` takes what proves a start (and the engine time of that, ns).
 
-    `on_none` takes the id of a node whose start has to be inspected after all.
+    `on_address` takes the id of a node that has started, its address on `network`, and the engine time of the
+    start (ns). `on_none` takes the id of a node whose start has to be inspected after all.
     """
 
     def __init__(
@@ -70,6 +86,8 @@ class Foresight:
         *,
         engine: Engine,
         roster: Roster,
+        network: str,
+        on_address: Callable[[str, str, int], object],
         on_answer: Callable[[Observation, int], object],
         on_none: Callable[[str], object],
         clock: Clock,
@@ -77,11 +95,14 @@ class Foresight:
     ) -> None:
         self._engine = engine
         self._roster = roster
+        self._network = network
+        self._on_address = on_address
         self._on_answer = on_answer
         self._on_none = on_none
         self._clock = clock
         self._tasks = tasks
         self._questions: dict[str, _Question] = {}
+        self._network_refuses = False
 
     def __len__(self) -> int:
         """How many questions are under way, or answered and waiting for their start."""
@@ -94,24 +115,59 @@ class Foresight:
         elif event.action in _DROPPING and self.drop(event.node_id) and event.action not in _ENDING:
             self._on_none(event.node_id)
 
+    def awaits(self, node_id: str) -> bool:
+        """Whether a start of this node is ahead: until then, its lock holds up whoever asks about it."""
+        return node_id in self._questions
+
     def _ask_early(self, event: Event) -> None:
         node_id = event.node_id
-        if node_id in self._questions or len(self._questions) >= MOST:
+        known = self._roster.known.get(node_id)
+        if known is not None and known.status in _ALIVE:
+            return  # another network for one that runs
+        by_network = self._may_ask_network(node_id)
+        if by_network and event.network != self._network:
+            return
+        if question := self._questions.get(node_id):
+            if not by_network:
+                return
+            self._give_up(question)  # it is of another endpoint
+        if len(self._questions) >= MOST:
             return
         question = self._questions[node_id] = _Question(node_id, event.time_nano)
         question.wait(self._clock.call_later(LONGEST, lambda: self._give_up(question)))
-        question.task = self._tasks.create_task(self._ask(question), name=f"foresight-{node_id[:12]}")
+        asking = self._ask_network(question, event.detail) if by_network else self._inspect(question)
+        question.task = self._tasks.create_task(asking, name=f"foresight-{node_id[:12]}")
 
-    async def _ask(self, question: _Question) -> None:
+    def _may_ask_network(self, node_id: str) -> bool:
+        known = self._roster.state(node_id).checked is not None
+        return known and len(self._roster.known) <= FEW and not self._network_refuses
+
+    async def _ask_network(self, question: _Question, network_id: str) -> None:
+        try:
+            address = await self._engine.address(network_id, question.node_id)
+        except EngineError:
+            self._network_refuses, address = True, ""
+        if self._questions.get(question.node_id) is not question:
+            return
+        if not address:
+            await self._inspect(question)
+            return
+        question.task = None
+        if question.started is None:
+            question.answer = address
+        else:
+            self._end(question, address, question.started)
+
+    async def _inspect(self, question: _Question) -> None:
         try:
             seen = await self._engine.inspect(question.node_id, as_of=self._roster.newest)
         except EngineError:  # whoever asks next tells of it
             question.task = None
             self._give_up(question)
             return
-        question.task = None
         if self._questions.get(question.node_id) is not question:
             return
+        question.task = None
         if question.started is not None:
             self._end(question, seen, question.started)
         elif is_run_of(seen, since=question.connected):
@@ -123,7 +179,7 @@ class Foresight:
     def expect(self, event: Event) -> bool:
         """Whether the answer to a `start` is there, or soon will be; else the node is to be inspected."""
         question = self._questions.get(event.node_id)
-        if question is None:
+        if question is None or event.time_nano < question.connected:
             return False
         if question.started is not None:  # the end of the run before was not told
             self.drop(event.node_id)
@@ -139,9 +195,11 @@ class Foresight:
         question.wait(self._clock.call_later(LONGEST, lambda: self._give_up(question)))
         self._on_none(question.node_id)
 
-    def _end(self, question: _Question, seen: Observation, started: int) -> None:
+    def _end(self, question: _Question, seen: Observation | str, started: int) -> None:
         self.drop(question.node_id)
-        if is_run_of(seen, since=question.connected, until=started):
+        if isinstance(seen, str):
+            self._on_address(question.node_id, seen, started)
+        elif is_run_of(seen, since=question.connected, until=started):
             self._on_answer(seen, started)
         else:
             self._on_none(question.node_id)
@@ -163,5 +221,6 @@ class Foresight:
 
     def drop_all(self) -> None:
         """Believe no answer that was asked for by now; each start that waits is inspected."""
+        self._network_refuses = False
         for question in list(self._questions.values()):
             self._give_up(question)

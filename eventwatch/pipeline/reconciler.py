@@ -12,8 +12,8 @@ too.
 What orders the facts of a node:
 - two hints: the engine's `timeNano`;
 - a hint after an observation: the observation's `time_nano`, a lower bound of when it was true;
-- an observation after a hint: it is dropped when a hint arrived after the inspection was asked for, save for a
-  start's own inspection where that was asked for before the start was told (foresight.py).
+- an observation after a hint: it is dropped when a hint arrived after the inspection was asked for, save for what
+  was asked for before a start, so as to be there with it (foresight.py).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from eventwatch.core.policy import (
     is_elsewhere,
     is_older,
     label_matches,
+    started_fields,
     where_it_is,
 )
 from eventwatch.engine.protocol import Engine
@@ -75,6 +76,8 @@ class Reconciler:
         self.foresight = Foresight(
             engine=engine,
             roster=roster,
+            network=settings.node_network,
+            on_address=self._accept_address,
             on_answer=self._accept_foreseen,
             on_none=partial(inspections.soon, urgent=True),
             clock=clock,
@@ -150,6 +153,9 @@ class Reconciler:
         if left > 0.0005:  # noqa: PLR2004 - below a timer's resolution
             self._arm_settle(node_id, node, left)
             return
+        if self.foresight.awaits(node_id):  # its start is about to come, and begins this anew
+            self._arm_settle(node_id, node, delay)
+            return
         node.first_event = None
         self._inspections.soon(node_id)
 
@@ -195,6 +201,17 @@ class Reconciler:
             # The newer word, said again: a document that was not `running` yet did not take it as it was.
             fields["health"] = node.health
         self._writer.put(node_id, Hint(Cause.EVENT, fields, self._answered(node, seen)))
+
+    def _accept_address(self, node_id: str, ip: str, started: int) -> None:
+        """Take what a start proves once its address is known. Whatever came in between has dropped it."""
+        node = self._roster.state(node_id)
+        if node_id not in self._roster.known or node_id in self._writer.claims or node.checked is None:
+            self._inspections.soon(node_id, urgent=True)
+            return
+        fields = started_fields(ip, checked=node.checked, health_check=self._settings.health_check)
+        node.as_of = max(node.as_of, started)
+        times, node.waiting = node.waiting, []
+        self._writer.put(node_id, Hint(Cause.EVENT, fields, times))
 
     def _accept_foreseen(self, seen: Observation, started: int) -> None:
         """Take the answer to a start that was asked for before it. Whatever came in between has dropped it."""

@@ -126,6 +126,10 @@ class ReplayEngine:
         running = [each for each in self._seen() if each.status in {"running", "paused"}]
         return [each.node_id for each in running if label is None or label_matches(label, each.labels)]
 
+    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - as an engine is asked
+        """None: no recording has it."""
+        return ""
+
     async def usage(self, node_id: str) -> Usage:  # noqa: ARG002 - as an engine is asked
         """Nothing: no recording has it."""
         return Usage()

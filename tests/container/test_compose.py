@@ -51,6 +51,8 @@ FORBIDDEN = (
     ("POST", "/images/create?fromImage=x"),
     ("POST", "/build"),
     ("GET", "/networks"),
+    ("GET", "/networks/bridge"),
+    ("DELETE", "/networks/{id}"),
     ("GET", "/secrets"),
     ("POST", "/swarm/init"),
     ("HEAD", "/containers/json"),

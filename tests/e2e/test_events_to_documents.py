@@ -83,15 +83,16 @@ async def test_a_start_shows_status_health_and_ip_in_one_write_long_before_it_se
 
 
 @pytest.mark.needs("told-connect")
-async def test_a_start_is_answered_by_an_inspection_that_was_asked_for_before_it(
+async def test_a_start_is_written_by_what_was_asked_for_before_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine holds its answer back until the start is done; each of several starts in turn has its own."""
+    """An inspection, which the engine holds back until the start is done; once that has told all, the address."""
     for name in ("PATIENCE", "KEPT", "LONGEST"):  # however slow the machine is
         monkeypatch.setattr(foresight, name, NEVER)
-    node = await world.nodes.create("one")
+    node = await world.nodes.create("one", healthcheck="ok", interval_s=60)
     await world.insert(node)
-    inspect, released = DockerEngine.inspect, asyncio.Event()
+    inspect, address, released = DockerEngine.inspect, DockerEngine.address, asyncio.Event()
+    addresses = []
 
     async def held_unless_foreseen(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
         task = asyncio.current_task()
@@ -99,13 +100,19 @@ async def test_a_start_is_answered_by_an_inspection_that_was_asked_for_before_it
             await released.wait()
         return await inspect(engine, node_id, as_of=as_of)
 
+    async def noted(engine: DockerEngine, network_id: str, node_id: str) -> str:
+        addresses.append(await address(engine, network_id, node_id))
+        return addresses[-1]
+
     async with world.watching(**late()):
         await eventually(lambda: world.says(node, health="none"))
         monkeypatch.setattr(DockerEngine, "inspect", held_unless_foreseen)
-        for _ in range(3):
+        monkeypatch.setattr(DockerEngine, "address", noted)
+        for number in range(3):
             await node.start()
             ip = await world.ip(node)
-            await eventually(partial(world.says, node, status="running", ip=ip))
+            await eventually(partial(world.says, node, status="running", ip=ip, health="starting"))
+            assert addresses == [ip] * number
             await node.kill()
             await eventually(partial(world.says, node, status="exited", ip=""))
         released.set()

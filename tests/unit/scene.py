@@ -12,16 +12,17 @@ from eventwatch.core.clock import KindestClock
 from eventwatch.core.facts import Event, Observation, Recorded
 from eventwatch.pipeline.pipeline import Pipeline
 from eventwatch.replay.timeline import Busy, Simulation
-from tests.unit.simulated import ENGINE_ID, MS, START, MemoryStore, SimulatedEngine, Stream, World
+from tests.unit.simulated import ENGINE_ID, MS, NETWORK, START, MemoryStore, SimulatedEngine, Stream, World
 
 NODE = "a" * 64
 RUNNING = Observation(NODE, status="running", health="starting", ip="10.0.0.1", time_nano=START)
 
 
 class ScriptedEngine(SimulatedEngine):
-    """Holds each inspection until the test answers it."""
+    """Holds each inspection, and each question for an address, until the test answers it."""
 
     def __init__(self) -> None:
+        self.addresses: list[asyncio.Future[str]] = []
         self.asked: list[asyncio.Future[Observation]] = []
         self.asked_about: list[str] = []
 
@@ -30,6 +31,10 @@ class ScriptedEngine(SimulatedEngine):
         self.asked.append(asyncio.get_running_loop().create_future())
         seen = await self.asked[-1]
         return replace(seen, time_nano=max(seen.time_nano, as_of))
+
+    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - as an engine is asked
+        self.addresses.append(asyncio.get_running_loop().create_future())
+        return await self.addresses[-1]
 
 
 class Scene:
@@ -49,7 +54,7 @@ class Scene:
             sweeps=False,
             looks=False,
         )
-        self.roster, self.reconciler = pipeline.roster, pipeline.reconciler
+        self.roster, self.reconciler, self.writer = pipeline.roster, pipeline.reconciler, pipeline.writer
         self.inspections = pipeline.inspections
         self.store.put(Recorded(NODE, NODE[:12], status, "none", "", 1))
         self.reconciler.replace_known(dict(self.store.documents), known_before={})
@@ -60,8 +65,11 @@ class Scene:
     def document(self) -> Recorded:
         return self.store.documents[NODE]
 
-    def on_event(self, action: str, at_ms: int, health: str | None = None, *, node: str = NODE) -> None:
-        self.reconciler.on_event(Event(action, node, START + at_ms * MS, health))
+    def on_event(
+        self, action: str, at_ms: int, health: str | None = None, *, node: str = NODE, network: str = NETWORK
+    ) -> None:
+        named = ("n", network) if action in {"connect", "disconnect"} else ("", "")
+        self.reconciler.on_event(Event(action, node, START + at_ms * MS, health, *named))
 
     async def pass_ms(self, ms: int) -> None:
         await self.time.run_until(self.time.clock.time_ns() + ms * MS)

@@ -104,6 +104,8 @@ class Container:
         self.number = number
         self.events: list[Event] = []
         self.locks: list[tuple[int, int]] = []
+        #: Since when its endpoint on the network has had which address.
+        self.endpoints: list[tuple[int, str]] = [(starts_at, "")]
         self._chance = chance
         self._checked = checked
         self._now = starts_at
@@ -136,15 +138,29 @@ class Container:
                 time_ns = until
         return time_ns
 
+    def address_at(self, time_ns: int) -> str:
+        """What the network says of it then."""
+        number = bisect_right(self.endpoints, time_ns, key=lambda endpoint: endpoint[0])
+        return self.endpoints[number - 1][1] if number else ""
+
     def do(self, operation: str, gap: int) -> None:
         """Let `operation` happen after `gap` ms, if it can happen to a container in this state."""
         self._now += gap * MS
         getattr(self, f"_{operation}")()
 
-    def _tell(self, action: str, *, health: str | None = None, detail: str = "") -> None:
+    def _tell(self, action: str, *, health: str | None = None) -> None:
         # Each event a little later than what it is about, and than the one before.
         self._now += self._chance.randint(1, 3) * MS
-        self.events.append(Event(action, self.id, self._now, health, detail))
+        network = ("n", NETWORK) if action in {"connect", "disconnect"} else ("", "")
+        self.events.append(Event(action, self.id, self._now, health, *network))
+
+    def _join(self, ip: str) -> None:
+        self.endpoints.append((self._now, ip))
+        self._tell("connect")
+
+    def _leave(self) -> None:
+        self.endpoints.append((self._now, ""))
+        self._tell("disconnect")
 
     def _become(self, **changes: Any) -> None:
         self._now += 1000
@@ -161,14 +177,15 @@ class Container:
             self._begin()
 
     def _begin(self) -> None:
-        self._tell("connect", detail="n")
-        self._holding(200)
         life = self.last.life + 1
+        ip = f"10.{self.number}.{life}.1"
+        self._join(ip)
+        self._holding(200)
         self._become(
             status="running",
             health="starting" if self._checked else "none",
             life=life,
-            ip=f"10.{self.number}.{life}.1",
+            ip=ip,
             started_at=self._now + 1000,
         )
         self._tell("start")
@@ -184,7 +201,7 @@ class Container:
         self._tell("die")
         self.locks.append((began, self._now))
         self._holding(50)
-        self._tell("disconnect", detail="n")
+        self._leave()
         if stop and not early:
             self._tell("stop")
 
@@ -235,11 +252,11 @@ class Container:
     def _reattach(self) -> None:
         if self.last.status == "running":
             self._become(ip="")
-            self._tell("disconnect", detail="n")
-            self._tell("disconnect", detail="n")
+            self._tell("disconnect")
+            self._leave()
             self._now += self._chance.choice(GAPS) * MS
             self._become(ip=f"10.{self.number}.{self.last.life}.{2 + self._chance.randrange(200)}")
-            self._tell("connect", detail="n")
+            self._join(self.last.ip)
 
     def _rename(self) -> None:
         if self.last.status:
@@ -296,6 +313,9 @@ class UnaskedEngine:
 
     async def list_newest(self, limit: int) -> list[str]:
         raise NotImplementedError
+
+    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - as an engine is asked
+        return ""
 
     async def usage(self, node_id: str) -> Usage:
         raise NotImplementedError
@@ -397,6 +417,16 @@ class SimulatedEngine(UnaskedEngine):
         key = (node_id, state.version)
         self.proven[key] = min(seen.time_nano, self.proven.get(key, seen.time_nano))
         return seen
+
+    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - there is one
+        self._check()
+        await self._clock.sleep(self._chance.choice((0.0, 0.0005, 0.03, 0.2)))
+        self._check()
+        if self._is_within(self._stream.refuses):
+            raise EngineError("internal error", status=500)
+        address = self._containers[node_id].address_at(self._clock.time_ns())
+        await self._clock.sleep(self._chance.choice((0.0, 0.0005, 0.02, 0.1)))  # the answer's way to us
+        return address
 
     async def list_all(self) -> list[str]:
         return await self.list_newest(len(self._containers))

@@ -58,6 +58,7 @@ class FakeEngine:
         self.headers.append(request.headers.copy())
         path = re.sub(r"^/v[\d.]+(?=/)", "", request.path)
         name = re.sub(r"^/containers/[^/]+/", "/containers/{id}/", path)
+        name = re.sub(r"^/networks/[^/]+$", "/networks/{id}", name)
         if name in self.answers:
             return await self.answers[name](request)
         if name not in CALLERS:
@@ -69,6 +70,7 @@ class FakeEngine:
                 "/info": {"ID": "fake", "Name": "fake", "SystemTime": self.system_time} | self.info,
                 "/containers/json": [{"Id": NODE}, {"Id": "../volumes"}, {"Id": None}, 7, {}],
                 "/networks": [{"Name": "net"}, {"Name": 7}, 7, {}],
+                "/networks/{id}": {"Containers": {NODE: {"IPv4Address": "10.0.0.2/16"}}},
                 "/containers/{id}/stats": {"cpu_stats": {"cpu_usage": {"total_usage": 1}}},
                 "/containers/{id}/json": inspection(path.split("/")[-2]),
             }.get(name),
@@ -141,6 +143,7 @@ CALLERS: dict[str, Callable[[DockerEngine], Coroutine[Any, Any, object]]] = {
     "/containers/json": lambda engine: engine.list_running(),
     "/containers/{id}/json": lambda engine: engine.inspect(NODE),
     "/containers/{id}/stop": lambda engine: engine.stop(NODE, grace=1),
+    "/networks/{id}": lambda engine: engine.address(NODE, NODE),
     "/containers/{id}/stats": lambda engine: engine.usage(NODE),
     "/networks": lambda engine: engine.list_networks(),
 }

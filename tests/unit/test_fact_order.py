@@ -114,8 +114,7 @@ async def test_every_event_without_a_hint_leads_to_an_inspection(action: str) ->
     async with opened() as scene:
         scene.on_event(action, 0)
         await scene.pass_ms(300)
-        foreseen = action == "connect"  # asked about at once, too, in case that a start follows
-        assert len(scene.engine.asked) == 1 + foreseen
+        assert len(scene.engine.asked) == 1
 
 
 async def test_a_node_is_asked_for_again_though_a_pass_got_an_answer_that_came_too_late() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from eventwatch.core.errors import EngineError
-from eventwatch.core.facts import Cause, Observation, Recorded
-from eventwatch.pipeline.foresight import KEPT, LONGEST, MOST, PATIENCE
+from eventwatch.core.facts import Cause, Claim, Observation, Recorded
+from eventwatch.pipeline.foresight import FEW, KEPT, LONGEST, MOST, PATIENCE
 from tests.unit.scene import NODE, RUNNING, Scene, opened
 from tests.unit.simulated import MS, START
 
@@ -234,14 +235,15 @@ async def test_a_connect_behind_which_no_start_comes_is_forgotten() -> None:
         assert not len(scene.reconciler.foresight)
 
 
-async def test_a_running_node_that_joins_another_network_is_asked_about_once_more_and_that_is_all() -> None:
+async def test_a_running_node_that_joins_another_network_has_no_start_ahead_and_settles() -> None:
     async with opened() as scene:
         scene.on_event("connect", 30)
         await scene.pass_ms(1)
-        scene.engine.asked[0].set_result(running_since(20, "10.0.0.9"))
-        await scene.pass_ms(1)
         assert not len(scene.reconciler.foresight)
-        assert says(scene) == ("running", "")
+        await scene.pass_ms(300)
+        scene.engine.asked[0].set_result(running_since(20, "10.0.0.9"))
+        await scene.pass_ms(5)
+        assert says(scene) == ("running", "10.0.0.9")
 
 
 async def test_a_node_that_was_forgotten_meanwhile_is_not_written() -> None:
@@ -253,3 +255,158 @@ async def test_a_node_that_was_forgotten_meanwhile_is_not_written() -> None:
         scene.engine.asked[0].set_result(running_since(20))
         await scene.pass_ms(50)
         assert says(scene) == ("exited", "")
+
+
+# -- the address ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def ended(*, health: str = "starting") -> AsyncIterator[Scene]:
+    """A node that has ended, and of which an inspection has told whether it has a health check."""
+    async with opened(status="exited") as scene:
+        scene.roster.note_start(replace(RUNNING, health=health))
+        yield scene
+
+
+@pytest.mark.parametrize("first", ["address", "start"])
+@pytest.mark.parametrize("health", ["starting", "none"])
+async def test_a_start_is_written_with_its_address_and_inspected_when_it_is_quiet(first: str, health: str) -> None:
+    async with ended(health="healthy" if health == "starting" else health) as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        acts: list[Callable[[], object]] = [
+            lambda: scene.engine.addresses[0].set_result("10.0.0.7"),
+            lambda: scene.on_event("start", 21),
+        ]
+        for act in acts if first == "address" else reversed(acts):
+            assert says(scene) == ("exited", "")
+            act()
+            await scene.pass_ms(5)
+        assert (*says(scene), scene.document.health) == ("running", "10.0.0.7", health)
+        assert not scene.engine.asked
+        scene.on_event("die", 20)  # of the run before, and late
+        await scene.pass_ms(300)
+        assert says(scene) == ("running", "10.0.0.7")
+        scene.engine.asked[0].set_result(running_since(20, "10.0.0.8"))  # by which a lie lasts no longer
+        await scene.pass_ms(50)
+        assert says(scene) == ("running", "10.0.0.8")
+
+
+@pytest.mark.parametrize("action", ["die", "disconnect", "pause", "health_status", "destroy"])
+async def test_whatever_is_told_before_the_start_drops_the_address(action: str) -> None:
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        scene.engine.addresses[0].set_result("10.0.0.9")
+        await scene.pass_ms(1)
+        scene.on_event(action, 5, "healthy" if action == "health_status" else None)
+        scene.on_event("start", 21)
+        await scene.pass_ms(5)
+        assert scene.store.documents.get(NODE) is None or scene.document.ip == ""
+
+
+@pytest.mark.parametrize("known", ["asked", "answered"])
+async def test_another_connect_is_about_another_endpoint(known: str) -> None:
+    """The events in between were lost."""
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        if known == "answered":
+            scene.engine.addresses[0].set_result("10.0.0.9")
+            await scene.pass_ms(1)
+        scene.on_event("connect", 30)
+        await scene.pass_ms(1)
+        scene.engine.addresses[1].set_result("10.0.0.2")
+        scene.on_event("start", 21)  # of the endpoint before, and late
+        await scene.pass_ms(5)
+        assert says(scene) == ("exited", "")
+        scene.on_event("start", 60)
+        await scene.pass_ms(5)
+        assert says(scene) == ("running", "10.0.0.2")
+
+
+async def test_an_address_counts_for_one_start() -> None:
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        scene.engine.addresses[0].set_result("10.0.0.1")
+        scene.on_event("start", 21)
+        await scene.pass_ms(5)
+        scene.on_event("die", 30)
+        scene.on_event("start", 40)  # its connect was lost
+        await scene.pass_ms(5)
+        assert says(scene) == ("exited", "")
+        assert scene.engine.asked_about == [NODE]
+
+
+async def test_where_the_network_has_no_address_the_node_is_inspected() -> None:
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        scene.engine.addresses[0].set_result("")
+        await scene.pass_ms(1)
+        scene.on_event("start", 21)
+        scene.engine.asked[0].set_result(running_since(20))
+        await scene.pass_ms(5)
+        assert says(scene) == ("running", "10.0.0.1")
+
+
+async def test_an_engine_that_refuses_to_tell_of_networks_is_asked_again_with_a_new_stream() -> None:
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        scene.engine.addresses[0].set_exception(EngineError("denied", status=403))
+        await scene.pass_ms(1)
+        assert scene.engine.asked_about == [NODE]
+        scene.on_event("disconnect", 5)
+        scene.on_event("connect", 6)
+        await scene.pass_ms(1)
+        assert (len(scene.engine.addresses), scene.engine.asked_about) == (1, [NODE, NODE])
+        scene.reconciler.foresight.drop_all()
+        scene.on_event("connect", 7)
+        await scene.pass_ms(1)
+        assert len(scene.engine.addresses) == 2
+
+
+async def test_only_the_nodes_network_is_asked() -> None:
+    async with ended() as scene:
+        scene.on_event("connect", 1, network="other")
+        await scene.pass_ms(1)
+        assert not scene.engine.addresses
+        scene.on_event("start", 21)
+        await scene.pass_ms(1)
+        assert scene.engine.asked_about == [NODE]
+
+
+async def test_with_many_nodes_no_network_is_asked_since_it_tells_of_all() -> None:
+    async with ended() as scene:
+        for number in range(FEW):
+            node = f"{number:064x}"
+            scene.store.put(Recorded(node, node[:12], "running", "none", "", 1))
+        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        assert (len(scene.engine.addresses), scene.engine.asked_about) == (0, [NODE])
+
+
+async def test_a_node_that_is_being_stopped_is_inspected() -> None:
+    """Its document is to say `stopping` as long as that is true."""
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        scene.engine.addresses[0].set_result("10.0.0.1")
+        scene.writer.claims[NODE] = Claim(None)
+        scene.on_event("start", 21)
+        await scene.pass_ms(5)
+        assert (says(scene), scene.engine.asked_about) == (("exited", ""), [NODE])
+
+
+async def test_nobody_waits_for_the_lock_of_a_node_whose_start_is_ahead() -> None:
+    async with ended() as scene:
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        scene.engine.addresses[0].set_result("10.0.0.1")
+        await scene.pass_ms(1000)
+        assert not scene.engine.asked
+        await scene.pass_ms(LONGEST_MS)
+        assert scene.engine.asked_about == [NODE]

@@ -47,13 +47,13 @@ def test_a_network_event_is_about_its_container() -> None:
         "timeNano": 9,
         "Actor": {"ID": "n1", "Attributes": {"container": "c1", "name": "tool-server-network"}},
     }
-    assert parse_event(raw) == Event("disconnect", "c1", 9, detail="n1")
+    assert parse_event(raw) == Event("disconnect", "c1", 9, detail="n1", network="tool-server-network")
 
 
 @pytest.mark.parametrize("attributes", [{"image": "", "name": "one", "network": "net"}, {"name": "one"}])
 def test_podmans_network_event_names_the_container_as_its_subject(attributes: dict[str, str]) -> None:
     raw = {"Type": "network", "Action": "connect", "timeNano": 9, "Actor": {"ID": "c1", "Attributes": attributes}}
-    assert parse_event(raw) == Event("connect", "c1", 9, detail=attributes.get("network", ""))
+    assert parse_event(raw) == Event("connect", "c1", 9, network=attributes.get("network", ""))
 
 
 def test_events_about_other_things_are_nobodys() -> None:
