@@ -109,7 +109,8 @@ async def update_node_status(
     """Make one node's document equal to its container, delete it if that is gone, stop it if it sat idle.
 
     An engine that does not answer is logged as a warning and changes nothing. Raises StoreError when the
-    database does not answer. Outside `watch()`, returns when a stop that it began has ended.
+    database does not answer, or has records of a later version that this one would misread. Outside `watch()`,
+    returns when a stop that it began has ended.
     """
     async with _sweeper(engine, settings) as sweeper:
         try:
@@ -126,7 +127,7 @@ async def check_nodes_status(
     """`update_node_status` for every document: inspections ten at a time, the changes in one bulk write.
 
     As in `watch()`, a pass that would delete or stop many nodes at once does so only when others agree: the third
-    in a row, a minute after the first, in the same process. Raises StoreError when the database does not answer.
+    in a row, a minute after the first, in the same process. Raises StoreError as `update_node_status` does.
     """
     async with _sweeper(engine, settings, braked=True) as sweeper:
         return await _pass(sweeper)

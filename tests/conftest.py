@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Generator
+from asyncio.selector_events import BaseSelectorEventLoop
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,6 +60,23 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
         with Path(os.environ[PASSED_TESTS]).open("a") as kept:
             kept.write(json.dumps(item.nodeid) + "\n")
     return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_sockets() -> Iterator[None]:
+    """Close what pymongo leaves open when it is cancelled as it connects: a later test would be blamed for it."""
+    connect = BaseSelectorEventLoop.sock_connect
+
+    async def sock_connect(loop: BaseSelectorEventLoop, sock: socket.socket, address: Any) -> None:
+        try:
+            await connect(loop, sock, address)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseSelectorEventLoop, "sock_connect", sock_connect)
+        yield
 
 
 @pytest.fixture(scope="session")

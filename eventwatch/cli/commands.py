@@ -76,12 +76,11 @@ async def sweep(arguments: argparse.Namespace, settings: Settings) -> None:
     if arguments.dry_run:
         settings = settings.model_copy(update={"dry_run": True})
     async with database_url(settings) as url, closing(DockerEngine(settings)) as engine:
-        info = await engine.identify()
+        await engine.identify()
         async with (
-            open_store(url, settings.mongo_database) as store,
+            open_store(url, settings.mongo_database),
             one_off_sweeper(engine, settings, manner=Manner.BY_HAND) as sweeper,
         ):
-            await store.refuse_later_format(info.id)
             report = await sweeper.sweep(force=arguments.force)
     if arguments.json:
         say(json.dumps(asdict(report) | {"dry_run": settings.dry_run}))

@@ -301,11 +301,13 @@ class Sweeper:
     async def _identify(self, *, anew: bool = False) -> EngineInfo:
         """Who the engine is, and its clock. Raises EngineChangedError when it is not the one we work for.
 
-        `anew`: outside a watcher, that is the one which answers now.
+        `anew`: outside a watcher, that is the one which answers now. StoreError when what is on record of that
+        one is of a later version, which a watcher asks when it takes the lease.
         """
         asked = self._clock.monotonic()
         engine = await self._engine.identify()
         if anew and self.is_one_off:
+            await self._store.refuse_later_format(engine.id)
             self._roster.engine_id, self._roster.host = engine.id, engine.name
         if self._roster.engine_id != engine.id:
             raise EngineChangedError("another engine answers at the same address now")

@@ -116,7 +116,8 @@ class Fleet(Nodes, Leases):
                 await self._owners.delete_many({"_id": {"$in": ids}, "engine_id": engine_id})
         async with self.call("forgetting an engine"):
             key = {"_id": checker_id(engine_id)}
-            await self._checkers.delete_one({**key, "$expr": {"$not": [LEASE_HOLDS]}})
+            # By findAndModify: MongoDB 4.4 knows no $$NOW in the filter of a delete.
+            await self._checkers.find_one_and_delete({**key, "$expr": {"$not": [LEASE_HOLDS]}})
             if not await self.live_among([engine_id]):
                 await self._engines.delete_one(key)
         return deleted

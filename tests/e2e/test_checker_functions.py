@@ -19,6 +19,7 @@ from pymongo import AsyncMongoClient
 from eventwatch import (
     NodeChecker,
     Settings,
+    StoreError,
     ToolServerNode,
     check_nodes_status,
     check_nodes_status_loop,
@@ -27,7 +28,7 @@ from eventwatch import (
 from eventwatch.core.facts import Observation
 from eventwatch.engine import docker as engine
 from eventwatch.engine.docker import DockerEngine
-from eventwatch.store.base import OWNERS
+from eventwatch.store.base import ENGINES, OWNERS
 from tests.kit.fakes import served
 from tests.kit.nodes import Node
 from tests.kit.seen import logged, texts
@@ -363,4 +364,30 @@ async def test_a_pass_that_would_delete_most_documents_waits_for_others_to_agree
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eventwatch.pipeline.deletion.AGREEING_SECONDS", 0)
         assert (await check_nodes_status(engine=world.docker, settings=settings)).deleted == 30
+    assert await world.says(node, status="running")
+
+
+async def test_what_a_later_version_has_on_record_is_refused_and_nothing_is_touched(
+    world: World, beanie: None
+) -> None:
+    await world.database[ENGINES].update_one({}, {"$set": {"format": 2, "version": "9.9.9"}})
+    settings, node = world.settings(idle_timeout=0.1), await world.nodes.start("one")
+    await world.insert(node, status="paused", last_req_time=ago(60))
+    await world.insert(NO_SUCH_NODE)
+    names = sorted(await world.database.list_collection_names())
+    before = [await world.database[name].find().to_list() for name in names]
+    one, gone = await found(node.id), await found(NO_SUCH_NODE)
+    calls: list[Callable[..., Awaitable[Any]]] = [
+        partial(update_node_status, one),
+        partial(update_node_status, gone),
+        check_nodes_status,
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match=r"in format 2 .* written by eventwatch 9\.9\.9;"):
+            await call(engine=world.docker, settings=settings)
+    assert [await world.database[name].find().to_list() for name in names] == before
+    assert sorted(await world.database.list_collection_names()) == names
+    assert await world.status(node) == "running"
+    await world.database[ENGINES].update_one({}, {"$set": {"format": 1}})
+    await update_node_status(one, engine=world.docker, settings=world.settings(idle_timeout=0))
     assert await world.says(node, status="running")

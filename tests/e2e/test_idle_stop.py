@@ -16,7 +16,7 @@ from eventwatch.pipeline.writer import Writer
 from tests.kit.nodes import Node
 from tests.kit.seen import filmed, logged, texts
 from tests.kit.truth import Document, ago
-from tests.kit.waiting import eventually
+from tests.kit.waiting import SLOW, eventually
 from tests.kit.world import Watched, World
 
 IDLE = 0.2
@@ -275,16 +275,26 @@ async def test_no_more_nodes_are_stopped_at_once_than_allowed(
     assert {await world.status(node) for node in idle} == {"exited"}
 
 
-async def test_a_node_that_was_restarted_while_it_waited_for_its_turn_is_left_running(world: World) -> None:
+async def test_a_node_that_was_restarted_while_it_waited_for_its_turn_is_left_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who waits for a slot was judged idle a while ago; its start since then counts as much as a request."""
-    slow = await start_idle(world, "slow", command=STUBBORN)
-    async with world.watching(**quick(stop_concurrency=1, stop_timeout=4, idle_timeout=3)) as watched:
+    idle, real_stop, its_turn = 3 * SLOW, DockerEngine.stop, asyncio.Event()
+
+    async def stop(self: DockerEngine, node_id: str, *, grace: float) -> None:
+        await its_turn.wait()
+        await real_stop(self, node_id, grace=grace)
+
+    monkeypatch.setattr(DockerEngine, "stop", stop)
+    slow = await start_idle(world, "slow")
+    async with world.watching(**quick(stop_concurrency=1, idle_timeout=idle)) as watched:
         await eventually(lambda: sweep(watched))
         await eventually(lambda: world.says(slow, status=STOPPING))
         waiting = await start_idle(world, "waiting")
-        await eventually(lambda: aged(waiting, 3))
+        await eventually(lambda: aged(waiting, idle))
         assert await sweep(watched) == 1
         await waiting.restart()
+        its_turn.set()
         await eventually(lambda: stops(watched, "withdrawn") + stops(watched, "stopped") == 2)
         assert await world.status(waiting) == "running"
         await world.becomes_true()

@@ -218,6 +218,8 @@ class FloodingEngine(DockerEngine):
         self.flood = flood
         self.breaks = breaks
         self.sent = asyncio.Event()
+        #: That no more comes, and a stream that breaks after the flood is open again.
+        self.quiet = asyncio.Event()
         self.away = False
         self.inspecting = 0
         self.most = 0
@@ -234,18 +236,18 @@ class FloodingEngine(DockerEngine):
         yield self._flood()
 
     async def _flood(self) -> AsyncIterator[Event]:
-        if self.sent.is_set():
-            await asyncio.Event().wait()
-        for number in range(self.flood):
+        for number in range(0 if self.sent.is_set() else self.flood):
             actor = {"ID": f"{number % 50:064}", "Attributes": {}}
             event = parse_event({"Type": "container", "Action": "kill", "Actor": actor, "timeNano": number + 1})
             assert event is not None
             yield event
             if number % 500 == 0:
                 await asyncio.sleep(0)  # as the socket does: others run between two chunks
-        self.sent.set()
-        if self.breaks:
+        if self.breaks and not self.sent.is_set():
+            self.sent.set()
             raise EngineError("broke")
+        self.sent.set()
+        self.quiet.set()
         await asyncio.Event().wait()
 
     async def list_all(self) -> list[str]:
@@ -282,6 +284,7 @@ async def test_a_flood_is_read_while_inspections_and_the_disk_stand_still(
     running = asyncio.create_task(recorder.run())
     await asyncio.wait_for(engine.sent.wait(), 60)
     all_sent.set()
+    await asyncio.wait_for(engine.quiet.wait(), 60)
     recorder.stop()
     counts = await running
     lines = read_recording(path).lines

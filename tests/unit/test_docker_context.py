@@ -216,10 +216,10 @@ def test_a_file_that_cannot_be_used_is_one_line_at_once(
     spoil[kind]()
     real = os.open
 
-    def opened(path: Path, *more: Any) -> int:
+    def opened(path: Path, *more: Any, **options: Any) -> int:
         if kind == "denied" and path == file:  # the user of these tests may read everything
             raise PermissionError(13, "Permission denied")
-        return real(path, *more)
+        return real(path, *more, **options)
 
     monkeypatch.setattr(os, "open", opened)
     said = problem()
