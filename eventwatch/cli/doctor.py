@@ -100,7 +100,7 @@ async def _examine_engine(engine: Engine, settings: Settings) -> AsyncIterator[F
 async def _examine_addresses(engine: Engine) -> Finding:
     call = "GET /networks/{id}"
     try:
-        await engine.address(NOBODY, NOBODY)
+        await engine.addresses(NOBODY)
     except EngineError as error:
         if error.status == DENIED:
             return Finding(call, "denied, which can be done without: starts are written a millisecond later")

@@ -52,7 +52,7 @@ from eventwatch.engine.wire import (
     NETWORK_ACTIONS,
     engine_time,
     log_cut,
-    parse_address,
+    parse_addresses,
     parse_container,
     parse_event,
     parse_listed,
@@ -312,13 +312,13 @@ class DockerEngine:
             raise EngineError(f"Engine failed while {doing}: it answered about {_line(container.get('Id'))}")
         return container
 
-    async def address(self, network_id: str, node_id: str) -> str:
+    async def addresses(self, network_id: str) -> Mapping[str, str]:
         if _NETWORK_ID.fullmatch(network_id) is None:
-            return ""
-        doing = "asking a network for an address"
-        body = await self._ask("network", network_id, doing=doing, seconds=CALL_DEADLINE)
-        network: dict[str, Any] = {} if body is None else _decoded(body, dict, doing)
-        return parse_address(network, node_id)
+            return {}
+        doing = "asking a network for addresses"
+        return parse_addresses(
+            _decoded(await self._ask("network", network_id, doing=doing, seconds=CALL_DEADLINE), dict, doing)
+        )
 
     async def usage(self, node_id: str) -> Usage:
         _check_id(node_id)

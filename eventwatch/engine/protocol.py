@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,8 +58,8 @@ class Engine(Protocol):
         """What the engine says of a container now."""
         ...
 
-    async def address(self, network_id: str, node_id: str) -> str:
-        """The container's address by what a network says, which waits for no container; empty: it says none."""
+    async def addresses(self, network_id: str) -> Mapping[str, str]:
+        """Addresses of the containers on a network, by container; the engine waits for no container to tell."""
         ...
 
     async def usage(self, node_id: str) -> Usage:

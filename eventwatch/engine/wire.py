@@ -218,14 +218,15 @@ def _ending(state: Mapping[str, Any]) -> Ending:
     )
 
 
-def parse_address(network: Mapping[str, Any], node_id: str) -> str:
-    """The address of a container by what its network says; empty where that says none, or nothing usable."""
-    try:
-        endpoint = (network.get("Containers") or {}).get(node_id) or {}
-        address = _text(endpoint.get("IPv4Address") or endpoint.get("IPv6Address") or "")
-    except (TypeError, AttributeError):
-        return ""
-    return address.partition("/")[0]
+def parse_addresses(network: Mapping[str, Any]) -> dict[str, str]:
+    """Addresses of the containers on a network, by container; what is odd in its answer is left out."""
+    containers, found = network.get("Containers"), {}
+    for node_id, endpoint in containers.items() if isinstance(containers, dict) else ():
+        if isinstance(endpoint, dict):
+            address = endpoint.get("IPv4Address") or endpoint.get("IPv6Address")
+            if isinstance(address, str) and address.isascii() and address.isprintable():
+                found[node_id] = address.partition("/")[0]
+    return found
 
 
 def parse_usage(stats: Mapping[str, Any]) -> Usage:

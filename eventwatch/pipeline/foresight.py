@@ -15,8 +15,8 @@ taken for a start only if it shows the container running since a moment between 
 the engine's own clock: it is about this run of it. What may have changed the node since (its end, a pause, its
 health, its networks), and every new connection of the stream, drops the question. A start for which no answer
 comes within `PATIENCE` is inspected as if nothing had been asked. A `connect` behind which no start comes (of a
-container that runs, or that cannot be started) costs that one question. Of many at once, `MOST` are asked about,
-and no others: each may take a connection to the engine until the start is done.
+container that cannot be started) costs that one question. Of many inspections at once, `MOST` are asked for, and
+no others: each takes a connection to the engine until the start is done.
 
 The network is asked only about a node of which an earlier inspection told whether it has a health check, while
 there are no more than `FEW` nodes, as it tells of all that is on it, and not again after it refused (a proxy may)
@@ -37,12 +37,13 @@ from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import STOPPING, Event, Observation
 from eventwatch.core.policy import is_run_of
 from eventwatch.engine.protocol import Engine
+from eventwatch.pipeline.addresses import Addresses
 from eventwatch.pipeline.roster import Roster
 
-#: Questions under way at once.
+#: Inspections under way at once.
 MOST: Final = 8
 #: Nodes with which the network is still asked: it answers with 250 bytes for each.
-FEW: Final = 100
+FEW: Final = 250
 #: Seconds until a question behind which no start came is dropped: a start takes as long in a burst.
 LONGEST: Final = 10.0
 #: Seconds that an answer waits for its start, which is told at the same moment: 0.6 ms apart were measured.
@@ -62,6 +63,8 @@ class _Question:
 
     node_id: str
     connected: int
+    #: Whether the network is asked, not the container.
+    by_network: bool
     task: asyncio.Task[None] | None = None
     timer: Timer | None = None
     #: The address, where the network was asked.
@@ -102,6 +105,7 @@ class Foresight:
         self._clock = clock
         self._tasks = tasks
         self._questions: dict[str, _Question] = {}
+        self._addresses = Addresses(engine=engine, tasks=tasks)
         self._network_refuses = False
 
     def __len__(self) -> int:
@@ -131,9 +135,9 @@ class Foresight:
             if not by_network:
                 return
             self._give_up(question)  # it is of another endpoint
-        if len(self._questions) >= MOST:
+        if not by_network and not self._may_inspect():
             return
-        question = self._questions[node_id] = _Question(node_id, event.time_nano)
+        question = self._questions[node_id] = _Question(node_id, event.time_nano, by_network)
         question.wait(self._clock.call_later(LONGEST, lambda: self._give_up(question)))
         asking = self._ask_network(question, event.detail) if by_network else self._inspect(question)
         question.task = self._tasks.create_task(asking, name=f"foresight-{node_id[:12]}")
@@ -142,21 +146,24 @@ class Foresight:
         known = self._roster.state(node_id).checked is not None
         return known and len(self._roster.known) <= FEW and not self._network_refuses
 
+    def _may_inspect(self) -> bool:
+        return sum(not question.by_network for question in self._questions.values()) < MOST
+
     async def _ask_network(self, question: _Question, network_id: str) -> None:
-        try:
-            address = await self._engine.address(network_id, question.node_id)
-        except EngineError:
-            self._network_refuses, address = True, ""
-        if self._questions.get(question.node_id) is not question:
-            return
-        if not address:
+        address = await self._addresses.of(network_id, question.node_id)
+        self._network_refuses = self._network_refuses or address is None
+        if address:
+            question.task = None
+            if question.started is None:
+                question.answer = address
+            else:
+                self._end(question, address, question.started)
+        elif self._may_inspect():
+            question.by_network = False
             await self._inspect(question)
-            return
-        question.task = None
-        if question.started is None:
-            question.answer = address
         else:
-            self._end(question, address, question.started)
+            question.task = None
+            self._give_up(question)
 
     async def _inspect(self, question: _Question) -> None:
         try:
@@ -224,3 +231,4 @@ class Foresight:
         self._network_refuses = False
         for question in list(self._questions.values()):
             self._give_up(question)
+        self._addresses.end()

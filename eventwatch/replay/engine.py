@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -126,9 +126,9 @@ class ReplayEngine:
         running = [each for each in self._seen() if each.status in {"running", "paused"}]
         return [each.node_id for each in running if label is None or label_matches(label, each.labels)]
 
-    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - as an engine is asked
-        """None: no recording has it."""
-        return ""
+    async def addresses(self, network_id: str) -> Mapping[str, str]:  # noqa: ARG002 - as an engine is asked
+        """None: no recording has them."""
+        return {}
 
     async def usage(self, node_id: str) -> Usage:  # noqa: ARG002 - as an engine is asked
         """Nothing: no recording has it."""

@@ -91,8 +91,8 @@ async def test_a_start_is_written_by_what_was_asked_for_before_it(
         monkeypatch.setattr(foresight, name, NEVER)
     node = await world.nodes.create("one", healthcheck="ok", interval_s=60)
     await world.insert(node)
-    inspect, address, released = DockerEngine.inspect, DockerEngine.address, asyncio.Event()
-    addresses = []
+    inspect, addresses, released = DockerEngine.inspect, DockerEngine.addresses, asyncio.Event()
+    told = []
 
     async def held_unless_foreseen(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
         task = asyncio.current_task()
@@ -100,19 +100,19 @@ async def test_a_start_is_written_by_what_was_asked_for_before_it(
             await released.wait()
         return await inspect(engine, node_id, as_of=as_of)
 
-    async def noted(engine: DockerEngine, network_id: str, node_id: str) -> str:
-        addresses.append(await address(engine, network_id, node_id))
-        return addresses[-1]
+    async def noted(engine: DockerEngine, network_id: str) -> Mapping[str, str]:
+        told.append((await addresses(engine, network_id))[node.id])
+        return {node.id: told[-1]}
 
     async with world.watching(**late()):
         await eventually(lambda: world.says(node, health="none"))
         monkeypatch.setattr(DockerEngine, "inspect", held_unless_foreseen)
-        monkeypatch.setattr(DockerEngine, "address", noted)
+        monkeypatch.setattr(DockerEngine, "addresses", noted)
         for number in range(3):
             await node.start()
             ip = await world.ip(node)
             await eventually(partial(world.says, node, status="running", ip=ip, health="starting"))
-            assert addresses == [ip] * number
+            assert told == [ip] * number
             await node.kill()
             await eventually(partial(world.says, node, status="exited", ip=""))
         released.set()

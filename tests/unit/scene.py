@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ class ScriptedEngine(SimulatedEngine):
     """Holds each inspection, and each question for an address, until the test answers it."""
 
     def __init__(self) -> None:
-        self.addresses: list[asyncio.Future[str]] = []
+        self.looks: list[asyncio.Future[Mapping[str, str]]] = []
         self.asked: list[asyncio.Future[Observation]] = []
         self.asked_about: list[str] = []
 
@@ -32,9 +32,9 @@ class ScriptedEngine(SimulatedEngine):
         seen = await self.asked[-1]
         return replace(seen, time_nano=max(seen.time_nano, as_of))
 
-    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - as an engine is asked
-        self.addresses.append(asyncio.get_running_loop().create_future())
-        return await self.addresses[-1]
+    async def addresses(self, network_id: str) -> Mapping[str, str]:  # noqa: ARG002 - as an engine is asked
+        self.looks.append(asyncio.get_running_loop().create_future())
+        return await self.looks[-1]
 
 
 class Scene:

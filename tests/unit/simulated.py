@@ -314,8 +314,8 @@ class UnaskedEngine:
     async def list_newest(self, limit: int) -> list[str]:
         raise NotImplementedError
 
-    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - as an engine is asked
-        return ""
+    async def addresses(self, network_id: str) -> Mapping[str, str]:  # noqa: ARG002 - as an engine is asked
+        return {}
 
     async def usage(self, node_id: str) -> Usage:
         raise NotImplementedError
@@ -418,15 +418,16 @@ class SimulatedEngine(UnaskedEngine):
         self.proven[key] = min(seen.time_nano, self.proven.get(key, seen.time_nano))
         return seen
 
-    async def address(self, network_id: str, node_id: str) -> str:  # noqa: ARG002 - there is one
+    async def addresses(self, network_id: str) -> Mapping[str, str]:  # noqa: ARG002 - there is one
         self._check()
         await self._clock.sleep(self._chance.choice((0.0, 0.0005, 0.03, 0.2)))
         self._check()
         if self._is_within(self._stream.refuses):
             raise EngineError("internal error", status=500)
-        address = self._containers[node_id].address_at(self._clock.time_ns())
+        now = self._clock.time_ns()
+        told = {i: address for i, container in self._containers.items() if (address := container.address_at(now))}
         await self._clock.sleep(self._chance.choice((0.0, 0.0005, 0.02, 0.1)))  # the answer's way to us
-        return address
+        return told
 
     async def list_all(self) -> list[str]:
         return await self.list_newest(len(self._containers))

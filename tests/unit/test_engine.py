@@ -143,7 +143,7 @@ CALLERS: dict[str, Callable[[DockerEngine], Coroutine[Any, Any, object]]] = {
     "/containers/json": lambda engine: engine.list_running(),
     "/containers/{id}/json": lambda engine: engine.inspect(NODE),
     "/containers/{id}/stop": lambda engine: engine.stop(NODE, grace=1),
-    "/networks/{id}": lambda engine: engine.address(NODE, NODE),
+    "/networks/{id}": lambda engine: engine.addresses(NODE),
     "/containers/{id}/stats": lambda engine: engine.usage(NODE),
     "/networks": lambda engine: engine.list_networks(),
 }

@@ -275,7 +275,7 @@ async def test_a_start_is_written_with_its_address_and_inspected_when_it_is_quie
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
         acts: list[Callable[[], object]] = [
-            lambda: scene.engine.addresses[0].set_result("10.0.0.7"),
+            lambda: scene.engine.looks[0].set_result({NODE: "10.0.0.7"}),
             lambda: scene.on_event("start", 21),
         ]
         for act in acts if first == "address" else reversed(acts):
@@ -297,7 +297,7 @@ async def test_whatever_is_told_before_the_start_drops_the_address(action: str) 
     async with ended() as scene:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        scene.engine.addresses[0].set_result("10.0.0.9")
+        scene.engine.looks[0].set_result({NODE: "10.0.0.9"})
         await scene.pass_ms(1)
         scene.on_event(action, 5, "healthy" if action == "health_status" else None)
         scene.on_event("start", 21)
@@ -312,11 +312,14 @@ async def test_another_connect_is_about_another_endpoint(known: str) -> None:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
         if known == "answered":
-            scene.engine.addresses[0].set_result("10.0.0.9")
+            scene.engine.looks[0].set_result({NODE: "10.0.0.9"})
             await scene.pass_ms(1)
         scene.on_event("connect", 30)
         await scene.pass_ms(1)
-        scene.engine.addresses[1].set_result("10.0.0.2")
+        if known == "asked":
+            scene.engine.looks[0].set_result({NODE: "10.0.0.9"})
+            await scene.pass_ms(1)
+        scene.engine.looks[1].set_result({NODE: "10.0.0.2"})
         scene.on_event("start", 21)  # of the endpoint before, and late
         await scene.pass_ms(5)
         assert says(scene) == ("exited", "")
@@ -325,11 +328,51 @@ async def test_another_connect_is_about_another_endpoint(known: str) -> None:
         assert says(scene) == ("running", "10.0.0.2")
 
 
+async def test_one_look_at_the_network_serves_all_who_asked_before_it() -> None:
+    async with ended() as scene:
+        nodes = [f"{number:064x}" for number in range(100)]
+        for node in nodes:
+            scene.store.put(Recorded(node, node[:12], "exited", "none", "", 1))
+            scene.roster.note_start(replace(RUNNING, node_id=node))
+        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
+        early, late = nodes[:60], nodes[60:]
+        addresses = {node: f"10.0.1.{number}" for number, node in enumerate(nodes)}
+        for some in (early, late):
+            for node in some:
+                scene.on_event("connect", 1, node=node)
+            await scene.pass_ms(1)
+        assert len(scene.engine.looks) == 1
+        scene.engine.looks[0].set_result(addresses | dict.fromkeys(late, "10.0.0.9"))  # of an endpoint before
+        await scene.pass_ms(1)
+        scene.engine.looks[1].set_result(addresses)
+        await scene.pass_ms(1)
+        for node in nodes:
+            scene.on_event("start", 21, node=node)
+        await scene.pass_ms(50)
+        assert {node: scene.store.documents[node].ip for node in nodes} == addresses
+        assert (len(scene.engine.looks), scene.engine.asked) == (2, [])
+
+
+async def test_a_network_without_addresses_leads_to_no_more_inspections_than_ever() -> None:
+    async with ended() as scene:
+        nodes = [f"{number:064x}" for number in range(100)]
+        for node in nodes:
+            scene.store.put(Recorded(node, node[:12], "exited", "none", "", 1))
+            scene.roster.note_start(replace(RUNNING, node_id=node))
+        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
+        for node in nodes:
+            scene.on_event("connect", 1, node=node)
+        await scene.pass_ms(1)
+        scene.engine.looks[0].set_result({})
+        await scene.pass_ms(1)
+        assert scene.engine.asked_about == nodes[:MOST]
+
+
 async def test_an_address_counts_for_one_start() -> None:
     async with ended() as scene:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        scene.engine.addresses[0].set_result("10.0.0.1")
+        scene.engine.looks[0].set_result({NODE: "10.0.0.1"})
         scene.on_event("start", 21)
         await scene.pass_ms(5)
         scene.on_event("die", 30)
@@ -343,7 +386,7 @@ async def test_where_the_network_has_no_address_the_node_is_inspected() -> None:
     async with ended() as scene:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        scene.engine.addresses[0].set_result("")
+        scene.engine.looks[0].set_result({})
         await scene.pass_ms(1)
         scene.on_event("start", 21)
         scene.engine.asked[0].set_result(running_since(20))
@@ -355,24 +398,24 @@ async def test_an_engine_that_refuses_to_tell_of_networks_is_asked_again_with_a_
     async with ended() as scene:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        scene.engine.addresses[0].set_exception(EngineError("denied", status=403))
+        scene.engine.looks[0].set_exception(EngineError("denied", status=403))
         await scene.pass_ms(1)
         assert scene.engine.asked_about == [NODE]
         scene.on_event("disconnect", 5)
         scene.on_event("connect", 6)
         await scene.pass_ms(1)
-        assert (len(scene.engine.addresses), scene.engine.asked_about) == (1, [NODE, NODE])
+        assert (len(scene.engine.looks), scene.engine.asked_about) == (1, [NODE, NODE])
         scene.reconciler.foresight.drop_all()
         scene.on_event("connect", 7)
         await scene.pass_ms(1)
-        assert len(scene.engine.addresses) == 2
+        assert len(scene.engine.looks) == 2
 
 
 async def test_only_the_nodes_network_is_asked() -> None:
     async with ended() as scene:
         scene.on_event("connect", 1, network="other")
         await scene.pass_ms(1)
-        assert not scene.engine.addresses
+        assert not scene.engine.looks
         scene.on_event("start", 21)
         await scene.pass_ms(1)
         assert scene.engine.asked_about == [NODE]
@@ -386,7 +429,7 @@ async def test_with_many_nodes_no_network_is_asked_since_it_tells_of_all() -> No
         scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        assert (len(scene.engine.addresses), scene.engine.asked_about) == (0, [NODE])
+        assert (len(scene.engine.looks), scene.engine.asked_about) == (0, [NODE])
 
 
 async def test_a_node_that_is_being_stopped_is_inspected() -> None:
@@ -394,7 +437,7 @@ async def test_a_node_that_is_being_stopped_is_inspected() -> None:
     async with ended() as scene:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        scene.engine.addresses[0].set_result("10.0.0.1")
+        scene.engine.looks[0].set_result({NODE: "10.0.0.1"})
         scene.writer.claims[NODE] = Claim(None)
         scene.on_event("start", 21)
         await scene.pass_ms(5)
@@ -405,7 +448,7 @@ async def test_nobody_waits_for_the_lock_of_a_node_whose_start_is_ahead() -> Non
     async with ended() as scene:
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
-        scene.engine.addresses[0].set_result("10.0.0.1")
+        scene.engine.looks[0].set_result({NODE: "10.0.0.1"})
         await scene.pass_ms(1000)
         assert not scene.engine.asked
         await scene.pass_ms(LONGEST_MS)
