@@ -91,6 +91,7 @@ class Observation:
     `found=False` is a 404 and nothing else. `time_nano` is a lower bound, on the engine's clock, of when this
     was true: an event with an older `timeNano` tells nothing that the observation does not already contain.
 
+    `checked`: whether the container was made with a health check, running or not.
     `restart_count`: starts by the restart policy since the last start by a person, which sets it to 0.
     `names`, `addresses` (of all networks) and `published_ports` (of the host) say what others reach it by.
     """
@@ -106,6 +107,7 @@ class Observation:
     labels: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     time_nano: int = 0
+    checked: bool = False
     restart_count: int = 0
     created_at: datetime | None = None
     names: frozenset[str] = frozenset()

@@ -181,6 +181,7 @@ def parse_container(
         labels=labels if isinstance(labels, dict) else {},
         networks=tuple(networks),
         time_nano=max(as_of, _past(started_at, not_after), _past(finished_at, not_after)),
+        checked=health != NO_HEALTH_CHECK or _has_check(config.get("Healthcheck")),
         restart_count=restarts if type(restarts) is int and restarts > 0 else 0,
         created_at=parse_time(container.get("Created")),
         names=_names(name, config.get("Hostname"), networks),
@@ -193,6 +194,12 @@ def parse_container(
         ending=_ending(state) if finished_at and status in _NOT_RUNNING else None,
         failures=_failures(state) if health not in {"healthy", NO_HEALTH_CHECK} else (),
     )
+
+
+def _has_check(configured: object) -> bool:
+    """Whether this configuration makes the engine check; `NONE` turns off the check of an image."""
+    test = configured.get("Test") if isinstance(configured, dict) else None
+    return isinstance(test, list) and bool(test) and test[0] in {"CMD", "CMD-SHELL"}
 
 
 def parse_ending(container: Mapping[str, Any]) -> Ending | None:

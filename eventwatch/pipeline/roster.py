@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from eventwatch.core.clock import Timer
-from eventwatch.core.facts import NO_HEALTH_CHECK, Observation, Recorded
+from eventwatch.core.facts import Observation, Recorded
 from eventwatch.core.policy import IDLE_LABEL, Fields, start_as_use
 from eventwatch.core.reasons import Reasons
 from eventwatch.pipeline.inspections import Inspections
@@ -37,7 +37,7 @@ class NodeState:
     used_at: datetime | None = None
     worked_at: datetime | None = None
     idle_label: str | None = None
-    #: Whether it has a health check, None until a running one was seen; a container keeps what it was made with.
+    #: Whether it has a health check, None until it was inspected; a container keeps what it was made with.
     checked: bool | None = None
     #: What the last inspections say of the document's fields, unless an event came since; and since when.
     observed: Fields | None = None
@@ -110,8 +110,7 @@ class Roster:
         state.started_at = seen.started_at
         state.used_at = start_as_use(seen, state.used_at)
         state.idle_label = seen.labels.get(IDLE_LABEL)
-        if seen.status == "running":
-            state.checked = seen.health != NO_HEALTH_CHECK
+        state.checked = seen.checked
         self.reasons.on_inspection(seen)
         return state
 

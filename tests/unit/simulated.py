@@ -72,6 +72,7 @@ class State:
     ip: str = ""
     started_at: int | None = None
     finished_at: int | None = None
+    checked: bool = False
 
     def inspection(self, node_id: str) -> dict[str, Any]:
         return {
@@ -83,7 +84,10 @@ class State:
                 "FinishedAt": text(self.finished_at),
                 **({"Health": {"Status": self.health}} if self.health != "none" else {}),
             },
-            "Config": {"ExposedPorts": {f"{FIRST_PORT + self.version}/tcp": {}}},
+            "Config": {
+                "ExposedPorts": {f"{FIRST_PORT + self.version}/tcp": {}},
+                "Healthcheck": {"Test": ["CMD", "check"]} if self.checked else None,
+            },
             "NetworkSettings": {"Networks": {NETWORK: {"IPAddress": self.ip}}},
         }
 
@@ -109,7 +113,7 @@ class Container:
         self._chance = chance
         self._checked = checked
         self._now = starts_at
-        self.states = [State(starts_at)]
+        self.states = [State(starts_at, checked=checked)]
         self._tell("create")
 
     def __repr__(self) -> str:

@@ -264,7 +264,7 @@ async def test_a_node_that_was_forgotten_meanwhile_is_not_written() -> None:
 async def ended(*, health: str = "starting") -> AsyncIterator[Scene]:
     """A node that has ended, and of which an inspection has told whether it has a health check."""
     async with opened(status="exited") as scene:
-        scene.roster.note_start(replace(RUNNING, health=health))
+        scene.roster.note_start(replace(RUNNING, health=health, checked=health != "none"))
         yield scene
 
 

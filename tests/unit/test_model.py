@@ -301,3 +301,23 @@ def test_an_ending_tells_code_signal_memory_and_the_last_failed_check() -> None:
 )
 def test_usage_is_read_where_it_is_one(stats: dict[str, Any], usage: tuple[int | None, int | None]) -> None:
     assert parse_usage(stats) == Usage(*usage)
+
+
+@pytest.mark.parametrize(
+    ("configured", "checked"),
+    [
+        (None, False),
+        ({"Test": ["CMD", "true"]}, True),
+        ({"Test": ["CMD-SHELL", "true"]}, True),
+        ({"Test": ["NONE"]}, False),
+        ({"Test": []}, False),
+        ({"Test": 7}, False),
+        ("CMD", False),
+    ],
+)
+@pytest.mark.parametrize("status", ["created", "exited", "running"])
+def test_whether_a_container_has_a_health_check_is_told_by_what_it_was_made_with(
+    status: str, configured: object, checked: bool
+) -> None:
+    container = inspection(status) | {"Config": {"Healthcheck": configured}}
+    assert parse_container(container, network="n").checked is checked
