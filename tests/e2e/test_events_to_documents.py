@@ -88,7 +88,7 @@ async def test_a_start_shows_status_health_and_ip_in_one_write_long_before_it_se
 async def test_a_start_is_written_by_what_was_asked_for_before_it(
     world: World, monkeypatch: pytest.MonkeyPatch, *, denied: bool
 ) -> None:
-    """Its address; where a proxy denies that, an inspection, which the engine holds back until the start is done."""
+    """Its address; or, where a proxy denies that, an inspection, which the engine answers behind the start."""
     for name in ("PATIENCE", "KEPT", "LONGEST"):  # however slow the machine is
         monkeypatch.setattr(foresight, name, NEVER)
     node = await world.nodes.create("one", healthcheck="ok", interval_s=60)
