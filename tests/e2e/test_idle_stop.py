@@ -325,6 +325,7 @@ async def test_a_nodes_own_idle_timeout_counts_more_than_the_setting(world: Worl
     assert complaints[0].startswith(f"Node {odd.id[:12]}: label eventwatch.idle-timeout is no duration")
 
 
+@pytest.mark.needs("cgroups")
 async def test_a_node_that_works_lives_beside_an_idle_one_that_is_stopped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +351,7 @@ async def test_a_node_that_works_lives_beside_an_idle_one_that_is_stopped(
     assert datetime.now(UTC).replace(tzinfo=None) - before["last_req_time"] > timedelta(minutes=50)
 
 
+@pytest.mark.needs("cgroups")
 async def test_whatever_is_wrong_with_a_node_is_told_once_and_unread_usage_stops_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
