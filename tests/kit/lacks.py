@@ -29,7 +29,7 @@ REASONS: Final[Mapping[str, str]] = {
 }
 #: Needs that an engine does not meet, by the beginning of its name.
 _UNMET: Final[Mapping[str, Collection[str]]] = {
-    **dict.fromkeys(VERSIONS, {"reach"}),
+    **{version: {"reach"} for version in VERSIONS},
     ROOTLESS: {"cgroups", "reach"},
     PODMAN: {"told-connect", "used-addresses", "restarting"},
     "podman-4.3": {"update"},
