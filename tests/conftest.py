@@ -18,6 +18,7 @@ import pytest_asyncio
 from aiodocker import Docker
 from pymongo import AsyncMongoClient
 
+from tests.kit import lacks
 from tests.kit.mongod import PrivateMongo
 from tests.kit.nodes import Nodes
 from tests.kit.waiting import SLOW
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.nodeid in known]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item.nodeid not in known]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this engine cannot do."""
+    needs = [need for marker in item.iter_markers("needs") for need in marker.args]
+    if reason := lacks.why_not(needs):
+        pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)

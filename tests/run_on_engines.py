@@ -20,17 +20,19 @@ from pathlib import Path
 from typing import Final
 
 from tests.kit.engines import INSTALLED, VERSIONS, PrivateEngine, Version
-from tests.kit.podman import PODMANS, PodmanVersion, PrivatePodman
+from tests.kit.lacks import ENGINE_VARIABLE, PODMAN_ROOTLESS, ROOTLESS
+from tests.kit.podman import PODMANS, PodmanVersion, PrivatePodman, RootlessPodman, check_health
 from tests.kit.rootless import RootlessEngine
 from tests.kit.waiting import end
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 OTHERS: Final = tuple(version for version in VERSIONS if version != INSTALLED)
 DOCKERS: Final[dict[str, Version]] = {str(version): version for version in VERSIONS}
-ROOTLESS: Final = "rootless"
 PODMANS_BY_NAME: Final[dict[str, PodmanVersion]] = {f"podman-{version}": version for version in PODMANS}
 #: Variables that would lead the tests, or what they start, to another engine.
 FOREIGN: Final = ("DOCKER_", "EVENTWATCH_", "DB_")
+#: Except this, of the tests themselves.
+KEPT: Final = "EVENTWATCH_TEST_SLOW"
 
 
 @asynccontextmanager
@@ -39,9 +41,10 @@ async def opened(name: str) -> AsyncIterator[str]:
     if name == ROOTLESS:
         async with RootlessEngine() as rootless:
             yield rootless.url
-    elif name in PODMANS_BY_NAME:
-        async with PrivatePodman(PODMANS_BY_NAME[name]) as podman:
-            checks = asyncio.create_task(podman.check_health(), name="health-checks")
+    elif name in PODMANS_BY_NAME or name == PODMAN_ROOTLESS:
+        podman = RootlessPodman() if name == PODMAN_ROOTLESS else PrivatePodman(PODMANS_BY_NAME[name])
+        async with podman:
+            checks = asyncio.create_task(check_health(podman.socket), name="health-checks")
             yield podman.url
             await end(checks)
     else:
@@ -51,13 +54,17 @@ async def opened(name: str) -> AsyncIterator[str]:
 
 async def run_on(name: str, arguments: list[str]) -> int:
     """Run pytest on this engine; its exit code."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    environment = {
+        variable: value
+        for variable, value in os.environ.items()
+        if variable == KEPT or not variable.startswith(FOREIGN)
+    }
     async with opened(name) as url:
         process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
             *arguments,
             cwd=ROOT,
-            env={**environment, "DOCKER_HOST": url},
+            env={**environment, "DOCKER_HOST": url, ENGINE_VARIABLE: name},
         )
         try:
             return await process.wait()
@@ -79,7 +86,7 @@ async def run_on_all(names: list[str], arguments: list[str]) -> dict[str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the end-to-end suite on other engines.")
-    engines = [*DOCKERS, ROOTLESS, *PODMANS_BY_NAME]
+    engines = [*DOCKERS, ROOTLESS, *PODMANS_BY_NAME, PODMAN_ROOTLESS]
     parser.add_argument("--engine", action="append", choices=engines, help=f"default: {', '.join(OTHERS)}")
     parser.add_argument("arguments", nargs="*", default=["tests/e2e"], help="for pytest, after --")
     options = parser.parse_args()

@@ -47,8 +47,11 @@ from eventwatch.engine.ssh import MOST_PROCESSES, SshForwarder, parse_ssh_url
 from eventwatch.engine.wire import (
     ACTION_ALIASES,
     CONTAINER_ACTIONS,
+    LOG_CUT,
+    LOG_CUT_TYPE,
     NETWORK_ACTIONS,
     engine_time,
+    log_cut,
     parse_address,
     parse_container,
     parse_event,
@@ -131,7 +134,10 @@ _FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueErro
 _ITEM: Final = json.JSONDecoder()
 _BETWEEN_ITEMS: Final = re.compile(r"[ \t\r\n,]*")
 _FILTERS: Final = json.dumps(
-    {"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS]}
+    {
+        "type": ["container", "network", LOG_CUT_TYPE],
+        "event": [*CONTAINER_ACTIONS, *ACTION_ALIASES, *NETWORK_ACTIONS, LOG_CUT],
+    }
 )
 _FIXES: Final = {
     errno.EACCES: "permission denied: add this user to the socket's group (docker), or `group_add` in compose",
@@ -191,6 +197,9 @@ class DockerEngine:
         self._refused_since: float | None = None
         #: The engine's clock minus our monotonic one (ns), None until it has told its time.
         self._clock_offset: int | None = None
+        self._podman = False
+        #: When its log of events was cut last, of which it has told (engine time, ns).
+        self._log_cut = 0
 
     async def identify(self) -> EngineInfo:
         session = await self._connected()
@@ -220,7 +229,8 @@ class DockerEngine:
         if not (engine_id.isascii() and engine_id.isprintable() and len(engine_id) <= LONGEST_NAME):
             raise EngineError(f"Engine failed while {_WHO}: its id is {engine_id!r:.80}")
         warning = ""
-        if "Podman" in str(version.get("Components")):  # which makes up a new ID for every answer
+        self._podman = "Podman" in str(version.get("Components"))
+        if self._podman:  # which makes up a new ID for every answer
             engine_id = podman_id(name, str(info.get("DockerRootDir") or ""), rootless=bool(info.get("Rootless")))
             if name.partition(".")[0].lower() in _NOBODYS_NAMES:
                 warning = (
@@ -241,6 +251,9 @@ class DockerEngine:
     ) -> AsyncIterator[AsyncIterator[Event]]:
         doing = "opening the event stream"
         params = {"filters": _FILTERS}
+        if since is None and self._podman and self._clock_offset is not None:
+            # It answers first, and looks for the end of its log then: what happens in between would not be told.
+            since = time.monotonic_ns() + self._clock_offset - CLOCK_TOLERANCE
         if since is not None:
             params["since"] = engine_time(since)
         docker = await self._new_client()
@@ -263,10 +276,14 @@ class DockerEngine:
         try:
             async for line in split_lines(response.content.iter_any(), on_malformed):
                 try:
-                    event = parse_event(json.loads(line))
+                    raw = json.loads(line)
+                    event = parse_event(raw)
                 except (ValueError, RecursionError) as error:
                     on_malformed(f"{error}: {line[:120]!r}")
                     continue
+                if event is None and (cut := log_cut(raw)) > self._log_cut:
+                    self._log_cut = cut
+                    raise EngineError("Podman has cut its log of events, and leaves out what it had not read")
                 if event is not None:
                     yield event
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
@@ -418,6 +435,9 @@ class DockerEngine:
         return self._session
 
     async def _negotiated(self, docker: aiodocker.Docker) -> _Session:
+        if self._podman and self._session is not None:
+            # It takes a second for that answer, on a busy machine three; `identify` asks it right behind.
+            return _Session(docker, self._session.api_version)
         return _Session(docker, self._pinned or f"v{_api_version(await self._version(docker))}")
 
     async def _version(self, docker: aiodocker.Docker) -> dict[str, Any]:

@@ -40,7 +40,12 @@ _NOT_RUNNING: Final = ENDED | {"restarting", "removing"}
 
 #: Podman's names for Docker's actions, by which it filters (though it may say `die`), and for Docker's states.
 ACTION_ALIASES: Final = {"died": "die", "remove": "destroy"}
-STATUS_ALIASES: Final = {"configured": "created", "initialized": "created", "stopped": "exited"}
+STATUS_ALIASES: Final = {
+    "configured": "created",
+    "initialized": "created",
+    "stopped": "exited",
+    "stopping": "running",  # which is a word of ours, for a stop of ours
+}
 
 #: What is subscribed to, beside its aliases. The engine matches `health_status` as a prefix.
 CONTAINER_ACTIONS: Final = (
@@ -59,7 +64,11 @@ CONTAINER_ACTIONS: Final = (
     "health_status",
 )
 NETWORK_ACTIONS: Final = ("connect", "disconnect")
+#: What Podman calls it when it has cut the log of which it reads its events, and the `Type` of that.
+LOG_CUT: Final = "log-rotation"
+LOG_CUT_TYPE: Final = "system"
 
+_HEALTH_RESULTS: Final = ("starting", "healthy", "unhealthy")
 _END_OF_TIME: Final = 2**63
 _MAX_PORT: Final = 65535
 _BRIEF = re.compile(r"[A-Z0-9+]{1,12}", re.ASCII)
@@ -95,20 +104,37 @@ def parse_event(raw: object) -> Event | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise MalformedEventError(f"{type(error).__name__}: {error}") from error
     if kind == "network":
-        container, name = attributes.get("container"), attributes.get("name")
-        if not _is_name(container):
-            return None
-        network = name if isinstance(name, str) else ""
-        return Event(action, str(container), time_nano, detail=subject, network=network, raw=raw)
+        return _network_event(action, subject, attributes, raw)
     if kind != "container":
         return None
     action, _, rest = action.partition(":")
     action = ACTION_ALIASES.get(action, action)
     if action == "health_status":
-        # Podman names the result in an attribute, Docker in the action itself.
-        health = rest.strip() or attributes.get("health_status")
+        # Podman names the result beside the action, Docker in it.
+        told = raw.get("HealthStatus")
+        health = rest.strip() or (told if told in _HEALTH_RESULTS else None)
         return Event(action, subject, time_nano, health=health, raw=raw)
     return Event(action, subject, time_nano, detail=rest or _told(action, attributes), raw=raw)
+
+
+def _network_event(
+    action: str, subject: str, attributes: Mapping[str, Any], raw: Mapping[str, Any]
+) -> Event | None:
+    container, name = attributes.get("container"), attributes.get("name")
+    if container is None and action in NETWORK_ACTIONS:  # Podman's are about the container, and name that
+        container, name, subject = subject, attributes.get("network"), ""
+    if not _is_name(container):
+        return None
+    network = name if isinstance(name, str) else ""
+    return Event(action, str(container), raw["timeNano"], detail=subject, network=network, raw=raw)
+
+
+def log_cut(raw: object) -> int:
+    """Engine time (ns) at which Podman has cut its log of events, of its word of that; 0 for all else."""
+    if isinstance(raw, dict) and (raw.get("Type"), raw.get("Action")) == (LOG_CUT_TYPE, LOG_CUT):
+        at = raw.get("timeNano")
+        return at if type(at) is int else 0
+    return 0
 
 
 def _told(action: str, attributes: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import pytest
 from eventwatch.core.facts import Cause, Observation
 from eventwatch.engine.docker import DockerEngine
 from eventwatch.pipeline import foresight
+from tests.kit.lacks import told
 from tests.kit.nodes import CALL_TIMEOUT, NODE_LABEL, NODE_PORT, Node, ensure_network, node_config
 from tests.kit.seen import Film, filmed
 from tests.kit.waiting import NEVER, eventually
@@ -23,6 +24,8 @@ from tests.kit.world import World
 
 #: Settling may take four times this; nothing here lasts as long.
 LATE_SETTLE = NEVER / 10
+
+PAUSES = pytest.mark.needs("cgroups")
 
 Step = Callable[[World, Node], Awaitable[object]]
 
@@ -79,6 +82,7 @@ async def test_a_start_shows_status_health_and_ip_in_one_write_long_before_it_se
     assert {"status", "health", "ip"} <= shown.updated.keys()
 
 
+@pytest.mark.needs("told-connect")
 async def test_a_start_is_written_by_what_was_asked_for_before_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +123,7 @@ async def test_a_start_is_written_by_what_was_asked_for_before_it(
     [
         pytest.param(lambda _, node: node.kill(), {"status": "exited", "ip": ""}, id="die"),
         pytest.param(lambda _, node: node.stop(), {"status": "exited", "ip": ""}, id="stop"),
-        pytest.param(lambda _, node: node.pause(), {"status": "paused"}, id="pause"),
+        pytest.param(lambda _, node: node.pause(), {"status": "paused"}, id="pause", marks=PAUSES),
     ],
 )
 async def test_what_an_event_proves_is_shown_at_once(
@@ -137,6 +141,7 @@ async def test_what_an_event_proves_is_shown_at_once(
     assert {change.cause for change in watched.of(node)} == {Cause.EVENT}
 
 
+@pytest.mark.needs("cgroups")
 async def test_an_unpause_shows_running_with_its_ip_at_once(world: World) -> None:
     node = await world.start("one")
     await node.pause()
@@ -182,6 +187,7 @@ async def test_a_restart_is_followed_through_by_hints_alone(world: World) -> Non
         assert said == ["exited", "running"]
 
 
+@pytest.mark.needs("used-addresses")
 async def test_a_node_is_never_shown_running_with_an_ip_that_was_anothers(world: World) -> None:
     """The engine gives the lowest free address, so a stopped node's address goes to the next that starts."""
     one, other = await world.start("one"), await world.start("other")
@@ -228,16 +234,17 @@ def is_shown_running(film: Film, node: Node) -> bool:
         pytest.param(lambda _, node: node.kill(), {"kill", "die", "disconnect"}, id="kill"),
         pytest.param(lambda _, node: node.kill("SIGWINCH"), {"kill"}, id="harmless-signal"),
         pytest.param(lambda _, node: node.restart(), {"die", "stop", "start", "restart", "connect"}, id="restart"),
-        pytest.param(lambda _, node: node.pause(), {"pause"}, id="pause"),
+        pytest.param(lambda _, node: node.pause(), {"pause"}, id="pause", marks=PAUSES),
         pytest.param(lambda _, node: node.rename("renamed"), {"rename"}, id="rename"),
-        pytest.param(update, {"update"}, id="update"),
+        pytest.param(update, {"update"}, id="update", marks=pytest.mark.needs("update")),
         pytest.param(disconnect, {"disconnect"}, id="network-disconnect"),
-        pytest.param(oom, {"oom", "die"}, id="oom"),
+        pytest.param(oom, {"oom", "die"}, id="oom", marks=pytest.mark.needs("cgroups")),
     ],
 )
 async def test_after_each_event_a_spoiled_document_is_made_true(
-    world: World, happens: Step, actions: set[str]
+    world: World, happens: Step, actions: set[str], request: pytest.FixtureRequest
 ) -> None:
+    actions = told(request.node.callspec.id, actions)
     hungry = happens is oom
     node = await (create_hungry(world, "one") if hungry else world.nodes.create("one"))
     await node.start()
@@ -293,6 +300,7 @@ async def shows_its_ip(world: World, node: Node) -> bool:
     return ip != "" and await world.says(node, status="running", ip=ip)
 
 
+@pytest.mark.needs("restarting")
 async def test_a_node_that_crashes_again_and_again_is_shown_as_it_is_in_the_end(world: World) -> None:
     node = await world.start("one", command=["sh", "-c", "sleep 0.2; exit 1"], restart="always")
     async with world.watching() as watched:
@@ -332,6 +340,7 @@ async def test_a_container_without_health_check_has_the_health_none(world: World
         await eventually(lambda: world.says(node, status="exited", health="none"))
 
 
+@pytest.mark.needs("cgroups")
 async def test_health_is_left_alone_when_it_is_somebody_elses(world: World) -> None:
     node = await world.nodes.start("one", healthcheck="ok", interval_s=0.2)
     await world.insert(node, health="somebody's word")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
+
 from eventwatch.core.facts import Cause
 from eventwatch.store.nodes import LOOKED_AT
 from tests.kit.nodes import Node
@@ -65,6 +67,7 @@ async def is_gone(world: World, node: Node) -> bool:
     return await world.document(node) is None
 
 
+@pytest.mark.needs("cgroups")
 async def test_events_of_containers_that_are_no_nodes_cost_no_query(world: World) -> None:
     node = await world.start("one")
     async with world.watching(orphan_grace=1) as watched:

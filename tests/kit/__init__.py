@@ -2,8 +2,8 @@
 
 - `waiting`: how to wait for something, with a deadline that knows of slow machines.
 - `processes`: how to run a program, to its end or beside the test; `eventwatch` runs ours.
-- `engines`, `rootless`, `podman`, `debian`: engines of the test's own, and where they come from; `ssh`: the way to
-  one; `images` for containers.
+- `engines`, `rootless`, `podman`, `debian`: engines of the test's own, and where they come from; `lacks`: what one
+  cannot do; `ssh`: the way to one; `images` for containers.
 - `mongod`: databases of the test's own.
 - `nodes`: ToolServer nodes; `world` has them with documents and a watcher, in the test's own process.
 - `truth`: what a document has to say, from the engine's own answers; `seen`: what happened to it, and the log.

@@ -220,26 +220,18 @@ class PrivateEngine:
         self.socket.unlink(missing_ok=True)
         (self.folder / "run" / "docker.pid").unlink(missing_ok=True)
         # A containerd that outlived a killed dockerd holds the data's lock; the containers live on without it.
-        await self._end_all("containerd --config")
+        await end_processes(self.folder, "containerd --config")
         # Where nobody reaps orphans, dockerd would take the zombie for a living containerd and wait for it.
         (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
         self.daemon.spawn(self._command(), env=system_environment(PATH=engine_path(self.version)), orphaned="TERM")
 
     async def wait_ready(self) -> None:
         await eventually(
-            self._answers,
+            lambda: answers(self.socket),
             START_TIMEOUT,
             what=lambda: f"{self.daemon.name} answers\n{self.daemon.tail()}",
             instead=lambda: "" if self.running else f"{self.daemon.name} did not start:\n{self.daemon.tail()}",
         )
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(0.5)
-            client.connect(str(self.socket))
-            client.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
-            return b"200" in client.recv(15)
-        return False
 
     async def stop(self) -> None:
         """SIGTERM: it stops its containers and ends."""
@@ -297,23 +289,32 @@ class PrivateEngine:
     async def _remove_remains(self) -> None:
         if self._daemon is not None:
             await self._daemon.end()
-        await self._end_all("containerd-shim", with_children=True)
-        await self._end_all("")
+        await end_processes(self.folder, "containerd-shim", with_children=True)
+        await end_processes(self.folder)
         for mount in reversed(mounts_under(self.folder)):
             with contextlib.suppress(BrokenMachineError):
                 run("umount", "--lazy", mount)
         remove_cgroups(self._name)
 
-    async def _end_all(self, kind: str, *, with_children: bool = False) -> None:
-        """End what dockerd has left: it is all started with paths in our own folder."""
-        ours = [pid for pid, command in processes_under(self.folder).items() if kind in command]
-        if with_children:
-            # The shim's children are the containers' first processes; with them all of a container ends.
-            for pid in ours:
-                for child in children_of(pid):
-                    send(child, signal.SIGKILL)
+
+async def end_processes(folder: Path, kind: str = "", *, with_children: bool = False) -> None:
+    """End what an engine has left, with paths in its own folder; `kind` is a part of the command."""
+    ours = [pid for pid, command in processes_under(folder).items() if kind in command]
+    if with_children:
+        # The shim's children are the containers' first processes; with them all of a container ends.
         for pid in ours:
-            send(pid, signal.SIGKILL)
-        await eventually(
-            lambda: not processes_under(self.folder).keys() & set(ours), STOP_TIMEOUT, what="processes end"
-        )
+            for child in children_of(pid):
+                send(child, signal.SIGKILL)
+    for pid in ours:
+        send(pid, signal.SIGKILL)
+    await eventually(lambda: not processes_under(folder).keys() & set(ours), STOP_TIMEOUT, what="processes end")
+
+
+def answers(path: Path) -> bool:
+    """Whether an engine answers at this socket."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0.5)
+        client.connect(str(path))
+        client.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+        return b"200" in client.recv(15)
+    return False

@@ -28,7 +28,12 @@ RUN_LABEL = "eventwatch.run"
 NODE_NETWORK = "tool-server-network"
 NODE_PORT = 31942
 #: Podman's names of states that Docker calls otherwise, of which documents speak Docker's.
-DOCKERS_WORDS = {"stopped": "exited", "configured": "created", "initialized": "created"}
+DOCKERS_WORDS = {
+    "stopped": "exited",
+    "configured": "created",
+    "initialized": "created",
+    "stopping": "running",
+}
 CALL_TIMEOUT = 30.0 * SLOW
 BUILD_TIMEOUT = 120.0 * SLOW
 

@@ -24,6 +24,7 @@ import aiohttp
 from tests.kit.engines import CACHE
 from tests.kit.images import mirror
 from tests.kit.processes import SYSTEM_PATH, Process, run, system_environment
+from tests.kit.rootless import RootlessEngine
 from tests.kit.waiting import eventually
 
 PodmanVersion = Literal["4.3", "5.4"]
@@ -48,8 +49,10 @@ mount -t tmpfs run "$root/run" && cd "$root" && pivot_root . before && umount --
 class PrivatePodman:
     """`podman system service` with everything under one temporary folder. Entered when it answers."""
 
-    def __init__(self, version: PodmanVersion = "4.3") -> None:
+    def __init__(self, version: PodmanVersion = "4.3", *, log_size: int = 0) -> None:
+        """`log_size`: bytes at which it cuts its log of events in half, instead of a million."""
         self.version = version
+        self._log_size = log_size
         self.folder = Path()
         self._runtime = "runc" if version == "4.3" else "crun"
         self._service: Process | None = None
@@ -69,7 +72,8 @@ class PrivatePodman:
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         (self.folder / "containers.conf").write_text(
             f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]\n'
-            f'[engine]\nruntime = "{self._runtime}"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            + _engine_settings(self._runtime, self.folder / "events.log")
+            + (f"events_logfile_max_size = {self._log_size}\n" if self._log_size else "")
         )
         self._service = Process("podman", self.folder / "log")
         self._service.spawn(
@@ -102,9 +106,11 @@ class PrivatePodman:
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", _WITHIN, "sh", root]
 
     def _podman(self) -> list[str]:
-        # The runtime again: what the configuration names is not believed by every command of 4.3.
+        # The runtime again: what the configuration names is not believed by every command of 4.3. It leaves files
+        # where it works.
         return [
-            *("env", f"CONTAINERS_CONF={self.folder}/containers.conf", "podman", "--runtime", self._runtime),
+            *("env", f"--chdir={self.folder}", f"CONTAINERS_CONF={self.folder}/containers.conf"),
+            *("podman", "--runtime", self._runtime),
             *("--root", f"{self.folder}/root", "--runroot", f"{self.folder}/run"),
         ]
 
@@ -114,21 +120,10 @@ class PrivatePodman:
         there = ("nsenter", f"--target={self._service.pid}", "--mount", "--root") if self.version != "4.3" else ()
         return run(*there, *self._podman(), *command).stdout
 
-    async def check_health(self) -> None:
-        """Run the health checks of all containers that run, again and again, until it is cancelled."""
+    async def probe(self, container: str) -> None:
+        """Run a container's health check once."""
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as session:
-            while True:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get("http://podman/v1.41/containers/json") as answer:
-                        rows: list[dict[str, Any]] = await answer.json()
-                    await asyncio.gather(*(self._check(session, row["Id"]) for row in rows))
-                await asyncio.sleep(CHECK_INTERVAL)
-
-    @staticmethod
-    async def _check(session: aiohttp.ClientSession, container: str) -> None:
-        with contextlib.suppress(aiohttp.ClientError):
-            # What has no health check, or is gone, is an answer as well.
-            await session.get(f"http://podman/v4.0.0/libpod/containers/{container}/healthcheck")
+            await _check(session, container)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,3 +136,44 @@ class PrivatePodman:
         with contextlib.suppress(RuntimeError):
             run("umount", "--lazy", f"{self.folder}/root/overlay")
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+class RootlessPodman(RootlessEngine):
+    """Podman 4.3 of an ordinary user. Entered when it answers."""
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "run" / "podman.sock"
+
+    def _command(self) -> list[str]:
+        settings = self.folder / "home" / "containers.conf"
+        settings.write_text(_engine_settings("runc", self.folder / "home" / "events.log"))
+        return [
+            *("env", f"CONTAINERS_CONF={settings}", "podman", "--storage-driver", "vfs"),
+            *("system", "service", "--time=0", self.url),
+        ]
+
+
+async def check_health(path: Path) -> None:
+    """Run the health checks of all containers that run, again and again, until it is cancelled."""
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get("http://podman/v1.41/containers/json") as answer:
+                    rows: list[dict[str, Any]] = await answer.json()
+                await asyncio.gather(*(_check(session, row["Id"]) for row in rows))
+            await asyncio.sleep(CHECK_INTERVAL)
+
+
+async def _check(session: aiohttp.ClientSession, container: str) -> None:
+    with contextlib.suppress(aiohttp.ClientError):
+        # What has no health check, or is gone, is an answer as well.
+        await session.get(f"http://podman/v4.0.0/libpod/containers/{container}/healthcheck")
+
+
+def _engine_settings(runtime: str, log: Path) -> str:
+    # Its log of events is one for all of a user, by default.
+    return (
+        f'[engine]\nruntime = "{runtime}"\ncgroup_manager = "cgroupfs"\n'
+        f'events_logger = "file"\nevents_logfile_path = "{log}"\n'
+    )

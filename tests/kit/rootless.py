@@ -2,7 +2,7 @@
 
 Everything of it lies under one temporary folder; the user is known only in a mount namespace of its own, so that
 nothing of the machine's `/etc` changes. rootlesskit, slirp4netns and newuidmap come from Debian's packages,
-unpacked into `.cache/engines`. It has no cgroups where the machine has version 1 of them, and so no limits.
+unpacked into `.cache/engines`. They have no cgroups where the machine has version 1 of them, and so no limits.
 
 Needs root and Debian 12, and a kernel that allows user namespaces.
 """
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.kit.debian import unpack_packages
-from tests.kit.engines import CACHE, START_TIMEOUT
+from tests.kit.engines import CACHE, START_TIMEOUT, answers, end_processes
 from tests.kit.processes import SYSTEM_PATH, Process, system_environment
 from tests.kit.waiting import eventually
 
@@ -25,16 +25,16 @@ PACKAGES: Final = ("rootlesskit", "slirp4netns", "uidmap", "libslirp0", "libsubi
 #: That of Debian's docker.io.
 SCRIPT: Final = "/usr/share/docker.io/contrib/dockerd-rootless.sh"
 USER: Final = 4242
-#: What it is started with: the folder is its argument. The network's device is only root's on some machines.
+#: Runs a command as the user; the folder comes first. The network's device is only root's on some machines.
 _NAMESPACE: Final = f"""
-for name in passwd group subuid subgid; do mount --bind "$1/etc/$name" "/etc/$name" || exit; done
+folder=$1 && shift
+for name in passwd group subuid subgid; do mount --bind "$folder/etc/$name" "/etc/$name" || exit; done
 umount /sys/fs/cgroup/unified 2>/dev/null
-mknod -m 666 "$1/tun" c 10 200 && mount --bind "$1/tun" /dev/net/tun || exit
+mknod -m 666 "$folder/tun" c 10 200 && mount --bind "$folder/tun" /dev/net/tun || exit
 mount --make-rshared /
-exec setpriv --pdeathsig TERM --reuid {USER} --regid {USER} --clear-groups env -i HOME="$1/home" \
-    XDG_RUNTIME_DIR="$1/run" LD_LIBRARY_PATH="$1/lib" PATH="$1/bin:{SYSTEM_PATH}" \
-    DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SANDBOX=false DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SECCOMP=false \
-    sh {SCRIPT} --iptables=false --storage-driver=vfs
+cd "$folder/home" && exec setpriv --pdeathsig TERM --reuid {USER} --regid {USER} --clear-groups env -i \
+    HOME="$folder/home" XDG_RUNTIME_DIR="$folder/run" LD_LIBRARY_PATH="$folder/lib" \
+    PATH="$folder/bin:{SYSTEM_PATH}" "$@"
 """
 
 
@@ -43,7 +43,7 @@ class RootlessEngine:
 
     def __init__(self) -> None:
         self.folder = Path()
-        self._daemon = Process("rootless dockerd")
+        self._daemon = Process("rootless engine")
 
     @property
     def socket(self) -> Path:
@@ -59,16 +59,30 @@ class RootlessEngine:
         self.folder = Path(tempfile.mkdtemp(prefix="ew-rootless-"))
         self._lay_out(self.folder, CACHE / "rootless" / "usr")
         self._daemon.spawn(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE, "sh", self.folder],
+            [
+                *("unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE, "sh", self.folder),
+                *self._command(),
+            ],
             env=system_environment(),
             orphaned="TERM",
         )
-        await eventually(
-            self.socket.exists,
-            START_TIMEOUT,
-            what=lambda: f"rootless Docker's socket is there\n{self._daemon.tail()}",
-        )
+        try:
+            await eventually(
+                lambda: answers(self.socket),
+                START_TIMEOUT,
+                what=lambda: f"the rootless engine answers\n{self._daemon.tail()}",
+            )
+        except BaseException:
+            await self._clean_up()
+            raise
         return self
+
+    def _command(self) -> list[str]:
+        without = ("SANDBOX", "SECCOMP")
+        return [
+            *("env", *(f"DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_{name}=false" for name in without)),
+            *("sh", SCRIPT, "--iptables=false", "--storage-driver=vfs"),
+        ]
 
     @staticmethod
     def _lay_out(folder: Path, programs: Path) -> None:
@@ -90,6 +104,10 @@ class RootlessEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
         await self._daemon.end()
         self._daemon.close()
+        await end_processes(self.folder, with_children=True)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)

@@ -21,6 +21,7 @@ from aiohttp import web
 
 import eventwatch.engine.docker
 from eventwatch.core.errors import ConfigError, EngineError
+from eventwatch.core.facts import Event, nanos, parse_time
 from eventwatch.engine.docker import CALLS, ERROR_LIMIT, Call, DockerEngine
 from eventwatch.engine.protocol import EngineInfo, id_fix
 from eventwatch.engine.wire import parse_listed
@@ -295,6 +296,48 @@ async def test_what_is_no_list_is_an_error(fake: FakeEngine, engine: DockerEngin
 async def test_lists_hold_ids_and_nothing_else(fake: FakeEngine, engine: DockerEngine) -> None:
     assert await engine.list_all() == await engine.list_running("a=b") == await engine.list_newest(3) == [NODE]
     assert fake.asked[-1] == "GET /v1.41/containers/json?all=1&limit=3"
+
+
+# -- Podman's event stream -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("podman", [True, False])
+async def test_a_podman_that_answers_before_it_listens_is_asked_since_when_and_nothing_first(
+    fake: FakeEngine, engine: DockerEngine, *, podman: bool
+) -> None:
+    fake.version = {"Components": [{"Name": "Podman Engine" if podman else "Engine"}]}
+    fake.system_time = "2026-01-01T00:00:10Z"
+    fake.always("/events", 200)
+    await engine.identify()
+    fake.asked.clear()
+    await first_event(engine)
+    assert ("GET /version" in fake.asked) is not podman  # which takes it a second
+    since = re.search(r"since=(\d+)\.", fake.asked[-1])
+    assert (since is not None) is podman
+    if since:  # by its own clock
+        assert 9 <= int(since[1]) - nanos(parse_time("2026-01-01T00:00:00Z")) // 10**9 < 1000
+
+
+async def test_a_stream_ends_where_podman_has_cut_its_log_once_for_each_cut(
+    fake: FakeEngine, engine: DockerEngine
+) -> None:
+    """It leaves out what it had not read by then; who asks again is told all of it, and of the cut, too."""
+
+    def told(cut_at: int, then: int) -> bytes:
+        cut = {
+            "Type": "system",
+            "Action": "log-rotation",
+            "Actor": {"ID": "", "Attributes": {}},
+            "timeNano": cut_at,
+        }
+        pause = {"Type": "container", "Action": "pause", "Actor": {"ID": NODE}, "timeNano": then}
+        return json.dumps(cut).encode() + b"\n" + json.dumps(pause).encode() + b"\n"
+
+    for cut_at, then in ((5, 6), (7, 8)):
+        fake.always("/events", 200, told(cut_at, then))
+        with pytest.raises(EngineError, match="cut its log"):
+            await first_event(engine)
+        assert await first_event(engine) == Event("pause", NODE, then)
 
 
 # -- which one it is ----------------------------------------------------------------------------------------

@@ -29,10 +29,15 @@ def test_podmans_words_mean_dockers(said: str, meant: str) -> None:
     assert parse_event(container_event(said)) == Event(meant, "c1", 7)
 
 
-def test_health_is_read_from_the_action_or_from_podmans_attribute() -> None:
+def test_health_is_read_from_the_action_or_from_podmans_word_beside_it() -> None:
     docker = parse_event(container_event("health_status: unhealthy"))
-    podman = parse_event(container_event("health_status", health_status="unhealthy"))
+    podman = parse_event(container_event("health_status") | {"HealthStatus": "unhealthy"})
     assert docker == podman == Event("health_status", "c1", 7, health="unhealthy")
+
+
+@pytest.mark.parametrize("odd", ["", "reset", None, 7, ["healthy"], {}])
+def test_a_health_that_podman_does_not_name_proves_nothing(odd: object) -> None:
+    assert parse_event(container_event("health_status") | {"HealthStatus": odd}) == Event("health_status", "c1", 7)
 
 
 def test_a_network_event_is_about_its_container() -> None:
@@ -43,6 +48,12 @@ def test_a_network_event_is_about_its_container() -> None:
         "Actor": {"ID": "n1", "Attributes": {"container": "c1", "name": "tool-server-network"}},
     }
     assert parse_event(raw) == Event("disconnect", "c1", 9, detail="n1", network="tool-server-network")
+
+
+@pytest.mark.parametrize("attributes", [{"image": "", "name": "one", "network": "net"}, {"name": "one"}])
+def test_podmans_network_event_names_the_container_as_its_subject(attributes: dict[str, str]) -> None:
+    raw = {"Type": "network", "Action": "connect", "timeNano": 9, "Actor": {"ID": "c1", "Attributes": attributes}}
+    assert parse_event(raw) == Event("connect", "c1", 9, network=attributes.get("network", ""))
 
 
 def test_events_about_other_things_are_nobodys() -> None:
@@ -186,6 +197,15 @@ def test_an_observation_tells_what_others_reach_the_container_by() -> None:
     assert seen.published_ports == {8080, 8081}
     assert seen.restart_count == 3
     assert seen.created_at == datetime(2026, 5, 1, 11, 59, 59, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("stopping", "running"), ("stopped", "exited"), ("initialized", "created")]
+)
+def test_podmans_states_are_dockers_and_never_ours(said: str, meant: str) -> None:
+    container = reachable()
+    container["State"]["Status"] = said
+    assert parse_container(container, network="net").status == meant
 
 
 def test_an_inspection_without_these_says_nothing_of_them() -> None:
