@@ -42,7 +42,7 @@ from eventwatch.core.errors import ConfigError, EngineError
 from eventwatch.core.facts import Event, Observation, Usage, is_container_id, nanos, parse_time
 from eventwatch.core.listing import Listed
 from eventwatch.core.text import printable
-from eventwatch.engine.protocol import PODMAN_FIX, Engine, EngineInfo
+from eventwatch.engine.protocol import PODMAN_FIX, Engine, EngineInfo, is_named_by_nobody
 from eventwatch.engine.ssh import MOST_PROCESSES, SshForwarder, parse_ssh_url
 from eventwatch.engine.wire import (
     ACTION_ALIASES,
@@ -83,9 +83,6 @@ CLOCK_TOLERANCE: Final = 1_000_000_000
 
 #: Connections to an engine behind ssh, besides one for each stop: a sweep inspects ten at a time.
 MOST_AT_ONCE: Final = 12
-
-#: What hosts are called to which nobody gave a name.
-_NOBODYS_NAMES: Final = {"", "localhost"}
 
 #: Seconds of refusals after which a socket that is mounted by itself is taken for that of an engine before.
 DEAD_MOUNT: Final = 120.0
@@ -232,7 +229,7 @@ class DockerEngine:
         self._podman = "Podman" in str(version.get("Components"))
         if self._podman:  # which makes up a new ID for every answer
             engine_id = podman_id(name, str(info.get("DockerRootDir") or ""), rootless=bool(info.get("Rootless")))
-            if name.partition(".")[0].lower() in _NOBODYS_NAMES:
+            if is_named_by_nobody(name):
                 warning = (
                     f"Podman has no id but the name of its host, which is {name or 'empty'} here as on many "
                     f"another: where two of one name share a database, {PODMAN_FIX}"

@@ -19,10 +19,24 @@ ID_FIX: Final = (
 #: The same where the id is made of the name of the host.
 PODMAN_FIX: Final = "give its host a name of its own (`hostnamectl hostname NAME`), and restart its Podman service"
 
+#: What hosts are called to which nobody gave a name.
+_NOBODYS_NAMES: Final = {"", "localhost"}
+
 
 def id_fix(engine_id: str) -> str:
     """What to do where another engine has this id too."""
     return PODMAN_FIX if engine_id.startswith("podman-") else ID_FIX
+
+
+def is_named_by_nobody(host: str) -> bool:
+    """Whether many hosts have this name."""
+    return host.partition(".")[0].lower() in _NOBODYS_NAMES
+
+
+def has_common_id(engine_id: str) -> bool:
+    """Whether this is the id of a Podman whose host nobody gave a name (see `podman_id`): many have it."""
+    host, _, _ = engine_id.removeprefix("podman-").rpartition("-")
+    return engine_id.startswith("podman-") and is_named_by_nobody(host)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ ever while the other takes the first one's containers for gone, and deletes thei
 How: each process that watches, leader or standby, publishes a few containers that it sees on its engine. Who
 finds none of them on its own engine has met a twin, or was too slow: so it waits for the other's next look
 before it says so. Until then, as soon as there is a doubt, nothing is deleted. A twin is remembered in the
-database for `TWIN_MEMORY`: its watcher may just be restarting.
+database for `TWIN_MEMORY`: its watcher may just be restarting. Two Podmans on hosts that nobody named have the
+name of the host in common, too, and nothing else tells them apart: there it is for `COMMON_ID_MEMORY`, in which
+both are to be named, and so get other ids.
 
 Not promised: to tell two engines apart that both have no container, which have nothing to lose either; nor
 while the other engine's watcher is away for longer (the owner's host name on record helps then, see deletion.py).
@@ -22,7 +24,7 @@ from typing import Final
 from loguru import logger
 
 from eventwatch.core.errors import EngineError
-from eventwatch.engine.protocol import ID_FIX, Engine, id_fix
+from eventwatch.engine.protocol import ID_FIX, Engine, has_common_id, id_fix
 from eventwatch.store.connection import Store
 from eventwatch.store.rows import Peer, Witness
 
@@ -31,6 +33,7 @@ PUBLISHED: Final = 8
 
 #: Seconds for which a twin that was seen counts after its watcher has gone.
 TWIN_MEMORY: Final = 3600.0
+COMMON_ID_MEMORY: Final = 30 * 24 * 3600.0
 
 
 class TwinWatch:
@@ -62,7 +65,8 @@ class TwinWatch:
     async def may_delete(self, engine_id: str) -> bool:
         """Whether no twin is known, doubted or remembered. Raises StoreError."""
         self._fix = id_fix(engine_id)
-        self._remembered = await self._store.twin_seen(engine_id, within=TWIN_MEMORY)
+        memory = COMMON_ID_MEMORY if has_common_id(engine_id) else TWIN_MEMORY
+        self._remembered = await self._store.twin_seen(engine_id, within=memory)
         return not self._doubted and self._remembered is None
 
     async def meet(self, peers: Sequence[Peer], *, engine_id: str) -> None:

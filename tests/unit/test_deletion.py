@@ -40,6 +40,7 @@ class Records:
         self.trace: str | None = None
         self.renamed: list[tuple[str, str]] = []
         self.twin: str | None = None
+        self.twin_age = 0.0
 
     async def note_twin(self, _: str, *, host: str) -> None:
         self.twin = host
@@ -48,8 +49,7 @@ class Records:
         self.renamed.append((old, new))
 
     async def twin_seen(self, _: str, *, within: float) -> str | None:
-        assert within == TWIN_MEMORY
-        return self.twin
+        return self.twin if within > self.twin_age else None
 
     async def read_owners(self, node_ids: Collection[str]) -> dict[str, Owner]:
         return {i: self.owners[i] for i in node_ids if i in self.owners}
@@ -238,9 +238,28 @@ async def test_a_peer_that_sees_none_of_our_containers_stops_deletions_and_is_na
     case.records.present = []  # its watcher is restarting, or has gone for good
     assert await case.sweep(ids(1, first=9), stamp="us") == Verdict(spared=1)
     assert len(case.twins.unready_reasons()) == 1
-    case.records.twin = None  # it was not seen for an hour
+    case.records.twin_age = TWIN_MEMORY
     assert (await case.sweep(ids(1, first=9), stamp="us")).allowed == set(ids(1, first=9))
     assert case.twins.unready_reasons() == []
+
+
+@pytest.mark.parametrize(
+    ("engine_id", "spared"),
+    [
+        ("podman-localhost-0123456789ab", True),
+        ("podman-localhost.localdomain-0123456789ab", True),
+        ("podman--0123456789ab", True),
+        ("podman-worker-7-0123456789ab", False),
+        ("localhost", False),
+    ],
+)
+async def test_another_podman_of_a_host_without_a_name_is_remembered_when_its_watcher_is_long_away(
+    engine_id: str, spared: bool
+) -> None:
+    records = Records()
+    records.twin, records.twin_age = "localhost", 7 * 24 * 3600
+    twins = TwinWatch(cast("Engine", Containers()), cast("Store", records))
+    assert await twins.may_delete(engine_id) is not spared
 
 
 async def test_a_peer_of_the_same_engine_stops_nothing() -> None:
