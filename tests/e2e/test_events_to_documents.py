@@ -342,9 +342,9 @@ async def test_a_container_without_health_check_has_the_health_none(world: World
 
 @pytest.mark.needs("cgroups")
 async def test_health_is_left_alone_when_it_is_somebody_elses(world: World) -> None:
-    node = await world.nodes.start("one", healthcheck="ok", interval_s=0.2)
-    await world.insert(node, health="somebody's word")
     async with filmed(world.collection) as film, world.watching(health_check=False) as watched:
+        node = await world.nodes.start("one", healthcheck="ok", interval_s=0.2)
+        await world.insert(node, health="somebody's word")
         await eventually(lambda: watched.events(node, "health_status"))
         for happens, status in (
             (node.pause, "paused"),
