@@ -111,7 +111,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "stop": Call(
         "POST", "/containers/{id}/stop", statuses=frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
     ),
-    "network": Call("GET", "/networks/{id}"),
+    "network": Call("GET", "/networks/{id}", 256 * _KIB),
     "stats": Call("GET", "/containers/{id}/stats", _MIB),
     "networks": Call("GET", "/networks", 8 * _MIB),
 }

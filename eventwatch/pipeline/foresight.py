@@ -19,8 +19,8 @@ container that cannot be started) costs that one question. Of many inspections a
 no others: each takes a connection to the engine until the start is done.
 
 The network is asked only about a node of which an earlier inspection told whether it has a health check, while
-there are no more than `FEW` nodes, as it tells of all that is on it, and not again after it refused (a proxy may)
-until the stream is opened anew.
+there are no more than `FEW` nodes, as it tells of all that is on it, and not again after it refused (a proxy may),
+or came too late for `LATE` starts in a row, until the stream is opened anew.
 
 Not here: `unpause` and `restart`. Nothing is told before the first, and the second comes after its `start`.
 """
@@ -50,6 +50,8 @@ LONGEST: Final = 10.0
 KEPT: Final = 0.05
 #: Seconds that a start waits for the answer, before it is asked about anew.
 PATIENCE: Final = 0.02
+#: Starts in a row that waited in vain for the network, after which it is asked no more.
+LATE: Final = 3
 
 #: What may have made the node another than it was asked about. What ends a run, its start need not wait for.
 _ENDING: Final = frozenset({"die", "pause", "destroy", "unpause"})
@@ -106,16 +108,21 @@ class Foresight:
         self._tasks = tasks
         self._questions: dict[str, _Question] = {}
         self._addresses = Addresses(engine=engine, tasks=tasks)
-        self._network_refuses = False
+        #: How many more starts may wait for the network in vain.
+        self._chances = LATE
 
     def __len__(self) -> int:
         """How many questions are under way, or answered and waiting for their start."""
         return len(self._questions)
 
-    def on_event(self, event: Event) -> None:
-        """Take in any event of a node. What calls for an inspection goes to `expect`, too."""
+    def on_event(self, event: Event, *, stale: bool = False) -> None:
+        """Take in any event of a node; `stale`: older than what is known of it, so that its start is over, too.
+
+        What calls for an inspection goes to `expect` as well.
+        """
         if event.action == "connect":
-            self._ask_early(event)
+            if not stale:
+                self._ask_early(event)
         elif event.action in _DROPPING and self.drop(event.node_id) and event.action not in _ENDING:
             self._on_none(event.node_id)
 
@@ -144,18 +151,19 @@ class Foresight:
 
     def _may_ask_network(self, node_id: str) -> bool:
         known = self._roster.state(node_id).checked is not None
-        return known and len(self._roster.known) <= FEW and not self._network_refuses
+        return known and len(self._roster.known) <= FEW and self._chances > 0
 
     def _may_inspect(self) -> bool:
         return sum(not question.by_network for question in self._questions.values()) < MOST
 
     async def _ask_network(self, question: _Question, network_id: str) -> None:
         address = await self._addresses.of(network_id, question.node_id)
-        self._network_refuses = self._network_refuses or address is None
+        if address is None:
+            self._chances = 0
         if address:
             question.task = None
             if question.started is None:
-                question.answer = address
+                question.answer, self._chances = address, LATE
             else:
                 self._end(question, address, question.started)
         elif self._may_inspect():
@@ -199,6 +207,8 @@ class Foresight:
         return True
 
     def _ask_anew(self, question: _Question) -> None:
+        if question.by_network:
+            self._chances -= 1
         question.wait(self._clock.call_later(LONGEST, lambda: self._give_up(question)))
         self._on_none(question.node_id)
 
@@ -228,7 +238,7 @@ class Foresight:
 
     def drop_all(self) -> None:
         """Believe no answer that was asked for by now; each start that waits is inspected."""
-        self._network_refuses = False
+        self._chances = LATE
         for question in list(self._questions.values()):
             self._give_up(question)
         self._addresses.end()

@@ -114,7 +114,7 @@ class Reconciler:
         roster.reasons.on_event(event)
         hint = hint_of(event, health_check=self._settings.health_check)
         stale = is_older(event.time_nano, node.as_of)
-        self.foresight.on_event(event)
+        self.foresight.on_event(event, stale=stale)
         if hint.delete:  # final whatever came before or after: an id never comes back
             node.status_hints += 1
             self._writer.put(node_id, Gone(Cause.EVENT, [event.time_nano]))

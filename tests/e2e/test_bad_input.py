@@ -298,6 +298,7 @@ HARMLESS = (
 )
 
 
+@pytest.mark.needs("cgroups")
 async def test_garbage_on_the_event_stream_is_counted_logged_and_skipped(
     world: World, docker_url: str, folder: Path
 ) -> None:

@@ -204,6 +204,7 @@ async def nodes_of_every_kind(world: World) -> list[str]:
     return [*(node.id for node in made), NO_SUCH_NODE]
 
 
+@pytest.mark.needs("cgroups")
 async def test_checking_all_nodes_ends_where_checking_each_one_ends(world: World) -> None:
     ids = await nodes_of_every_kind(world)
     documents = [
@@ -238,6 +239,7 @@ async def test_checking_all_nodes_ends_where_checking_each_one_ends(world: World
     await world.becomes_true(within=0.5)
 
 
+@pytest.mark.needs("cgroups")
 async def test_a_document_that_does_not_validate_is_told_of_once_and_skipped(world: World, beanie: None) -> None:
     await world.collection.insert_one({"_id": "not valid", "status": 7})
     node = await world.start("one")

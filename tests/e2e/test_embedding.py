@@ -99,6 +99,7 @@ async def follows(world: World, node: Node) -> None:
     await eventually(lambda: world.says(node, status="running"))
 
 
+@pytest.mark.needs("cgroups")
 async def test_a_web_application_with_a_lifespan_of_three_lines_follows_its_containers(world: World) -> None:
     async with served(application(world.settings())) as client:
         node = await world.start("one")
@@ -153,6 +154,7 @@ async def test_a_setting_that_can_never_work_is_an_error_at_the_start(world: Wor
     ("ends_by", "lease"),
     [pytest.param(signal.SIGTERM, "60s", id="released"), pytest.param(signal.SIGKILL, "1s", id="expired")],
 )
+@pytest.mark.needs("cgroups")
 async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
     world: World, tmp_path: Path, ends_by: signal.Signals, lease: str
 ) -> None:
@@ -195,6 +197,7 @@ async def test_a_second_watcher_stands_by_and_takes_over_when_the_first_ends(
     assert await world.checkers.count_documents({}) == 0
 
 
+@pytest.mark.needs("cgroups")
 async def test_a_program_takes_over_from_an_embedded_watcher(world: World, tmp_path: Path) -> None:
     node = await world.start("one")
     async with world.watching() as watched, eventwatch_beside(world, tmp_path) as second:
@@ -225,6 +228,7 @@ async def test_a_watcher_whose_checker_document_is_deleted_stops(world: World, t
 # -- stop_nodes_on_exit -------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("cgroups")
 async def test_the_running_nodes_are_stopped_at_exit_when_so_told(world: World) -> None:
     running, paused = await world.start("running"), await world.start("paused")
     stranger = await world.nodes.start("stranger")

@@ -39,6 +39,7 @@ async def running_manager(world: World, docker_url: str) -> AsyncIterator[httpx.
                 yield client
 
 
+@pytest.mark.needs("reach")
 async def test_the_manager_of_the_readme_serves_sessions(world: World, docker_url: str) -> None:
     async with running_manager(world, docker_url) as client:
         session = (await client.post("/sessions")).raise_for_status().json()["session"]

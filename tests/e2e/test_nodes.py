@@ -57,6 +57,7 @@ async def test_health_follows_the_flag(nodes: Nodes) -> None:
     await node.wait_health("unhealthy")
 
 
+@pytest.mark.needs("cgroups")
 async def test_each_operation_does_what_its_name_says(nodes: Nodes) -> None:
     node = await nodes.create("busy", expose=(), labels={"extra": "label"}, env={"COLOUR": "blue"})
 
@@ -102,6 +103,7 @@ async def fail_with_nodes_of_every_kind(nodes: Nodes) -> None:
         raise LookupError("a test's own failure")
 
 
+@pytest.mark.needs("cgroups")
 async def test_nothing_is_left_behind_even_after_a_failure(docker: Docker) -> None:
     run = run_name()
     nodes = Nodes(docker, prefix=f"{run}-", network=run)

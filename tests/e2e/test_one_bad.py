@@ -39,6 +39,7 @@ FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 # -- containers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("cgroups")
 async def test_one_container_that_cannot_be_inspected_is_named_and_harms_no_other(
     world: World, failing: Failing
 ) -> None:
@@ -67,6 +68,7 @@ async def test_one_container_that_cannot_be_inspected_is_named_and_harms_no_othe
     assert 2 <= len(told) <= 10, told
 
 
+@pytest.mark.needs("cgroups")
 async def test_of_many_failing_inspections_only_some_are_repeated_and_told_of(
     world: World, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

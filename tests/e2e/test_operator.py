@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.kit.eventwatch import run_program
 from tests.kit.mongod import free_address
 from tests.kit.truth import manager_document
@@ -44,6 +46,7 @@ async def test_status_shows_each_node_and_whether_the_engine_agrees(world: World
     assert (code, failure) == (1, "eventwatch: 1 of 1 nodes disagree with the engine")
 
 
+@pytest.mark.needs("cgroups")
 async def test_explain_tells_both_sides_the_changes_and_the_idle_time(world: World, tmp_path: Path) -> None:
     node = await world.start("explained")
     async with world.watching():

@@ -270,6 +270,7 @@ async def test_the_folded_part_of_a_life_is_a_mix_and_no_single_status(world: Wo
         assert await spans([], 30, {"status": "running", "since": 3}) == []
 
 
+@pytest.mark.needs("cgroups")
 async def test_one_node_that_cannot_be_vouched_for_is_a_note_and_no_alarm(
     world: World, failing: Failing, chrome: Chrome
 ) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from eventwatch.core.listing import shows_no_change
@@ -18,6 +19,7 @@ from tests.kit.world import World
 PASSES = 30
 
 
+@pytest.mark.needs("cgroups")
 async def test_the_list_shows_no_change_until_there_is_one(world: World) -> None:
     engine = DockerEngine(world.settings())
     try:

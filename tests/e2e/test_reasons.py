@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from eventwatch.store.base import HISTORY
 from tests.e2e.test_events_to_documents import create_hungry
@@ -30,6 +31,7 @@ async def changes_of(client: httpx.AsyncClient, node: Node) -> list[dict[str, An
     return rows
 
 
+@pytest.mark.needs("cgroups")
 async def test_a_death_is_explained_everywhere(world: World) -> None:
     killed = await world.start("killed", healthcheck="flag", interval_s=0.2)
     failed = await world.start("failed", command=["sh", "-c", "until [ -e /go ]; do sleep 0.1; done; exit 3"])

@@ -12,6 +12,8 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from tests.kit.engines import VERSIONS
+
 ENGINE_VARIABLE: Final = "EVENTWATCH_TEST_ENGINE"
 ROOTLESS: Final = "rootless"
 PODMAN: Final = "podman"
@@ -22,14 +24,16 @@ REASONS: Final[Mapping[str, str]] = {
     "told-connect": "Podman tells of no connection before a start",
     "used-addresses": "Podman gives a container the next address, not the lowest free one",
     "restarting": "Podman starts a container again at once: none is ever restarting",
+    "reach": "the nodes of this engine are in a network namespace that is not the tests'",
     "update": "Podman 4.3 cannot update a container by Docker's API",
 }
 #: Needs that an engine does not meet, by the beginning of its name.
 _UNMET: Final[Mapping[str, Collection[str]]] = {
-    ROOTLESS: {"cgroups"},
+    **{version: {"reach"} for version in VERSIONS},
+    ROOTLESS: {"cgroups", "reach"},
     PODMAN: {"told-connect", "used-addresses", "restarting"},
     "podman-4.3": {"update"},
-    PODMAN_ROOTLESS: {"cgroups", "update"},
+    PODMAN_ROOTLESS: {"cgroups", "reach", "update"},
 }
 #: Events that Podman does not tell of what happens to a container.
 _UNTOLD: Final[Mapping[str, Collection[str]]] = {

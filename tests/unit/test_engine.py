@@ -167,6 +167,41 @@ async def test_every_call_is_made_of_the_table_and_asks_for_no_compression(
     assert all(asked.startswith(("GET /v1.41/", "POST /v1.41/")) for asked in fake.asked if "version" not in asked)
 
 
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        ({"IPv4Address": "10.0.0.2/16", "IPv6Address": "fd00::2/64"}, "10.0.0.2"),
+        ({"IPv4Address": "", "IPv6Address": "fd00::2/64"}, "fd00::2"),
+        ({"IPv4Address": "10.0.0.2"}, "10.0.0.2"),
+        ({"IPv4Address": 7}, ""),
+        ({"IPv4Address": "\ud800"}, ""),
+        ({"IPv4Address": "10.0.0.2\x1b[2J"}, ""),
+        ("10.0.0.2", ""),
+        (None, ""),
+    ],
+)
+async def test_a_network_tells_an_address_or_none(
+    fake: FakeEngine, engine: DockerEngine, told: object, address: str
+) -> None:
+    fake.always("/networks/{id}", 200, json.dumps({"Containers": {NODE: told}}).encode())
+    assert (await engine.addresses(NODE)).get(NODE, "") == address
+    for containers in (None, [NODE], {OTHER: told}):
+        fake.always("/networks/{id}", 200, json.dumps({"Containers": containers}).encode())
+        assert NODE not in await engine.addresses(NODE)
+
+
+async def test_a_network_that_tells_of_very_many_is_read_no_further(
+    fake: FakeEngine, engine: DockerEngine
+) -> None:
+    """It would hold up the loop at each start."""
+    endpoint = {"EndpointID": NODE, "IPv4Address": "10.0.0.2/16"}
+    fake.always(
+        "/networks/{id}", 200, json.dumps({"Containers": {f"{i:064x}": endpoint for i in range(3000)}}).encode()
+    )
+    with pytest.raises(EngineError, match="longer than"):
+        await engine.addresses(NODE)
+
+
 # -- what an answer may not do ------------------------------------------------------------------------------
 
 

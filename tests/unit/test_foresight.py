@@ -11,7 +11,7 @@ import pytest
 
 from eventwatch.core.errors import EngineError
 from eventwatch.core.facts import Cause, Claim, Observation, Recorded
-from eventwatch.pipeline.foresight import FEW, KEPT, LONGEST, MOST, PATIENCE
+from eventwatch.pipeline.foresight import FEW, KEPT, LATE, LONGEST, MOST, PATIENCE
 from tests.unit.scene import NODE, RUNNING, Scene, opened
 from tests.unit.simulated import MS, START
 
@@ -409,6 +409,53 @@ async def test_an_engine_that_refuses_to_tell_of_networks_is_asked_again_with_a_
         scene.on_event("connect", 7)
         await scene.pass_ms(1)
         assert len(scene.engine.looks) == 2
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["in a row", "one in time between"])
+async def test_a_network_that_is_late_again_and_again_holds_up_no_more_starts(between: bool) -> None:
+    async with ended() as scene:
+        at = 0
+
+        async def start(*, in_time: bool) -> None:
+            nonlocal at
+            scene.on_event("connect", at + 1)
+            await scene.pass_ms(1)
+            if in_time:
+                for _ in range(2):  # the look under way, and the one behind it
+                    scene.engine.looks[-1].set_result({NODE: "10.0.0.1"})
+                    await scene.pass_ms(1)
+            scene.on_event("start", at + 21)
+            await scene.pass_ms(PATIENCE_MS + 1)
+            for asked in scene.engine.asked:
+                if not asked.done():
+                    asked.set_result(running_since(at + 20))
+            await scene.pass_ms(50)
+            assert says(scene) == ("running", "10.0.0.1")
+            scene.on_event("die", at + 30)
+            await scene.pass_ms(50)
+            at += 150
+
+        late = [False] * (LATE - 1)
+        for in_time in [*late, True, *late] if between else [*late, False]:
+            await start(in_time=in_time)
+        asked = len(scene.engine.asked)
+        scene.on_event("connect", at + 1)
+        await scene.pass_ms(1)
+        assert len(scene.engine.asked) == asked + (not between)  # else the network is asked again
+
+
+async def test_a_start_that_is_told_behind_its_own_end_is_not_believed() -> None:
+    """While it ends, the network may still have its address."""
+    async with ended() as scene:
+        scene.on_event("die", 30)
+        scene.on_event("connect", 1)
+        await scene.pass_ms(1)
+        for look in scene.engine.looks:
+            look.set_result({NODE: "10.0.0.9"})
+        scene.on_event("start", 21)
+        await scene.pass_ms(5)
+        assert says(scene) == ("exited", "")
+        assert scene.engine.asked_about == [NODE]
 
 
 async def test_only_the_nodes_network_is_asked() -> None:
