@@ -11,12 +11,14 @@ The engine tells that a container is connected to its network 17 to 300 ms befor
   earlier than one that is asked for then.
 
 Contract: an address is that of the endpoint that the `connect` told of, and counts for one start. An inspection is
-taken for a start only if it shows the container running since a moment between that `connect` and that `start`, on
-the engine's own clock: it is about this run of it. What may have changed the node since (its end, a pause, its
-health, its networks), and every new connection of the stream, drops the question. A start for which no answer
-comes within `PATIENCE` is inspected as if nothing had been asked. A `connect` behind which no start comes (of a
-container that cannot be started) costs that one question. Of many inspections at once, `MOST` are asked for, and
-no others: each takes a connection to the engine until the start is done.
+taken for a start only if it shows the container running since a moment between what was known of it at the
+`connect` and that `start`, on the engine's own clock: it is about this run of it. (Not since the `connect`: of
+Engine 28.5, that comes 160 ms behind the moment since when the container then runs.) What may have changed the
+node since (its end, a pause, its health, its networks), and every new connection of the stream, drops the
+question. A start for which no answer comes within `PATIENCE` is inspected as if nothing had been asked. A
+`connect` behind which no start comes (of a container that cannot be started) costs that one question. Of many
+inspections at once, `MOST` are asked for, and no others: each takes a connection to the engine until the start is
+done.
 
 The network is asked only about a node of which an earlier inspection told whether it has a health check, while
 there are no more than `FEW` nodes, as it tells of all that is on it, and not again after it refused (a proxy may),
@@ -65,6 +67,8 @@ class _Question:
 
     node_id: str
     connected: int
+    #: As of when (engine time, ns) it was known what came before.
+    before: int
     #: Whether the network is asked, not the container.
     by_network: bool
     task: asyncio.Task[None] | None = None
@@ -135,7 +139,8 @@ class Foresight:
         known = self._roster.known.get(node_id)
         if known is not None and known.status in _ALIVE:
             return  # another network for one that runs
-        by_network = self._may_ask_network(node_id)
+        state = self._roster.state(node_id)
+        by_network = state.checked is not None and len(self._roster.known) <= FEW and self._chances > 0
         if by_network and event.network != self._network:
             return
         if question := self._questions.get(node_id):
@@ -144,14 +149,10 @@ class Foresight:
             self._give_up(question)  # it is of another endpoint
         if not by_network and not self._may_inspect():
             return
-        question = self._questions[node_id] = _Question(node_id, event.time_nano, by_network)
+        question = self._questions[node_id] = _Question(node_id, event.time_nano, state.as_of, by_network)
         question.wait(self._clock.call_later(LONGEST, lambda: self._give_up(question)))
         asking = self._ask_network(question, event.detail) if by_network else self._inspect(question)
         question.task = self._tasks.create_task(asking, name=f"foresight-{node_id[:12]}")
-
-    def _may_ask_network(self, node_id: str) -> bool:
-        known = self._roster.state(node_id).checked is not None
-        return known and len(self._roster.known) <= FEW and self._chances > 0
 
     def _may_inspect(self) -> bool:
         return sum(not question.by_network for question in self._questions.values()) < MOST
@@ -185,7 +186,7 @@ class Foresight:
         question.task = None
         if question.started is not None:
             self._end(question, seen, question.started)
-        elif is_run_of(seen, since=question.connected):
+        elif is_run_of(seen, since=question.before):
             question.answer = seen
             question.wait(self._clock.call_later(KEPT, lambda: self._give_up(question)))
         else:
@@ -216,7 +217,7 @@ class Foresight:
         self.drop(question.node_id)
         if isinstance(seen, str):
             self._on_address(question.node_id, seen, started)
-        elif is_run_of(seen, since=question.connected, until=started):
+        elif is_run_of(seen, since=question.before, until=started):
             self._on_answer(seen, started)
         else:
             self._on_none(question.node_id)

@@ -28,13 +28,15 @@ def says(scene: Scene) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.parametrize("first", ["answer", "start"])
-async def test_an_answer_asked_for_at_the_connect_counts_for_the_start(first: str) -> None:
+@pytest.mark.parametrize("since", [20, 3], ids=["behind the connect", "before it, as of Engine 28.5"])
+async def test_an_answer_asked_for_at_the_connect_counts_for_the_start(first: str, since: int) -> None:
     async with opened(status="exited") as scene:
-        scene.on_event("connect", 1)
+        scene.on_event("die", 1)
+        scene.on_event("connect", 5)
         await scene.pass_ms(1)
         (asked,) = scene.engine.asked
         acts: list[Callable[[], object]] = [
-            lambda: asked.set_result(running_since(20)),
+            lambda: asked.set_result(running_since(since)),
             lambda: scene.on_event("start", 21),
         ]
         for act in acts if first == "answer" else reversed(acts):
@@ -64,7 +66,8 @@ async def test_an_answer_asked_for_at_the_connect_counts_for_the_start(first: st
 @pytest.mark.parametrize("first", ["answer", "start"])
 async def test_what_does_not_show_this_run_is_not_believed(first: str, told: Observation) -> None:
     async with opened(status="exited") as scene:
-        scene.on_event("connect", 1)
+        scene.on_event("die", 1)
+        scene.on_event("connect", 5)
         await scene.pass_ms(1)
         acts: list[Callable[[], object]] = [
             lambda: scene.engine.asked[0].set_result(told),
