@@ -26,7 +26,7 @@ class Effort:
     flood: int = 30_000
     #: Events per round over which resident memory is looked at: a million in ten rounds.
     flood_memory: int = 100_000
-    replayed: int = 2_000
+    replayed: int = 10_000
     #: Events per round in a composed project, one every half second.
     stack_events: int = 24
     #: Nodes of a fake engine for floods, recovery and the engine's work.

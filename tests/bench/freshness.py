@@ -89,7 +89,7 @@ async def staleness(lab: Lab, report: Report, effort: Effort, console: Console) 
         }
         for name, actions in samples.actions.items()
     }
-    for share, limit in ((0.5, 1.3), (0.99, 1.5)):
+    for share, limit in ((0.5, 1.1), (0.99, 1.0)):
         report.figures.append(
             Figure(
                 f"staleness p{100 * share:.0f}, quiet engine",
