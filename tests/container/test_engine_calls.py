@@ -21,6 +21,7 @@ DOCUMENTED = re.compile(r"`((?:GET|POST|HEAD|PUT|DELETE) /[^`]*)`")
 
 def call(request: web.Request) -> str:
     path = re.sub(r"^/v[\d.]+", "", request.path)
+    path = re.sub(r"^/networks/[0-9a-f]{64}$", "/networks/{id}", path)
     return f"{request.method} " + re.sub(r"^/containers/[^/]+/", "/containers/{id}/", path)
 
 

@@ -120,6 +120,12 @@ async def test_a_node_that_starts_again_by_its_policy_is_waited_for(managed: Wor
     await managed.becomes_true()
     waiting = await waiting_for(node, "healthy", timeout=20)
     await node.exec(["kill", "1"], check=False)  # which may end with it
+
+    async def runs_again() -> bool:
+        seen = await node.inspect()
+        return seen["RestartCount"] > 0 and seen["State"]["Status"] == "running"
+
+    await eventually(runs_again)
     await eventually(lambda: managed.says(node, status="running"))
     await asyncio.sleep(0.3)
     assert not waiting.done()
