@@ -123,7 +123,7 @@ async def test_a_node_that_starts_again_by_its_policy_is_waited_for(managed: Wor
 
     async def runs_again() -> bool:
         seen = await node.inspect()
-        return seen["RestartCount"] > 0 and seen["State"]["Status"] == "running"
+        return bool(seen["RestartCount"] > 0 and seen["State"]["Status"] == "running")
 
     await eventually(runs_again)
     await eventually(lambda: managed.says(node, status="running"))
