@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -229,10 +230,9 @@ def parse_addresses(network: Mapping[str, Any]) -> dict[str, str]:
     """Addresses of the containers on a network, by container; what is odd in its answer is left out."""
     containers, found = network.get("Containers"), {}
     for node_id, endpoint in containers.items() if isinstance(containers, dict) else ():
-        if isinstance(endpoint, dict):
-            address = endpoint.get("IPv4Address") or endpoint.get("IPv6Address")
-            if isinstance(address, str) and address.isascii() and address.isprintable():
-                found[node_id] = address.partition("/")[0]
+        with suppress(TypeError, AttributeError):
+            address = _text(endpoint.get("IPv4Address") or endpoint.get("IPv6Address") or "")
+            found[node_id] = address.partition("/")[0]
     return found
 
 

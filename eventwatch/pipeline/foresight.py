@@ -84,10 +84,10 @@ class _Question:
 
 
 class Foresight:
-    """`on_answer` takes what proves a start (and the engine time of that, ns).
+    """`on_answer` takes the id of a node that has started, what proves it, and the engine time of the start (ns).
 
-    `on_address` takes the id of a node that has started, its address on `network`, and the engine time of the
-    start (ns). `on_none` takes the id of a node whose start has to be inspected after all.
+    What proves it is an inspection, or the node's address on `network`. `on_none` takes the id of a node whose start
+    has to be inspected after all.
     """
 
     def __init__(
@@ -96,8 +96,7 @@ class Foresight:
         engine: Engine,
         roster: Roster,
         network: str,
-        on_address: Callable[[str, str, int], object],
-        on_answer: Callable[[Observation, int], object],
+        on_answer: Callable[[str, Observation | str, int], object],
         on_none: Callable[[str], object],
         clock: Clock,
         tasks: asyncio.TaskGroup,
@@ -105,7 +104,6 @@ class Foresight:
         self._engine = engine
         self._roster = roster
         self._network = network
-        self._on_address = on_address
         self._on_answer = on_answer
         self._on_none = on_none
         self._clock = clock
@@ -215,10 +213,8 @@ class Foresight:
 
     def _end(self, question: _Question, seen: Observation | str, started: int) -> None:
         self.drop(question.node_id)
-        if isinstance(seen, str):
-            self._on_address(question.node_id, seen, started)
-        elif is_run_of(seen, since=question.before, until=started):
-            self._on_answer(seen, started)
+        if isinstance(seen, str) or is_run_of(seen, since=question.before, until=started):
+            self._on_answer(question.node_id, seen, started)
         else:
             self._on_none(question.node_id)
 

@@ -77,7 +77,6 @@ class Reconciler:
             engine=engine,
             roster=roster,
             network=settings.node_network,
-            on_address=self._accept_address,
             on_answer=self._accept_foreseen,
             on_none=partial(inspections.soon, urgent=True),
             clock=clock,
@@ -202,27 +201,21 @@ class Reconciler:
             fields["health"] = node.health
         self._writer.put(node_id, Hint(Cause.EVENT, fields, self._answered(node, seen)))
 
-    def _accept_address(self, node_id: str, ip: str, started: int) -> None:
-        """Take what a start proves once its address is known. Whatever came in between has dropped it."""
+    def _accept_foreseen(self, node_id: str, told: Observation | str, started: int) -> None:
+        """Take what was asked for before a start and proves it. Whatever came in between has dropped it."""
         node = self._roster.state(node_id)
-        if node_id not in self._roster.known or node_id in self._writer.claims or node.checked is None:
+        unknown = node_id not in self._roster.known or (isinstance(told, str) and node.checked is None)
+        if unknown or node_id in self._writer.claims:
             self._inspections.soon(node_id, urgent=True)
             return
-        fields = started_fields(ip, checked=node.checked, health_check=self._settings.health_check)
         node.as_of = max(node.as_of, started)
-        times, node.waiting = node.waiting, []
+        if isinstance(told, str):
+            fields = started_fields(told, checked=bool(node.checked), health_check=self._settings.health_check)
+            times, node.waiting = node.waiting, []
+        else:
+            self._inspections.succeeded(node_id)
+            fields, times = self.note(told), self._answered(node, told)
         self._writer.put(node_id, Hint(Cause.EVENT, fields, times))
-
-    def _accept_foreseen(self, seen: Observation, started: int) -> None:
-        """Take the answer to a start that was asked for before it. Whatever came in between has dropped it."""
-        node_id = seen.node_id
-        if node_id not in self._roster.known or node_id in self._writer.claims:
-            self._inspections.soon(node_id, urgent=True)
-            return
-        self._inspections.succeeded(node_id)
-        node = self._roster.state(node_id)
-        node.as_of = max(node.as_of, started)
-        self._writer.put(node_id, Hint(Cause.EVENT, self.note(seen), self._answered(node, seen)))
 
     def note(self, seen: Observation) -> dict[str, str | int]:
         """Take note of what an inspection says; the document's fields as they should be."""
