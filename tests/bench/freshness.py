@@ -90,16 +90,8 @@ async def staleness(lab: Lab, report: Report, effort: Effort, console: Console) 
         for name, actions in samples.actions.items()
     }
     for share, limit in ((0.5, 1.1), (0.99, 1.0)):
-        report.figures.append(
-            Figure(
-                f"staleness p{100 * share:.0f}, quiet engine",
-                "ms",
-                samples.series("eventwatch", share),
-                samples.series("floor", share),
-                budget=Budget("ratio", at_most=limit),
-                note=samples.note() if share == 0.5 else "",
-            )
-        )
+        name, note = f"staleness p{100 * share:.0f}, quiet engine", samples.note() if share == 0.5 else ""
+        report.figures.append(beside_the_floor(name, samples, share, at_most=limit, note=note))
     report.figures.append(
         Figure(
             "freshness p50 beside the poller",
@@ -135,17 +127,20 @@ async def burst(lab: Lab, report: Report, effort: Effort, console: Console) -> N
     report.details["burst_ms"] = {name: bursts["kills"].all(name) for name in bursts["kills"].rounds}
     for what, limit in (("kills", 1.0), ("starts", 1.1)):
         samples = bursts[what]
-        for share, budget in ((0.99, Budget("ratio", at_most=limit)), (0.5, None)):
-            report.figures.append(
-                Figure(
-                    f"burst of {effort.burst} {what} p{100 * share:.0f}",
-                    "ms",
-                    samples.series("eventwatch", share),
-                    samples.series("floor", share),
-                    budget=budget,
-                    note=samples.note() if share == 0.99 else "",
-                )
-            )
+        name = f"burst of {effort.burst} {what}"
+        report.figures += [
+            beside_the_floor(f"{name} p99", samples, 0.99, at_most=limit, note=samples.note()),
+            beside_the_floor(f"{name} p50", samples, 0.5),
+        ]
+
+
+def beside_the_floor(
+    name: str, samples: Samples, share: float, *, at_most: float | None = None, note: str = ""
+) -> Figure:
+    """A percentile of eventwatch's staleness and of the floor's; `at_most`: the budget of their ratio."""
+    ours, floor = samples.series("eventwatch", share), samples.series("floor", share)
+    budget = None if at_most is None else Budget("ratio", at_most=at_most)
+    return Figure(name, "ms", ours, floor, budget=budget, note=note)
 
 
 async def one_round(

@@ -94,7 +94,7 @@ async def test_a_start_is_written_by_what_was_asked_for_before_it(
     node = await world.nodes.create("one", healthcheck="ok", interval_s=60)
     await world.insert(node)
     inspect, addresses, released = DockerEngine.inspect, DockerEngine.addresses, asyncio.Event()
-    told = []
+    answered = []
 
     async def held_unless_foreseen(engine: DockerEngine, node_id: str, *, as_of: int = 0) -> Observation:
         task = asyncio.current_task()
@@ -105,8 +105,8 @@ async def test_a_start_is_written_by_what_was_asked_for_before_it(
     async def noted(engine: DockerEngine, network_id: str) -> Mapping[str, str]:
         if denied:
             raise EngineError("denied", status=403)
-        told.append((await addresses(engine, network_id))[node.id])
-        return {node.id: told[-1]}
+        answered.append((await addresses(engine, network_id))[node.id])
+        return {node.id: answered[-1]}
 
     async with world.watching(**late()):
         await eventually(lambda: world.says(node, health="none"))
@@ -116,7 +116,7 @@ async def test_a_start_is_written_by_what_was_asked_for_before_it(
             await node.start()
             ip = await world.ip(node)
             await eventually(partial(world.says, node, status="running", ip=ip, health="starting"))
-            assert told == ([] if denied else [ip] * number)
+            assert answered == ([] if denied else [ip] * number)
             await node.kill()
             await eventually(partial(world.says, node, status="exited", ip=""))
         released.set()

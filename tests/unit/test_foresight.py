@@ -23,6 +23,15 @@ def running_since(at_ms: int, ip: str = "10.0.0.1") -> Observation:
     return replace(RUNNING, ip=ip, started_at=started, time_nano=START + at_ms * MS)
 
 
+def more_nodes(scene: Scene, count: int, *, status: str = "exited") -> list[str]:
+    """Give as many more nodes a document."""
+    nodes = [f"{number:064x}" for number in range(count)]
+    for node in nodes:
+        scene.store.put(Recorded(node, node[:12], status, "none", "", 1))
+    scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
+    return nodes
+
+
 def says(scene: Scene) -> tuple[str | None, str | None]:
     return scene.document.status, scene.document.ip
 
@@ -217,10 +226,7 @@ async def test_a_sweeps_answer_that_was_taken_in_between_drops_the_question() ->
 
 async def test_no_more_than_a_few_are_asked_about_and_the_others_start_as_ever() -> None:
     async with opened(status="exited") as scene:
-        nodes = [f"{number:064x}" for number in range(1000)]
-        for node in nodes:
-            scene.store.put(Recorded(node, node[:12], "exited", "none", "", 1))
-        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
+        nodes = more_nodes(scene, 1000)
         for node in nodes:
             scene.on_event("connect", 1, node=node)
         await scene.pass_ms(1)
@@ -333,11 +339,9 @@ async def test_another_connect_is_about_another_endpoint(known: str) -> None:
 
 async def test_one_look_at_the_network_serves_all_who_asked_before_it() -> None:
     async with ended() as scene:
-        nodes = [f"{number:064x}" for number in range(100)]
+        nodes = more_nodes(scene, 100)
         for node in nodes:
-            scene.store.put(Recorded(node, node[:12], "exited", "none", "", 1))
             scene.roster.note_start(replace(RUNNING, node_id=node))
-        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
         early, late = nodes[:60], nodes[60:]
         addresses = {node: f"10.0.1.{number}" for number, node in enumerate(nodes)}
         for some in (early, late):
@@ -358,11 +362,9 @@ async def test_one_look_at_the_network_serves_all_who_asked_before_it() -> None:
 
 async def test_a_network_without_addresses_leads_to_no_more_inspections_than_ever() -> None:
     async with ended() as scene:
-        nodes = [f"{number:064x}" for number in range(100)]
+        nodes = more_nodes(scene, 100)
         for node in nodes:
-            scene.store.put(Recorded(node, node[:12], "exited", "none", "", 1))
             scene.roster.note_start(replace(RUNNING, node_id=node))
-        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
         for node in nodes:
             scene.on_event("connect", 1, node=node)
         await scene.pass_ms(1)
@@ -473,10 +475,7 @@ async def test_only_the_nodes_network_is_asked() -> None:
 
 async def test_with_many_nodes_no_network_is_asked_since_it_tells_of_all() -> None:
     async with ended() as scene:
-        for number in range(FEW):
-            node = f"{number:064x}"
-            scene.store.put(Recorded(node, node[:12], "running", "none", "", 1))
-        scene.reconciler.replace_known(dict(scene.store.documents), known_before=dict(scene.roster.known))
+        more_nodes(scene, FEW, status="running")
         scene.on_event("connect", 1)
         await scene.pass_ms(1)
         assert (len(scene.engine.looks), scene.engine.asked_about) == (0, [NODE])

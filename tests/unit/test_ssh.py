@@ -141,15 +141,21 @@ async def test_who_has_given_up_holds_up_nobody(tmp_path: Path, monkeypatch: pyt
     await forwarder.close()
 
 
-async def test_a_socket_that_somebody_removed_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ssh_is(tmp_path, "cat >/dev/null")
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+async def robbed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SshForwarder, Path]:
+    """One whose socket somebody has removed with its folder, and where that was."""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    ssh_is(folder, "cat >/dev/null")
+    monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
     forwarder = SshForwarder(parse_ssh_url("ssh://host"))
     path = await forwarder.socket()
     shutil.rmtree(path.parent)
+    return forwarder, path
+
+
+async def test_a_socket_that_somebody_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwarder, path = await robbed(tmp_path, monkeypatch)
     assert await forwarder.socket() == path
     assert path.is_socket()
     await forwarder.close()
@@ -160,12 +166,7 @@ async def test_a_socket_that_somebody_removed_is_made_again(
 async def test_a_folder_that_somebody_else_put_in_its_place_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ssh_is(tmp_path, "cat >/dev/null")
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    forwarder = SshForwarder(parse_ssh_url("ssh://host"))
-    path = await forwarder.socket()
-    shutil.rmtree(path.parent)
+    forwarder, path = await robbed(tmp_path, monkeypatch)
     path.parent.mkdir()
     path.touch()
     os.chown(path.parent, 65534, 65534)
