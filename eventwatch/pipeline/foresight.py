@@ -86,8 +86,8 @@ class _Question:
 class Foresight:
     """`on_answer` takes the id of a node that has started, what proves it, and the engine time of the start (ns).
 
-    What proves it is an inspection, or the node's address on `network`. `on_none` takes the id of a node whose start
-    has to be inspected after all.
+    What proves it is an inspection, or the node's address on `network`. `on_none` takes the id of a node whose
+    start has to be inspected after all.
     """
 
     def __init__(
