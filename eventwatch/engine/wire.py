@@ -96,7 +96,9 @@ def parse_event(raw: object) -> Event | None:
         action, actor, time_nano = raw["Action"], raw["Actor"], raw["timeNano"]
         kind, subject = raw["Type"], actor["ID"]
         attributes = actor.get("Attributes") or {}
-        if not (isinstance(action, str) and isinstance(subject, str) and type(time_nano) is int):
+        if not (isinstance(action, str) and isinstance(subject, str) and isinstance(attributes, dict)):
+            raise TypeError("wrong field types")  # noqa: TRY301
+        if type(time_nano) is not int:
             raise TypeError("wrong field types")  # noqa: TRY301
         if kind == "container" and not _is_name(subject):
             raise TypeError(f"{subject!r:.80} is no id")  # noqa: TRY301
@@ -124,7 +126,7 @@ def _network_event(
     container, name = attributes.get("container"), attributes.get("name")
     if container is None and action in NETWORK_ACTIONS:  # Podman's are about the container, and name that
         container, name, subject = subject, attributes.get("network"), ""
-    if not _is_name(container):
+    if not _is_name(container) or action not in NETWORK_ACTIONS:
         return None
     network = name if isinstance(name, str) else ""
     return Event(action, str(container), raw["timeNano"], detail=subject, network=network, raw=raw)

@@ -56,6 +56,12 @@ def test_podmans_network_event_names_the_container_as_its_subject(attributes: di
     assert parse_event(raw) == Event("connect", "c1", 9, network=attributes.get("network", ""))
 
 
+@pytest.mark.parametrize("action", ["destroy", "die", "start"])
+def test_a_networks_own_events_are_not_its_containers(action: str) -> None:
+    actor = {"ID": "n1", "Attributes": {"container": "c1", "name": "net"}}
+    assert parse_event({"Type": "network", "Action": action, "timeNano": 9, "Actor": actor}) is None
+
+
 def test_events_about_other_things_are_nobodys() -> None:
     image = {"Type": "image", "Action": "pull", "Actor": {"ID": "i"}, "timeNano": 1}
     network_create = {"Type": "network", "Action": "create", "Actor": {"ID": "n", "Attributes": {}}, "timeNano": 1}
@@ -77,6 +83,7 @@ def test_events_about_other_things_are_nobodys() -> None:
         container_event("start") | {"timeNano": True},
         container_event("start") | {"Action": 3},
         container_event("start") | {"Actor": {"ID": None}},
+        container_event("die") | {"Actor": {"ID": "c1", "Attributes": ["x"]}},
     ],
 )
 def test_what_is_no_event_is_malformed(raw: object) -> None:
